@@ -1,0 +1,18 @@
+"""Parameter superposition for Keras: many models in one set of weights."""
+
+from keras_psp import contexts
+from keras_psp import layers
+from keras_psp import models
+
+__version__ = "0.1.0"
+
+__all__ = ["contexts", "datasets", "benchmarks", "layers", "models"]
+
+
+def __getattr__(name):
+    # These two need more than Keras and NumPy, and are imported when first asked for.
+    if name in ("datasets", "benchmarks"):
+        import importlib
+
+        return importlib.import_module(f"keras_psp.{name}")
+    raise AttributeError(f"module 'keras_psp' has no attribute {name!r}")

@@ -1,0 +1,89 @@
+"""The callback that fills R[i, j] while a model learns task after task."""
+
+import time
+
+import keras
+import numpy as np
+
+from keras_psp.benchmarks.task_accuracy import TaskAccuracy
+from keras_psp.datasets import TaskSequence
+from keras_psp.models import TaskModel
+
+
+class AccuracyMatrix(keras.callbacks.Callback):
+    """Measures the accuracy on every task seen so far at the end of each.
+
+    For a `fit()` in which an epoch is a task. One pass over the test examples of all
+    those tasks gives a row of the matrix; the mean of the row joins the epoch's logs as
+    `average_accuracy`.
+
+    Args:
+        tasks: The `TaskSequence` that is learned.
+        batch_size: Positive integer, of the evaluation.
+
+    Attributes:
+        matrix: Array `(num_tasks, num_tasks)`: R[i, j], the accuracy on task j after
+            training task i; NaN for j > i and for what is yet to come.
+        train_seconds: Seconds that each task's training took.
+        test_seconds: Seconds that each row of the matrix took.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> from keras_psp import datasets
+    >>> from keras_psp.benchmarks import AccuracyMatrix
+    >>> tasks = datasets.permuted("digits", num_tasks=2)
+    >>> model = keras_psp.models.mlp(tasks.image_shape, tasks.num_classes, num_tasks=2)
+    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    >>> model.compile("adam", loss)
+    >>> callback = AccuracyMatrix(tasks)
+    >>> history = model.fit(
+    ...     tasks.stream(steps_per_task=30, batch_size=32),
+    ...     epochs=2,
+    ...     steps_per_epoch=30,
+    ...     callbacks=[callback],
+    ...     shuffle=False,
+    ...     verbose=0,
+    ... )
+    >>> bool((callback.matrix[1] > 0.5).all())
+    True
+    """
+
+    def __init__(self, tasks: TaskSequence, batch_size: int = 1000):
+        super().__init__()
+        self.tasks = tasks
+        self.batch_size = batch_size
+
+    def on_train_begin(self, logs=None):
+        num_tasks = self.tasks.num_tasks
+        self.matrix = np.full((num_tasks, num_tasks), np.nan)
+        self.train_seconds, self.test_seconds = [], []
+        # The same layers in a model of its own: the one in training keeps its metrics.
+        self._metric = TaskAccuracy(num_tasks)
+        self._evaluator = TaskModel(self.model.input, self.model.output)
+        self._evaluator.compile(
+            loss=_label_loss,
+            metrics=[self._metric],
+            jit_compile=self.model.jit_compile,
+        )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        trained = time.perf_counter()
+        self.train_seconds.append(trained - self._start)
+        seen = epoch + 1
+        dataset = self.tasks.test_all(range(seen), self.batch_size)
+        self._evaluator.evaluate(dataset, verbose=0)
+        row = keras.ops.convert_to_numpy(self._metric.result())[:seen]
+        self.matrix[epoch, :seen] = row
+        self.test_seconds.append(time.perf_counter() - trained)
+        if logs is not None:
+            logs["average_accuracy"] = float(row.mean())
+
+
+def _label_loss(y_true, y_pred):
+    return keras.losses.sparse_categorical_crossentropy(
+        y_true[:, 0], y_pred, from_logits=True
+    )

@@ -1,0 +1,252 @@
+"""The command `keras-psp`."""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import keras
+
+from keras_psp import benchmarks
+from keras_psp import contexts
+from keras_psp import datasets
+from keras_psp.names import check_name
+
+BACKENDS = ("jax", "tensorflow", "torch")
+
+DESCRIPTION = """\
+Parameter superposition: many models in one set of weights.
+
+  keras-psp run permuted --context binary
+      learns ten tasks one after the other and measures what is kept of each
+  keras-psp run permuted --context identity
+      the same with a standard network, which forgets
+  keras-psp report runs/*
+      compares them: a table here, Markdown and plots beside them
+  keras-psp list
+      names the experiments, sources and context families there are
+"""
+
+
+def main(argv=None):
+    """Runs the command.
+
+    Args:
+        argv: List of strings. Defaults to the process's arguments.
+
+    Returns:
+        The exit status: 0, 2 for bad input (told on stderr), 130 if interrupted.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        _check_words(argv)
+        args = _parser().parse_args(argv)
+        if getattr(args, "backend", None) not in (None, keras.backend.backend()):
+            _restart(args.backend, argv)
+        args.command(args)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(f"keras-psp: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("keras-psp: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _check_words(argv):
+    # argparse would say which words it knows, but not which is the nearest.
+    words = [word for word in argv[:2] if not word.startswith("-")]
+    if words:
+        check_name("command", words[0], _COMMANDS)
+    if len(words) == 2 and words[0] == "run":
+        check_name("experiment", words[1], benchmarks.EXPERIMENTS)
+
+
+def _restart(backend, argv):
+    """Starts again: Keras chose its backend when it was imported."""
+    if importlib.util.find_spec(backend) is None:
+        raise ModuleNotFoundError(
+            f"The backend is not installed. Install it with: pip install {backend}"
+        )
+    os.environ["KERAS_BACKEND"] = backend
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "keras_psp.cli", *argv])
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="keras-psp",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (add_arguments, help) in _COMMANDS.items():
+        command = commands.add_parser(name, help=help, description=help)
+        add_arguments(command)
+    return parser
+
+
+def _add_run(parser):
+    experiments = parser.add_subparsers(required=True, metavar="EXPERIMENT")
+    for name, config in benchmarks.EXPERIMENTS.items():
+        help = config.__doc__.splitlines()[0]
+        experiment = experiments.add_parser(
+            name,
+            help=help,
+            description=help,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        for field in dataclasses.fields(config):
+            _add_option(experiment, field)
+        experiment.add_argument(
+            "--backend",
+            type=_known("backend", BACKENDS),
+            default=keras.backend.backend(),
+            metavar="{" + ",".join(BACKENDS) + "}",
+            help="where Keras computes; KERAS_BACKEND does the same",
+        )
+        experiment.add_argument(
+            "--output",
+            type=Path,
+            default=argparse.SUPPRESS,
+            help="folder for result.json (default: one in runs/ named after the run)",
+        )
+        experiment.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="whether the folder may hold files already",
+        )
+        experiment.add_argument(
+            "--tensorboard",
+            action="store_true",
+            help="write logs for TensorBoard beside the result",
+        )
+        experiment.set_defaults(command=_run, config=config)
+
+
+def _add_option(parser, field):
+    flag = "--" + field.name.replace("_", "-")
+    help, names = field.metadata["help"], field.metadata["names"]
+    if field.type is bool:
+        parser.add_argument(flag, action="store_true", help=help)
+        return
+    options = {"type": field.type, "metavar": field.type.__name__.upper()}
+    if names:
+        options = {"type": _known(field.name, names), "metavar": "NAME"}
+        help = f"{help}: {', '.join(names)}"
+    parser.add_argument(flag, default=field.default, help=help, **options)
+
+
+def _known(what, names):
+    def check(name):
+        try:
+            return check_name(what, name, names)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return check
+
+
+def _run(args):
+    from keras_psp.benchmarks.progress import RunProgress
+
+    console = _console()
+    fields = [field.name for field in dataclasses.fields(args.config)]
+    config = args.config(**{name: getattr(args, name) for name in fields})
+    output = getattr(args, "output", None) or _default_output(config)
+    result = benchmarks.run(
+        config,
+        output=output,
+        overwrite=args.overwrite,
+        callbacks=[RunProgress(config.tasks, config.steps, console)],
+        tensorboard=args.tensorboard,
+    )
+    console.print(
+        f"{config.context} on {result.backend}: "
+        f"{100 * result.average_accuracy:.1f} % on average over {config.tasks} tasks, "
+        f"{100 * result.accuracy_matrix[-1, 0]:.1f} % on task 0, "
+        f"{100 * result.forgetting:.1f} % forgotten; "
+        f"{result.timings['total_seconds']:.0f} s\n"
+        f"written: {output / 'result.json'}\n"
+        f"plots:   keras-psp report {output}"
+    )
+
+
+def _default_output(config):
+    options = dataclasses.asdict(config)
+    defaults = dataclasses.asdict(type(config)())
+    always = ("source", "context")
+    changed = [
+        name.replace("_", "-") + (f"-{value}" if value is not True else "")
+        for name, value in options.items()
+        if name not in always and value != defaults[name]
+    ]
+    parts = [config.experiment, *(options[name] for name in always), *changed]
+    return Path("runs") / "-".join([*parts, keras.backend.backend()])
+
+
+def _add_report(parser):
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a run, or its result.json"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="folder for the report (default: the innermost that holds all the runs)",
+    )
+    parser.set_defaults(command=_report)
+
+
+def _report(args):
+    from rich.table import Table
+
+    rows, paths = benchmarks.report(args.runs, output=args.output)
+    table = Table(title="Test accuracy after the last task")
+    for i, column in enumerate(benchmarks.report.COLUMNS):
+        table.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = _console()
+    console.print(table)
+    for path in paths:
+        console.print(f"written: {path}")
+
+
+def _add_list(parser):
+    parser.set_defaults(command=_list)
+
+
+def _list(args):
+    console = _console()
+    for what, names in (
+        ("experiments", benchmarks.EXPERIMENTS),
+        ("sources", datasets.SOURCES),
+        ("contexts", contexts.FAMILIES),
+        ("backends", BACKENDS),
+    ):
+        console.print(f"{what + ':':<13}{', '.join(names)}")
+
+
+def _console():
+    try:
+        from rich.console import Console
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'The command line needs rich. Install it with: pip install "keras-psp[cli]"'
+        ) from error
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
+    return console
+
+
+_COMMANDS = {
+    "run": (_add_run, "run an experiment"),
+    "report": (_add_report, "compare runs: table, Markdown and plots"),
+    "list": (_add_list, "name the experiments, sources and context families there are"),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

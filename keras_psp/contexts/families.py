@@ -1,0 +1,62 @@
+"""The context families by name."""
+
+import keras
+
+from keras_psp.contexts.binary import Binary
+from keras_psp.contexts.context import Context
+from keras_psp.contexts.identity import Identity
+from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp.names import check_name
+
+FAMILIES = {"binary": Binary, "identity": Identity}
+
+
+def get(identifier, num_tasks=None, seed=0, **kwargs):
+    """Returns the context that `identifier` names.
+
+    Args:
+        identifier: A family's name (one of `keras_psp.contexts.FAMILIES`), the
+            serialized form of a context (a `dict`), or a `Context`.
+        num_tasks: Positive integer, the number of tasks. Needed with a name; with
+            anything else it must agree, if it is given.
+        seed: Integer, with a name: equal seeds give equal contexts, on every backend.
+        **kwargs: With a name, further arguments of the family (`learnable`, `name`).
+
+    Returns:
+        A `Context`.
+
+    Raises:
+        TypeError: `identifier` is none of these, or `num_tasks` not an integer.
+        ValueError: Unknown family, or numbers of tasks that disagree.
+
+    Example:
+
+    >>> import keras_psp
+    >>> keras_psp.contexts.get("binary", num_tasks=10).num_tasks
+    10
+    """
+    if num_tasks is not None:
+        num_tasks = check_num_tasks(num_tasks)
+    if isinstance(identifier, str):
+        check_name("context family", identifier, FAMILIES)
+        if num_tasks is None:
+            raise ValueError(
+                "`num_tasks` must be given with a context family's name. "
+                f"Received: context={identifier!r}, num_tasks=None"
+            )
+        return FAMILIES[identifier](num_tasks, seed=seed, **kwargs)
+    context = identifier
+    if isinstance(context, dict):
+        context = keras.saving.deserialize_keras_object(context)
+    if not isinstance(context, Context):
+        raise TypeError(
+            "A context must be the name of a family, a `Context`, or its serialized "
+            f"form. Received: context={identifier!r} (of type "
+            f"{type(identifier).__name__})"
+        )
+    if num_tasks not in (None, context.num_tasks):
+        raise ValueError(
+            "`num_tasks` and the context must agree. Received: "
+            f"num_tasks={num_tasks}, and a context of {context.num_tasks} tasks"
+        )
+    return context

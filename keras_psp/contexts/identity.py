@@ -1,0 +1,52 @@
+"""No context at all: the standard network, in the same code."""
+
+import keras
+
+from keras_psp.contexts.context import Context
+
+
+@keras.saving.register_keras_serializable(package="keras_psp")
+class Identity(Context):
+    """The same map for every task, `C_k = I`: the baseline without superposition.
+
+    Args:
+        num_tasks: Positive integer, the number of tasks.
+        seed: Ignored; there is nothing to draw.
+        learnable: Must be `False`; there is nothing to learn.
+        **kwargs: `keras.layers.Layer` arguments.
+
+    Call arguments:
+        inputs: Float tensor.
+        task: Integer for the whole batch, or integer tensor of shape `(batch,)` or
+            `(batch, 1)`. It changes nothing, but it must be a task.
+
+    Input shape:
+        `(batch, ..., M)`.
+
+    Output shape:
+        The input's.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> context = keras_psp.contexts.Identity(num_tasks=3)
+    >>> float(context(keras.ops.ones((1, 1)), 2)[0, 0])
+    1.0
+    """
+
+    def __init__(self, num_tasks, seed=0, learnable=False, **kwargs):
+        if learnable:
+            raise ValueError(
+                "An identity context has nothing to learn. Received: learnable=True"
+            )
+        super().__init__(num_tasks, seed=seed, **kwargs)
+
+    def bind(self, inputs, index):
+        return inputs
+
+    def unbind(self, inputs, index):
+        return inputs
+
+    @property
+    def numbers_per_task(self):
+        return 0

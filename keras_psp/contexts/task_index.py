@@ -1,0 +1,148 @@
+"""What a task index may be, and what becomes of an example whose index is not one."""
+
+import sys
+from numbers import Integral
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def check_num_tasks(num_tasks):
+    """Returns `num_tasks` as an `int`; raises if it is no positive integer."""
+    if isinstance(num_tasks, bool) or not isinstance(num_tasks, Integral):
+        raise TypeError(
+            "`num_tasks` must be a positive integer. "
+            f"Received: num_tasks={num_tasks!r} (of type {type(num_tasks).__name__})"
+        )
+    if num_tasks < 1:
+        raise ValueError(
+            f"`num_tasks` must be a positive integer. Received: num_tasks={num_tasks}"
+        )
+    return int(num_tasks)
+
+
+def check_task(task, num_tasks):
+    """Checks a `task` argument as far as it can be known now.
+
+    Its dtype and rank are always known. Its values are known, and checked, when it
+    is a Python integer, a list, a NumPy array or a tensor that can be read without
+    waiting for an accelerator. Whatever is left to run time is answered by
+    `mask_unknown_tasks`.
+
+    Args:
+        task: int, list of ints, array or tensor of shape `()`, `(batch,)` or
+            `(batch, 1)`.
+        num_tasks: int, the number of tasks.
+
+    Returns:
+        `task`; an `int` if it was a NumPy scalar, a NumPy array if it was a list.
+
+    Raises:
+        TypeError: The index is not of an integer dtype.
+        ValueError: The index has another rank or lies outside `[0, num_tasks)`.
+    """
+    task = check_task_type(task)
+    if _is_readable(task):
+        values = ops.convert_to_numpy(task)
+        wrong = values[(values < 0) | (values >= num_tasks)]
+        if wrong.size:
+            raise ValueError(
+                f"`task` must lie in [0, {num_tasks}). Received: task={wrong.flat[0]}"
+            )
+    return task
+
+
+def check_task_type(task):
+    """Checks the dtype and the rank of a `task` argument; see `check_task`."""
+    if isinstance(task, (list, tuple)):
+        task = np.asarray(task)
+    if isinstance(task, Integral) and not isinstance(task, bool):
+        return int(task)
+    if not hasattr(task, "dtype"):
+        raise TypeError(
+            "`task` must be an integer or a tensor of integers. "
+            f"Received: task={task!r} (of type {type(task).__name__})"
+        )
+    dtype = keras.backend.standardize_dtype(task.dtype)
+    if "int" not in dtype:
+        raise TypeError(
+            "`task` must have an integer dtype, because it is an index. For a "
+            'functional model use `keras.Input((), dtype="int32")`. '
+            f"Received: task of dtype {dtype}"
+        )
+    if len(task.shape) > 2 or (len(task.shape) == 2 and task.shape[1] != 1):
+        raise ValueError(
+            "`task` must have shape (), (batch,) or (batch, 1). "
+            f"Received: task of shape {tuple(task.shape)}"
+        )
+    return task
+
+
+def split_task(task, num_tasks, inputs_shape):
+    """Splits a checked `task` into an index that is safe to look up and its validity.
+
+    Args:
+        task: what `check_task` returned.
+        num_tasks: int, the number of tasks.
+        inputs_shape: shape of the inputs, `(batch, ...)`.
+
+    Returns:
+        `(index, known)`. For a Python integer `(task, None)`. For a tensor an int32
+        tensor of shape `()` or `(batch,)` clipped to `[0, num_tasks)`, and a boolean
+        one that is `False` where clipping changed it.
+    """
+    if isinstance(task, int):
+        return task, None
+    task = ops.convert_to_tensor(task)
+    # Compared at 64 bits where it has them: 2**32 must not wrap round to task 0. And
+    # at no less than 32: `num_tasks` need not fit into an int8.
+    dtype = keras.backend.standardize_dtype(task.dtype)
+    if dtype not in ("int32", "int64"):
+        task = ops.cast(task, "int64" if dtype == "uint64" else "int32")
+    if len(task.shape) == 2:
+        task = ops.squeeze(task, axis=1)
+    if len(task.shape) == 1:
+        batch, tasks = inputs_shape[0], task.shape[0]
+        if isinstance(batch, int) and isinstance(tasks, int) and batch != tasks:
+            raise ValueError(
+                "`task` must hold one index for each example. "
+                f"Received: {tasks} indices for inputs of shape {tuple(inputs_shape)}"
+            )
+    index = ops.clip(task, 0, num_tasks - 1)
+    return ops.cast(index, "int32"), ops.equal(index, task)
+
+
+def mask_unknown_tasks(outputs, known):
+    """Replaces the outputs of every example of an unknown task by NaN.
+
+    Args:
+        outputs: float tensor of shape `(batch, ...)`.
+        known: `None`, or the boolean tensor of `split_task`.
+
+    Returns:
+        Tensor like `outputs`.
+    """
+    if known is None:
+        return outputs
+    if len(known.shape) == 1:
+        known = ops.reshape(known, (-1,) + (1,) * (len(outputs.shape) - 1))
+    return ops.where(known, outputs, float("nan"))
+
+
+def _is_readable(task):
+    """Whether the values of `task` can be read now, without waiting for a device."""
+    if isinstance(task, (int, np.ndarray)):
+        return True
+    if isinstance(task, keras.KerasTensor):
+        return False
+    # The one place that has to know the backends: each has its own kind of tensor
+    # that stands for a value to come. All three are in `sys.modules` if they made it.
+    backend = keras.backend.backend()
+    if backend == "jax":
+        return not isinstance(task, sys.modules["jax"].core.Tracer)
+    if backend == "torch":
+        torch = sys.modules["torch"]
+        # Reading from a GPU would stall it at every layer of every step.
+        return task.device.type == "cpu" and not torch.compiler.is_compiling()
+    return hasattr(task, "numpy")

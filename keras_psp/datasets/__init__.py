@@ -1,0 +1,9 @@
+"""Task sequences: tf.data pipelines that turn one labelled source into many tasks."""
+
+from keras_psp.datasets.permuted import permuted
+from keras_psp.datasets.sources import SOURCES
+from keras_psp.datasets.sources import Source
+from keras_psp.datasets.sources import load_source
+from keras_psp.datasets.task_sequence import TaskSequence
+
+__all__ = ["SOURCES", "Source", "TaskSequence", "load_source", "permuted"]

@@ -1,0 +1,88 @@
+"""The multi-layer perceptron of the paper's permuting experiments."""
+
+import keras
+import numpy as np
+
+from keras_psp import contexts
+from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp.layers import PSPDense
+from keras_psp.models.task_model import TaskModel
+
+
+def mlp(
+    input_shape,
+    num_classes,
+    num_tasks,
+    units=256,
+    depth=3,
+    context="binary",
+    learnable=False,
+    head="superposed",
+    seed=0,
+    name="mlp",
+) -> keras.Model:
+    """Builds a multi-layer perceptron that holds `num_tasks` models in one.
+
+    As in the authors' code: `depth` hidden layers of `units` rectified units, kernels
+    drawn with variance 2 / (in + out), no biases (tasks would share them).
+
+    Args:
+        input_shape: Tuple of integers, the shape of one image.
+        num_classes: Positive integer, the number of logits.
+        num_tasks: Positive integer, the number of tasks.
+        units: Positive integer, the width of a hidden layer.
+        depth: Non-negative integer, the number of hidden layers.
+        context: Name of a context family, one of `keras_psp.contexts.FAMILIES`.
+        learnable: Boolean, whether the contexts are trained.
+        head: `"superposed"`, or `"shared"` for a plain `Dense` that knows no tasks.
+        seed: Non-negative integer: equal seeds give equal contexts and equal initial
+            kernels; the contexts are equal on every backend.
+        name: Name of the model.
+
+    Returns:
+        A functional model. Inputs: `{"image": float32 (batch, *input_shape), "task":
+        int32 (batch,)}`; output: logits, `(batch, num_classes)`.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
+
+    Example:
+
+    >>> import keras_psp
+    >>> model = keras_psp.models.mlp((8, 8, 1), num_classes=10, num_tasks=20)
+    >>> model.output_shape
+    (None, 10)
+
+    Reference:
+        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 4.1.
+    """
+    num_tasks = check_num_tasks(num_tasks)
+    if head not in ("superposed", "shared"):
+        raise ValueError(
+            f'`head` must be "superposed" or "shared". Received: head={head!r}'
+        )
+    if not isinstance(depth, int) or depth < 0:
+        raise ValueError(
+            f"`depth` must be a non-negative integer. Received: depth={depth!r}"
+        )
+    seeds = np.random.SeedSequence(seed).generate_state(2 * (depth + 1)).tolist()
+
+    def dense(units, name, superposed=True):
+        initializer = keras.initializers.GlorotNormal(seed=seeds.pop())
+        kwargs = dict(use_bias=False, kernel_initializer=initializer, name=name)
+        context_seed = seeds.pop()
+        if not superposed:
+            plain = keras.layers.Dense(units, **kwargs)
+            return lambda x, task: plain(x)
+        options = {"learnable": learnable, "seed": context_seed, "name": "context"}
+        layer_context = contexts.get(context, num_tasks=num_tasks, **options)
+        return PSPDense(units, context=layer_context, **kwargs)
+
+    image = keras.Input(input_shape, name="image")
+    task = keras.Input((), dtype="int32", name="task")
+    x = keras.layers.Flatten(name="flatten")(image)
+    for i in range(depth):
+        x = dense(units, f"dense_{i}")(x, task)
+        x = keras.layers.ReLU(name=f"relu_{i}")(x)
+    logits = dense(num_classes, "logits", head == "superposed")(x, task)
+    return TaskModel({"image": image, "task": task}, logits, name=name)
