@@ -64,7 +64,7 @@ class Binary(Context):
             dtype=None if self.learnable else "int8",
             trainable=self.learnable,
         )
-        self.input_spec = keras.InputSpec(axes={-1: input_shape[-1]})
+        super().build(input_shape)
 
     def bind(self, inputs, index):
         signs = ops.cast(ops.take(self.contexts, index, axis=0), inputs.dtype)

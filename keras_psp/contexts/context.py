@@ -20,8 +20,8 @@ class Context(keras.layers.Layer):
     ```
 
     To add a family, subclass it and write `build()`, which creates what the tasks
-    need for inputs of `input_shape[-1]` numbers, `bind()` and `unbind()`, which apply
-    `C_k` and its transpose, and `numbers_per_task`.
+    need for inputs of `input_shape[-1]` numbers and calls `super().build()`, `bind()`
+    and `unbind()`, which apply `C_k` and its transpose, and `numbers_per_task`.
 
     Args:
         num_tasks: Positive integer, the number of tasks.
@@ -59,6 +59,9 @@ class Context(keras.layers.Layer):
     def __call__(self, inputs, task, **kwargs):
         task = check_task(task, self.num_tasks)
         return super().__call__(inputs, task=task, **kwargs)
+
+    def build(self, input_shape):
+        self.input_spec = keras.InputSpec(axes={-1: input_shape[-1]})
 
     def call(self, inputs, task):
         index, known = split_task(task, self.num_tasks, inputs.shape)
@@ -116,8 +119,7 @@ class Context(keras.layers.Layer):
     def bits_per_task(self):
         """How many bits of memory one more task costs."""
         bits = sum(
-            8 * np.dtype(keras.backend.standardize_dtype(v.dtype)).itemsize * v.size
-            for v in self.weights
+            8 * np.dtype(v.dtype).itemsize * int(np.prod(v.shape)) for v in self.weights
         )
         return bits // self.num_tasks
 

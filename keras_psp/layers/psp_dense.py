@@ -71,6 +71,12 @@ class PSPDense(keras.layers.Dense):
     def build(self, input_shape):
         if not self.context.built:
             self.context.build(input_shape)
+        width = self.context.input_spec.axes[-1]
+        if width != input_shape[-1]:
+            raise ValueError(
+                f"The context was built for {width} inputs; a layer of another width "
+                f"needs one of its own. Received: input_shape={input_shape}"
+            )
         super().build(input_shape)
 
     def call(self, inputs, task, training=None):

@@ -1,0 +1,178 @@
+"""What every layer that takes a task must do, whatever else it does.
+
+`make` builds the layer anew, `reference(layer, x, k)` is what it computes of a batch `x`
+of task k, in NumPy.
+"""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_psp.models import TaskModel
+
+NUM_TASKS = 5
+TOLERANCE = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+def to_numpy(tensor):
+    return ops.convert_to_numpy(ops.cast(tensor, "float32"))
+
+
+def draw(shape, seed=0):
+    """Inputs and tasks; every task occurs, in no order."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape).astype("float32")
+    task = rng.permutation(np.arange(shape[0]) % NUM_TASKS).astype("int32")
+    return x, task
+
+
+def functional(layer, shape, batch=None):
+    """A model of the layer alone."""
+    inputs = keras.Input(batch_shape=(batch, *shape[1:]), name="image")
+    task = keras.Input(batch_shape=(batch,), dtype="int32", name="task")
+    return TaskModel({"image": inputs, "task": task}, layer(inputs, task))
+
+
+def mixed_tasks_equal_reference(make, reference, shape):
+    layer = make()
+    x, task = draw(shape)
+    for given in (task, task[:, None], task.astype("int64"), task.astype("uint8")):
+        y = to_numpy(layer(x, given))
+        for i, k in enumerate(task):
+            expected = reference(layer, x[i : i + 1], k)[0]
+            np.testing.assert_allclose(y[i], expected, rtol=1e-5, atol=1e-5)
+    assert layer.compute_output_shape(shape) == y.shape
+
+
+def one_task_for_all_equals_reference(make, reference, shape):
+    layer = make()
+    x, _ = draw(shape)
+    layer(x, 3)
+    expected = reference(layer, x, 3)
+    for given in (3, np.int64(3), np.array(3), ops.convert_to_tensor(3)):
+        y = to_numpy(layer(x, given))
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def compiled_equals_eager(make, reference, shape):
+    layer = make()
+    x, task = draw(shape)
+    eager = to_numpy(layer(x, task))
+    model = functional(layer, shape)
+    for n in (len(x), 3, 1):  # One model, any batch.
+        y = model.predict({"image": x[:n], "task": task[:n]}, verbose=0)
+        np.testing.assert_allclose(y, eager[:n], rtol=1e-5, atol=1e-5)
+    model = functional(layer, shape)  # Anew: TensorFlow relaxes mixed ranks to none.
+    y = model.predict({"image": x, "task": task[:, None]}, verbose=0)
+    np.testing.assert_allclose(y, eager, rtol=1e-5, atol=1e-5)
+    fixed = functional(make(), shape, batch=len(x))
+    assert fixed.output_shape == layer.compute_output_shape(shape)
+
+
+def rebuilt_from_config(make, reference, shape):
+    layer = make()
+    x, task = draw(shape)
+    model = functional(layer, shape)
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    functional(again, shape)
+    again.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(to_numpy(again(x, task)), to_numpy(layer(x, task)))
+    cloned = keras.models.clone_model(model)
+    assert [v.shape for v in cloned.weights] == [v.shape for v in model.weights]
+
+
+def one_step_changes_trainable_weights_alone(make, reference, shape):
+    layer = make()
+    x, task = draw(shape)
+    model = functional(layer, shape)
+    before = {v.path: np.array(ops.convert_to_numpy(v)) for v in model.weights}
+    trainable = {v.path for v in model.trainable_weights}
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    target = np.ones(layer.compute_output_shape(shape), "float32")
+    if trainable:
+        model.fit({"image": x, "task": task}, target, verbose=0, shuffle=False)
+    for variable in model.weights:
+        after = ops.convert_to_numpy(variable)
+        changed = not np.array_equal(before[variable.path], after)
+        assert changed == (variable.path in trainable), variable.path
+
+
+def low_precision_is_close(make, reference, shape):
+    x, task = draw(shape)
+    exact = make()
+    expected = to_numpy(exact(x, task))
+    for policy in ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16"):
+        layer = make(dtype=policy)
+        layer(x, task)
+        layer.set_weights(exact.get_weights())
+        y = layer(x, task)
+        dtype = keras.backend.standardize_dtype(y.dtype)
+        assert dtype == policy.removeprefix("mixed_")
+        tolerance = TOLERANCE[dtype]
+        np.testing.assert_allclose(to_numpy(y), expected, rtol=tolerance, atol=tolerance)
+
+
+def unknown_task_raises_or_is_nan(make, reference, shape):
+    layer = make()
+    x, task = draw(shape)
+    expected = to_numpy(layer(x, task))
+    for wrong in (-1, NUM_TASKS, 127, -128, 1000, 2**31 - 1, -(2**31)):
+        with pytest.raises(ValueError, match=rf"\[0, {NUM_TASKS}\).*task={wrong}"):
+            layer(x, wrong)
+        mixed = task.copy()
+        mixed[1] = wrong
+        with pytest.raises(ValueError, match=rf"\[0, {NUM_TASKS}\).*task={wrong}"):
+            layer(x, mixed)
+        with pytest.raises(ValueError, match=rf"\[0, {NUM_TASKS}\).*task={wrong}"):
+            layer(x, ops.convert_to_tensor(mixed))
+    with pytest.raises(ValueError, match=f"task={2**32}"):
+        layer(x, np.full(len(x), 2**32))
+    if keras.backend.backend() == "torch":
+        return  # Eager all through; the compiled form has a test of its own.
+    for dtype in (None, "float16", "mixed_float16", "mixed_bfloat16"):
+        low = make(dtype=dtype)
+        model = functional(low, shape)
+        for wrong in (-1, NUM_TASKS, 127, 1000, 2**31 - 1):
+            mixed = task.copy()
+            mixed[1] = wrong
+            y = model.predict({"image": x, "task": mixed}, verbose=0).astype("float32")
+            assert np.isnan(y[1]).all()
+            assert np.isfinite(np.delete(y, 1, axis=0)).all()
+    y = functional(layer, shape).predict({"image": x, "task": mixed}, verbose=0)
+    known = np.arange(len(x)) != 1
+    np.testing.assert_allclose(y[known], expected[known], rtol=1e-5, atol=1e-5)
+
+
+def bad_task_is_refused(make, reference, shape):
+    layer = make()
+    x, task = draw(shape)
+    for bad in (1.0, "1", None, True, np.float32(1), task.astype("float32")):
+        with pytest.raises(TypeError, match="`task` must"):
+            layer(x, bad)
+    with pytest.raises(TypeError, match="integer dtype"):
+        layer(x, task > 1)
+    with pytest.raises(TypeError, match="task"):
+        layer(x)
+    with pytest.raises(TypeError, match='dtype="int32"'):
+        layer(keras.Input(shape[1:]), keras.Input(()))
+    for bad in (np.stack([task, task], axis=1), task[:, None, None]):
+        with pytest.raises(ValueError, match="must have shape"):
+            layer(x, bad)
+    with pytest.raises(ValueError, match="one index for each example"):
+        layer(x, task[:2])
+    with pytest.raises(ValueError, match="one index for each example"):
+        layer(x, task[:1])
+
+
+CHECKS = (
+    mixed_tasks_equal_reference,
+    one_task_for_all_equals_reference,
+    compiled_equals_eager,
+    rebuilt_from_config,
+    one_step_changes_trainable_weights_alone,
+    low_precision_is_close,
+    unknown_task_raises_or_is_nan,
+    bad_task_is_refused,
+)

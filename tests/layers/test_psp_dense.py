@@ -1,0 +1,247 @@
+import keras
+import layer_checks
+import numpy as np
+import pytest
+from conftest import BACKEND
+from keras import ops
+from layer_checks import NUM_TASKS
+from layer_checks import draw
+from layer_checks import functional
+from layer_checks import to_numpy
+
+from keras_psp import contexts
+from keras_psp.layers import PSPDense
+
+SHAPES = ((10, 6), (10, 3, 6), (10, 2, 3, 6))
+
+
+def reference(layer, x, k):
+    y = x @ to_numpy(layer.context.bind_kernel(layer.kernel, k)) + to_numpy(layer.bias)
+    return np.tanh(y)
+
+
+def make_binary(**kwargs):
+    kwargs = {"activation": "tanh", "bias_initializer": "normal", **kwargs}
+    return PSPDense(4, num_tasks=NUM_TASKS, **kwargs)
+
+
+def make_identity(**kwargs):
+    return make_binary(context="identity", **kwargs)
+
+
+def make_learnable(**kwargs):
+    return make_binary(context=contexts.Binary(NUM_TASKS, learnable=True), **kwargs)
+
+
+MAKERS = (make_binary, make_identity, make_learnable)
+
+
+@pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
+def test_layer(make, shape, check):
+    check(make, reference, shape)
+
+
+def test_identity_is_dense():
+    x, task = draw((10, 6))
+    layer, dense = make_identity(), keras.layers.Dense(4, activation="tanh")
+    layer(x, task)
+    dense(x)
+    dense.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(to_numpy(layer(x, task)), to_numpy(dense(x)))
+
+
+def test_it_is_a_dense_with_its_arguments_and_no_others():
+    layer = make_binary()
+    assert isinstance(layer, keras.layers.Dense)
+    dense = keras.layers.Dense(4).get_config()
+    assert set(layer.get_config()) == set(dense) | {"num_tasks", "context"}
+
+
+def test_weights_have_stable_paths(tmp_path):
+    model = functional(make_binary(name="dense"), (10, 6))
+    paths = ["dense/kernel", "dense/bias", "dense/context/contexts"]
+    assert sorted(v.path for v in model.weights) == sorted(paths)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert [v.path for v in again.weights] == [v.path for v in model.weights]
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
+def test_files_keep_the_answers(make, tmp_path):
+    x, task = draw((10, 6))
+    inputs = {"image": x, "task": task}
+    model = functional(make(), x.shape)
+    expected = model.predict(inputs, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict(inputs, verbose=0), expected)
+    model.save_weights(tmp_path / "model.weights.h5")
+    # Other signs, which the file must replace.
+    other = make_binary(context=contexts.Binary(NUM_TASKS, seed=9))
+    other = functional(make() if make is make_identity else other, x.shape)
+    assert np.abs(other.predict(inputs, verbose=0) - expected).max() > 0.1
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other.predict(inputs, verbose=0), expected)
+
+
+def test_lora_trains_two_small_kernels_and_merges_when_saved(tmp_path):
+    x, task = draw((10, 6))
+    inputs = {"image": x, "task": task}
+    layer = make_binary()
+    model = functional(layer, x.shape)
+    before = model.predict(inputs, verbose=0)
+    layer.enable_lora(2)
+    names = [v.name for v in layer.trainable_variables]
+    assert sorted(names) == ["bias", "lora_kernel_a", "lora_kernel_b"]
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    np.testing.assert_array_equal(model.predict(inputs, verbose=0), before)
+    kernel = to_numpy(layer._kernel).copy()
+    model.fit(inputs, np.ones((10, 4)), epochs=3, verbose=0)
+    np.testing.assert_array_equal(to_numpy(layer._kernel), kernel)
+    after = model.predict(inputs, verbose=0)
+    assert np.abs(after - before).max() > 0.01
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.predict(inputs, verbose=0), after, atol=1e-5)
+
+
+# Keras tells of the layers it cannot quantize, the input layers among them.
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@pytest.mark.parametrize("whole_model", [True, False])
+def test_quantized(mode, whole_model, tmp_path):
+    x, task = draw((10, 64))
+    inputs = {"image": x, "task": task}
+    layer = make_binary()
+    model = functional(layer, x.shape)
+    exact = model.predict(inputs, verbose=0)
+    (model if whole_model else layer).quantize(mode)
+    model.predict_function = None  # As Model.quantize() does.
+    assert layer.dtype_policy.quantization_mode == mode
+    if mode != "float8":  # Which keeps its kernel and rounds it when called.
+        assert layer._kernel.dtype == "int8"
+        itself = 4 if mode == "int8" else 2
+        assert layer._kernel.shape == (64, itself)
+    quantized = model.predict(inputs, verbose=0)
+    difference = np.abs(quantized - exact).max()
+    assert 0 < difference < {"int8": 0.05, "int4": 0.5, "float8": 0.5}[mode]
+    mixed = task.copy()
+    mixed[2] = NUM_TASKS
+    if BACKEND == "torch":
+        with pytest.raises(ValueError, match="task=5"):
+            model.predict({"image": x, "task": mixed}, verbose=0)
+    else:
+        y = model.predict({"image": x, "task": mixed}, verbose=0)
+        assert np.isnan(y[2]).all() and np.isfinite(np.delete(y, 2, axis=0)).all()
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.predict(inputs, verbose=0), quantized, atol=1e-6)
+
+
+def test_regularizers_and_constraints_are_denses():
+    x, task = draw((10, 6))
+    layer = make_binary(
+        kernel_regularizer="l2",
+        activity_regularizer="l1",
+        kernel_constraint=keras.constraints.MaxNorm(0.1),
+    )
+    y = to_numpy(layer(x, task))
+    l1, l2 = np.abs(y).sum() * 0.01 / 10, (to_numpy(layer.kernel) ** 2).sum() * 0.01
+    losses = sorted(float(ops.convert_to_numpy(loss)) for loss in layer.losses)
+    np.testing.assert_allclose(losses, sorted([l1, l2]), rtol=1e-4)
+    model = functional(layer, x.shape)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit({"image": x, "task": task}, np.ones((10, 4)), verbose=0)
+    assert np.linalg.norm(to_numpy(layer.kernel), axis=0).max() < 0.1 + 1e-6
+
+
+def test_jit_compiled_training_and_unknown_tasks():
+    x, task = draw((10, 6))
+    task[4] = NUM_TASKS
+    model = functional(make_binary(), x.shape)
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=True)
+    y = model.predict({"image": x, "task": task}, verbose=0)
+    assert np.isnan(y[4]).all() and np.isfinite(np.delete(y, 4, axis=0)).all()
+    task[4] = 0
+    before = to_numpy(model.trainable_variables[0]).copy()
+    model.fit({"image": x, "task": task}, np.ones((10, 4)), verbose=0)
+    after = to_numpy(model.trainable_variables[0])
+    assert np.isfinite(after).all() and np.abs(after - before).max() > 1e-4
+
+
+def test_exported_model_masks_unknown_tasks(tmp_path):
+    x, task = draw((10, 6))
+    layer = make_binary(activation="relu")
+    expected = to_numpy(layer(x, task))
+    model = functional(layer, x.shape)
+    task[3] = NUM_TASKS
+    path = str(tmp_path / "model")
+    if BACKEND == "torch":
+        import torch
+
+        path += ".pt2"
+        batch = torch.export.Dim("batch")
+        shapes = ({"image": {0: batch}, "task": {0: batch}},)
+        model.export(path, format="torch", verbose=False, dynamic_shapes=shapes)
+        exported = torch.export.load(path).module()
+        serve = lambda x, task: exported({"image": x, "task": task})  # noqa: E731
+        tensor = torch.tensor
+    else:
+        import tensorflow as tf
+
+        model.export(path, format="tf_saved_model", verbose=False)
+        exported = tf.saved_model.load(path)
+        serve = lambda x, task: exported.serve({"image": x, "task": task})  # noqa: E731
+        tensor = tf.constant
+    for n in (10, 7, 4):
+        y = serve(tensor(x[:n]), tensor(task[:n]))
+        y = y.detach().numpy() if BACKEND == "torch" else y.numpy()
+        assert np.isnan(y[3]).all()
+        known = np.arange(n) != 3
+        np.testing.assert_allclose(y[known], expected[:n][known], atol=1e-5)
+
+
+def test_gradients_equal_finite_differences():
+    x, task = draw((10, 3))
+    layer = PSPDense(1, num_tasks=NUM_TASKS)
+    model = functional(layer, x.shape)
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    kernel, bias = (np.array(w) for w in layer.get_weights()[:2])
+    bank = to_numpy(layer.context.contexts)[task]
+    target = np.ones((10, 1), "float32")
+
+    def loss(kernel):
+        return float(((((x * bank) @ kernel + bias) - target) ** 2).mean())
+
+    step = 1e-3
+    expected = np.zeros_like(kernel)
+    for i in range(3):
+        shift = np.zeros_like(kernel)
+        shift[i] = step
+        expected[i] = (loss(kernel + shift) - loss(kernel - shift)) / (2 * step)
+    model.fit({"image": x, "task": task}, target, batch_size=10, verbose=0)
+    gradient = kernel - to_numpy(layer.kernel)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-2, atol=1e-4)
+
+
+def test_one_context_may_not_serve_two_widths():
+    context = contexts.Binary(NUM_TASKS)
+    PSPDense(2, context=context)(np.ones((1, 3), "float32"), 0)
+    PSPDense(2, context=context)(np.ones((1, 3), "float32"), 0)
+    with pytest.raises(ValueError, match="3 inputs.*4"):
+        PSPDense(2, context=context)(np.ones((1, 4), "float32"), 0)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="num_tasks=0"):
+        PSPDense(2, num_tasks=0)
+    with pytest.raises(ValueError, match="`num_tasks` must be given"):
+        PSPDense(2)
+    with pytest.raises(ValueError, match="Known: binary, identity"):
+        PSPDense(2, num_tasks=2, context="hash")
+    with pytest.raises(ValueError, match="must agree"):
+        PSPDense(2, num_tasks=2, context=contexts.Binary(3))
+    with pytest.raises(ValueError, match="units"):
+        PSPDense(0, num_tasks=2)
