@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import keras
+from rich.console import Console
+from rich.table import Table
 
 from keras_psp import benchmarks
 from keras_psp import contexts
 from keras_psp import datasets
+from keras_psp.benchmarks.progress import RunProgress
 from keras_psp.names import check_name
 
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -150,8 +153,6 @@ def _known(what, names):
 
 
 def _run(args):
-    from keras_psp.benchmarks.progress import RunProgress
-
     console = _console()
     fields = [field.name for field in dataclasses.fields(args.config)]
     config = args.config(**{name: getattr(args, name) for name in fields})
@@ -200,14 +201,12 @@ def _add_report(parser):
 
 
 def _report(args):
-    from rich.table import Table
-
     rows, paths = benchmarks.report(args.runs, output=args.output)
     table = Table(title="Test accuracy after the last task")
-    for i, column in enumerate(benchmarks.report.COLUMNS):
+    for i, column in enumerate(rows[0]):
         table.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row.values())
     console = _console()
     console.print(table)
     for path in paths:
@@ -230,12 +229,6 @@ def _list(args):
 
 
 def _console():
-    try:
-        from rich.console import Console
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'The command line needs rich. Install it with: pip install "keras-psp[cli]"'
-        ) from error
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 import pytest
 
-
 BACKEND = keras.backend.backend()
 
 

@@ -9,19 +9,6 @@ import numpy as np
 from keras_psp.benchmarks.files import open_atomically
 from keras_psp.benchmarks.result import RunResult
 
-COLUMNS = (
-    "run",
-    "context",
-    "tasks",
-    "average %",
-    "task 0 %",
-    "just trained %",
-    "forgetting %",
-    "backward transfer %",
-    "backend",
-    "ms/step",
-)
-
 
 def report(runs, output=None):
     """Writes `report.md`, `retention.png` and `matrices.png` of some runs.
@@ -31,8 +18,8 @@ def report(runs, output=None):
         output: Folder to write to. Defaults to the innermost that holds all the runs.
 
     Returns:
-        `(rows, paths)`: the table, a list of rows of strings (see `COLUMNS`), and the
-        paths of the three files.
+        `(rows, paths)`: the table, a dictionary of strings for each run, and the paths
+        of the three files.
 
     Raises:
         FileNotFoundError: A run has no result.
@@ -83,18 +70,18 @@ def _row(name, result):
     matrix = result.accuracy_matrix
     # The first task's time includes compilation.
     seconds = result.timings["train_seconds"][1:] or result.timings["train_seconds"]
-    return [
-        name,
-        _describe_context(result),
-        str(len(matrix)),
-        f"{100 * result.average_accuracy:.1f}",
-        f"{100 * matrix[-1, 0]:.1f}",
-        f"{100 * np.diagonal(matrix).mean():.1f}",
-        f"{100 * result.forgetting:.1f}",
-        f"{100 * result.backward_transfer:.1f}",
-        result.backend,
-        f"{1000 * np.median(seconds) / result.config['steps']:.2f}",
-    ]
+    return {
+        "run": name,
+        "context": _describe_context(result),
+        "tasks": str(len(matrix)),
+        "average %": f"{100 * result.average_accuracy:.1f}",
+        "task 0 %": f"{100 * matrix[-1, 0]:.1f}",
+        "just trained %": f"{100 * np.diagonal(matrix).mean():.1f}",
+        "forgetting %": f"{100 * result.forgetting:.1f}",
+        "backward transfer %": f"{100 * result.backward_transfer:.1f}",
+        "backend": result.backend,
+        "ms/step": f"{1000 * np.median(seconds) / result.config['steps']:.2f}",
+    }
 
 
 def _describe_context(result):
@@ -104,8 +91,8 @@ def _describe_context(result):
 
 def _markdown(rows, results):
     lines = ["# Report", ""]
-    lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
     lines += [
         "",
         "Average: mean accuracy over all tasks after the last one. Just trained: mean "
@@ -121,7 +108,7 @@ def _markdown(rows, results):
         versions = ", ".join(f"{k} {v}" for k, v in result.versions.items())
         device = result.device
         lines += [
-            f"- **{row[0]}**: {result.experiment}: {config}. {versions}. "
+            f"- **{row['run']}**: {result.experiment}: {config}. {versions}. "
             f"{device['name']} of {device['platform']}, {device['cpus']} CPUs; "
             f"jit_compile={result.jit_compile}; "
             f"{result.timings['total_seconds']:.0f} s in all.",

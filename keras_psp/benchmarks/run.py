@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import time
@@ -47,6 +48,10 @@ def run(config, output=None, overwrite=False, callbacks=(), tensorboard=False):
     """
     if tensorboard and output is None:
         raise ValueError("`tensorboard` needs an `output` folder to write to.")
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ModuleNotFoundError(
+            "TensorBoard is not installed. Install it with: pip install tensorboard"
+        )
     if output is not None:
         output = claim_folder(output, overwrite)
     start = time.perf_counter()

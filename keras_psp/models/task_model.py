@@ -23,8 +23,8 @@ class TaskModel(keras.Model):
     Example:
 
     >>> import keras, keras_psp
-    >>> image = keras.Input((4,))
-    >>> task = keras.Input((), dtype="int32")
+    >>> image = keras.Input((4,), name="image")
+    >>> task = keras.Input((), dtype="int32", name="task")
     >>> logits = keras_psp.layers.PSPDense(2, num_tasks=3)(image, task)
     >>> inputs = {"image": image, "task": task}
     >>> model = keras_psp.models.TaskModel(inputs, logits)

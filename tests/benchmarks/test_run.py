@@ -1,0 +1,203 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+
+from keras_psp import benchmarks
+from keras_psp.benchmarks import PermutedConfig
+from keras_psp.benchmarks import RunResult
+from keras_psp.benchmarks import run
+
+SMALL = PermutedConfig(tasks=3, steps=40, units=64, depth=2, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    return run(SMALL, output=tmp_path_factory.mktemp("run"), overwrite=True)
+
+
+def test_matrix_is_the_models_accuracy(result):
+    matrix = result.accuracy_matrix
+    assert np.isnan(matrix[np.triu_indices(3, k=1)]).all()
+    assert (matrix[np.tril_indices(3)] > 0.6).all()
+    # What evaluate() says, task by task, of a model trained in the same way.
+    keras.utils.set_random_seed(SMALL.seed)
+    tasks = SMALL.build_tasks()
+    model = SMALL.build_model(tasks)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = keras.optimizers.RMSprop(SMALL.learning_rate)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+    stream = tasks.stream(SMALL.steps, SMALL.batch_size)
+    model.fit(stream, shuffle=False, verbose=0)
+    for j in range(3):
+        logs = model.evaluate(tasks.test(j, 1000), verbose=0, return_dict=True)
+        assert matrix[2, j] == pytest.approx(logs["accuracy"], abs=0.006)
+
+
+def test_same_seed_same_matrix(result):
+    again = run(SMALL)
+    np.testing.assert_array_equal(again.accuracy_matrix, result.accuracy_matrix)
+    other = run(dataclasses.replace(SMALL, seed=1))
+    assert not np.array_equal(other.accuracy_matrix, result.accuracy_matrix)
+
+
+def test_superposition_keeps_what_the_standard_network_forgets():
+    config = PermutedConfig(tasks=5, steps=150, units=128, depth=2, learning_rate=1e-3)
+    binary = run(config)
+    identity = run(dataclasses.replace(config, context="identity"))
+    assert binary.average_accuracy > identity.average_accuracy + 0.1
+    assert binary.forgetting < identity.forgetting - 0.1
+
+
+def test_learnable_contexts_are_learned():
+    tasks = SMALL.build_tasks()
+    model = dataclasses.replace(SMALL, learnable=True).build_model(tasks)
+    assert len(model.trainable_variables) == 6
+
+
+def test_result_tells_how_it_came_about(result, tmp_path):
+    content = json.loads(result.save(tmp_path).read_text())
+    assert content["config"] == dataclasses.asdict(SMALL)
+    assert content["seed"] == 0 and content["experiment"] == "permuted"
+    assert content["backend"] == BACKEND
+    assert content["versions"]["keras"] == keras.__version__
+    assert {"python", "numpy", BACKEND, "keras-psp"} <= set(content["versions"])
+    assert "cpu" in content["device"]["name"].lower()
+    assert content["jit_compile"] is (BACKEND == "jax")
+    assert content["matrix"][0][1] is None
+    for name in ("average_accuracy", "forgetting", "backward_transfer"):
+        expected = getattr(benchmarks, name)(result.accuracy_matrix)
+        assert content[name] == expected == getattr(result, name)
+    timings = content["timings"]
+    assert len(timings["train_seconds"]) == len(timings["test_seconds"]) == 3
+    assert 0 < sum(timings["train_seconds"]) < timings["total_seconds"]
+
+
+def test_result_is_read_back(result, tmp_path):
+    result.save(tmp_path)
+    for path in (tmp_path, str(tmp_path), tmp_path / "result.json"):
+        assert RunResult.load(path) == result
+
+
+def test_bad_results_are_named(result, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no-such"):
+        RunResult.load(tmp_path / "no-such")
+    path = result.save(tmp_path)
+    text = path.read_text()
+    no_matrix = json.dumps({**json.loads(text), "matrix": [[None]]})
+    for damaged in ("", text[:100], "[]", "{}", no_matrix):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match="damaged: .*result.json"):
+            RunResult.load(path)
+
+
+def test_folder_is_not_overwritten(result, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        run(SMALL, output=tmp_path)
+    with pytest.raises(FileExistsError, match="is a file"):
+        run(SMALL, output=tmp_path / "notes.txt", overwrite=True)
+    with pytest.raises(OSError, match="notes.txt"):
+        run(SMALL, output=tmp_path / "notes.txt" / "run")
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_failed_write_leaves_the_old_file(result, tmp_path, monkeypatch):
+    path = result.save(tmp_path)
+    before = path.read_bytes()
+    broken = dataclasses.replace(result, seed=float("nan"))  # Not to be had in JSON.
+    with pytest.raises(ValueError, match="JSON"):
+        broken.save(tmp_path)
+
+    def fail(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        dataclasses.replace(result, seed=1).save(tmp_path)
+    assert os.listdir(tmp_path) == ["result.json"]
+    assert path.read_bytes() == before
+
+
+RUN = """
+from keras_psp.benchmarks import PermutedConfig, run
+import keras, sys
+class Tell(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        print("trained", flush=True)
+config = PermutedConfig(tasks=500, steps=20, units=8)
+run(config, output=sys.argv[1], overwrite=True, callbacks=[Tell()])
+"""
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_killed_run_leaves_the_old_files_or_none(result, tmp_path, before):
+    if before:
+        result.save(tmp_path)
+    command = [sys.executable, "-c", RUN, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"trained\n"
+        time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert os.listdir(tmp_path) == (["result.json"] if before else [])
+    if before:
+        assert RunResult.load(tmp_path) == result
+
+
+def test_tensorboard_has_the_average_accuracy(tmp_path):
+    config = dataclasses.replace(SMALL, tasks=2, steps=5)
+    run(config, output=tmp_path / "run", tensorboard=True)
+    events = list((tmp_path / "run" / "tensorboard").rglob("events.*"))
+    assert events
+    assert any(b"average_accuracy" in path.read_bytes() for path in events)
+    with pytest.raises(ValueError, match="`tensorboard` needs an `output`"):
+        run(config, tensorboard=True)
+
+
+@pytest.mark.parametrize(
+    "field, value, error, message",
+    [
+        ("tasks", 0, ValueError, "tasks=0"),
+        ("tasks", "3", TypeError, "tasks='3'"),
+        ("steps", 2.0, TypeError, "steps=2.0"),
+        ("batch_size", -1, ValueError, "batch_size=-1"),
+        ("units", True, TypeError, "units=True"),
+        ("seed", -1, ValueError, "seed=-1"),
+        ("learning_rate", float("nan"), ValueError, "learning_rate=nan"),
+        ("learning_rate", "fast", TypeError, "learning_rate='fast'"),
+        ("learnable", 1, TypeError, "learnable"),
+        ("context", "hash", ValueError, "Known: binary, identity"),
+        ("source", "mnits", ValueError, "'mnist'"),
+        ("optimizer", "rmsprob", ValueError, "'rmsprop'"),
+    ],
+)
+def test_bad_configs(field, value, error, message):
+    with pytest.raises(error, match=message):
+        PermutedConfig(**{field: value})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(SMALL, field, value)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adamw", "schedulefreeadamw"])
+def test_optimizers(optimizer):
+    config = dataclasses.replace(SMALL, optimizer=optimizer, tasks=1, steps=2)
+    assert run(config).accuracy_matrix.shape == (1, 1)
+
+
+def test_steps_that_no_execution_divides():
+    config = dataclasses.replace(SMALL, tasks=2, steps=13)
+    seconds = run(config).timings["train_seconds"]
+    assert len(seconds) == 2

@@ -1,0 +1,144 @@
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+from keras import ops
+
+from keras_psp.layers import PSPDense
+from keras_psp.models import TaskModel
+from keras_psp.models import mlp
+
+
+def draw(rng, n=10):
+    image = rng.normal(size=(n, 4, 4, 1)).astype("float32")
+    return {"image": image, "task": (np.arange(n) % 5).astype("int32")}
+
+
+def make(**kwargs):
+    return mlp((4, 4, 1), num_classes=3, num_tasks=5, units=8, depth=2, **kwargs)
+
+
+def test_equals_numpy(rng):
+    model, inputs = make(), draw(rng)
+    logits = model.predict(inputs, verbose=0)
+    for i, k in enumerate(inputs["task"]):
+        x = inputs["image"][i].reshape(16)
+        for name in ("dense_0", "dense_1", "logits"):
+            layer = model.get_layer(name)
+            kernel = layer.context.bind_kernel(layer.kernel, k)
+            x = x @ ops.convert_to_numpy(ops.stop_gradient(kernel))
+            x = x if name == "logits" else np.maximum(x, 0)
+        np.testing.assert_allclose(logits[i], x, rtol=1e-4, atol=1e-5)
+
+
+def test_structure():
+    model = make()
+    assert isinstance(model, TaskModel) and model.num_tasks == 5
+    assert model.input["image"].shape == (None, 4, 4, 1)
+    assert model.input["task"].shape == (None,)
+    assert model.input["task"].dtype == "int32"
+    assert model.output_shape == (None, 3)
+    names = [v.path for v in model.trainable_weights]
+    assert names == ["dense_0/kernel", "dense_1/kernel", "logits/kernel"]
+    assert model.count_params() == sum(8 * n for n in (16, 8, 3)) + 5 * (16 + 8 + 8)
+
+
+def test_learnable_contexts_train():
+    names = [v.path for v in make(learnable=True).trainable_weights]
+    assert sum(name.endswith("context/contexts") for name in names) == 3
+
+
+def test_shared_head_is_a_plain_dense(rng):
+    model = make(head="shared")
+    assert type(model.get_layer("logits")) is keras.layers.Dense
+    assert isinstance(model.get_layer("dense_1"), PSPDense)
+    assert model.predict(draw(rng), verbose=0).shape == (10, 3)
+
+
+def test_no_hidden_layer_is_a_linear_model():
+    model = mlp((7,), num_classes=3, num_tasks=5, depth=0)
+    assert [v.path for v in model.trainable_weights] == ["logits/kernel"]
+
+
+def test_seed_decides_kernels_and_contexts():
+    one, same, other = make(seed=1), make(seed=1), make(seed=2)
+    for a, b, c in zip(*(m.get_weights() for m in (one, same, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(a, c)
+    a, b = (one.get_layer(name).context for name in ("dense_1", "logits"))
+    assert a.seed != b.seed
+
+
+def test_reloaded_from_file(rng, tmp_path):
+    model, inputs = make(), draw(rng)
+    expected = model.predict(inputs, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert isinstance(again, TaskModel)
+    np.testing.assert_array_equal(again.predict(inputs, verbose=0), expected)
+
+
+@pytest.mark.parametrize(
+    "kwargs, error, message",
+    [
+        ({"num_tasks": 0}, ValueError, "num_tasks=0"),
+        ({"num_tasks": 2.5}, TypeError, "num_tasks=2.5"),
+        ({"context": "hash"}, ValueError, "Known: binary, identity"),
+        ({"head": "none"}, ValueError, '"superposed" or "shared"'),
+        ({"depth": -1}, ValueError, "depth=-1"),
+        ({"depth": 1.5}, ValueError, "depth=1.5"),
+        ({"units": 0}, ValueError, "units=0"),
+    ],
+)
+def test_bad_arguments(kwargs, error, message):
+    arguments = {"input_shape": (4,), "num_classes": 3, "num_tasks": 5, **kwargs}
+    with pytest.raises(error, match=message):
+        mlp(**arguments)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "predict", "__call__"])
+def test_bad_tasks_leave_the_model_as_it_was(method, rng):
+    model, inputs = make(), draw(rng)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    expected = model.predict(inputs, verbose=0)
+    call = getattr(model, method)
+    data = () if method in ("predict", "__call__") else (np.zeros(10, "int32"),)
+    options = {} if method == "__call__" else {"verbose": 0}
+    for bad, error in (
+        (inputs["task"] + 0.5, TypeError),
+        (inputs["task"] > 1, TypeError),
+        (np.stack([inputs["task"]] * 2, axis=1), ValueError),
+    ):
+        with pytest.raises(error, match="`task` must"):
+            call({"image": inputs["image"], "task": bad}, *data, **options)
+    if method in ("fit", "__call__"):
+        with pytest.raises(ValueError, match=r"\[0, 5\).*task=17"):
+            call({"image": inputs["image"], "task": inputs["task"] + 17}, *data)
+    np.testing.assert_array_equal(model.predict(inputs, verbose=0), expected)
+
+
+def test_bad_tasks_in_a_dataset_are_refused(rng):
+    import tensorflow as tf
+
+    model, inputs = make(), draw(rng)
+    inputs["task"] = inputs["task"].astype("float32")
+    data = tf.data.Dataset.from_tensor_slices((inputs, np.zeros(10))).batch(5)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss)
+    for method in (model.fit, model.evaluate):
+        with pytest.raises(TypeError, match="integer dtype"):
+            method(data, verbose=0)
+    with pytest.raises(TypeError, match="integer dtype"):
+        model.predict(data.map(lambda x, y: x), verbose=0)
+
+
+def test_unknown_task_is_nan_for_its_example_alone(rng):
+    model, inputs = make(), draw(rng)
+    inputs["task"][6] = 5
+    if BACKEND == "torch":
+        with pytest.raises(ValueError, match="task=5"):
+            model.predict(inputs, verbose=0)
+        return
+    logits = model.predict(inputs, verbose=0)
+    assert np.isnan(logits[6]).all() and np.isfinite(np.delete(logits, 6, 0)).all()

@@ -1,0 +1,53 @@
+"""What one backend writes, the others read: the same answer everywhere."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+
+from keras_psp.models import mlp
+
+WRITE = """
+import sys
+import keras
+import numpy as np
+from keras_psp.models import mlp
+
+folder = sys.argv[1]
+model = mlp((8,), num_classes=3, num_tasks=20, units=32, learnable=True, seed=5)
+fixed = mlp((8,), num_classes=3, num_tasks=20, units=32, seed=5)
+model.save(folder + "/model.keras")
+model.save_weights(folder + "/model.weights.h5")
+x = np.random.default_rng(0).normal(size=(40, 8)).astype("float32")
+inputs = {"image": x, "task": np.arange(40) % 20}
+banks = {v.path: keras.ops.convert_to_numpy(v) for v in fixed.non_trainable_weights}
+logits = model.predict(inputs, verbose=0)
+np.savez(folder + "/answers.npz", logits=logits, x=x, **banks)
+"""
+
+
+@pytest.mark.parametrize(
+    "other", sorted({"jax", "tensorflow", "torch"} - {BACKEND}), ids=str
+)
+def test_written_by(other, tmp_path):
+    environment = {**os.environ, "KERAS_BACKEND": other}
+    command = [sys.executable, "-c", WRITE, str(tmp_path)]
+    subprocess.run(command, env=environment, check=True)
+    answers = np.load(tmp_path / "answers.npz")
+    inputs = {"image": answers["x"], "task": np.arange(40) % 20}
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    logits = model.predict(inputs, verbose=0)
+    np.testing.assert_allclose(logits, answers["logits"], rtol=1e-5, atol=1e-5)
+    new = mlp((8,), num_classes=3, num_tasks=20, units=32, learnable=True, seed=6)
+    new.load_weights(tmp_path / "model.weights.h5")
+    logits = new.predict(inputs, verbose=0)
+    np.testing.assert_allclose(logits, answers["logits"], rtol=1e-5, atol=1e-5)
+    fixed = mlp((8,), num_classes=3, num_tasks=20, units=32, seed=5)
+    for bank in fixed.non_trainable_weights:
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(bank), answers[bank.path]
+        )

@@ -1,0 +1,148 @@
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import BACKEND
+from rich.console import Console
+
+from keras_psp import cli
+from keras_psp.benchmarks import PermutedConfig
+from keras_psp.benchmarks import run
+from keras_psp.benchmarks.progress import RunProgress
+
+RUN = ["run", "permuted", "--tasks", "2", "--steps", "6", "--units", "8"]
+
+
+def test_run_report_list(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(RUN) == 0
+    out = capsys.readouterr().out
+    folder = f"runs/permuted-digits-binary-tasks-2-steps-6-units-8-{BACKEND}"
+    assert re.search(r"binary on .*: \d+\.\d % on average over 2 tasks", out)
+    assert f"written: {folder}/result.json" in out
+    content = json.loads((tmp_path / folder / "result.json").read_text())
+    assert content["config"]["steps"] == 6
+    assert cli.main([*RUN, "--context", "identity", "--learning-rate", "1e-3"]) == 0
+    other = folder.replace("binary", "identity").replace(
+        "-units-8", "-units-8-learning-rate-0.001"
+    )
+    assert os.path.exists(f"{other}/result.json")
+    capsys.readouterr()
+    assert cli.main(["report", folder, other]) == 0
+    out = capsys.readouterr().out
+    assert "identity" in out and "average" in out
+    for name in ("report.md", "retention.png", "matrices.png"):
+        assert f"written: {tmp_path / 'runs' / name}" in out
+        assert (tmp_path / "runs" / name).exists()
+    assert cli.main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert "contexts:    binary, identity\n" in out and "mnist" in out
+
+
+def test_folder_is_overwritten_when_asked(tmp_path, capsys):
+    arguments = [*RUN, "--output", str(tmp_path / "run")]
+    assert cli.main(arguments) == 0
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    assert cli.main(arguments) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+    assert cli.main([*arguments, "--overwrite", "--tensorboard", "--learnable"]) == 0
+    assert sorted(os.listdir(tmp_path / "run")) == ["result.json", "tensorboard"]
+    assert (tmp_path / "run" / "result.json").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["rum"], "Did you mean 'run'"),
+        (["run", "permuting"], "Did you mean 'permuted'"),
+        ([*RUN, "--source", "fashion"], "Did you mean 'fashion_mnist'"),
+        ([*RUN, "--context", "binry"], "Did you mean 'binary'"),
+        ([*RUN, "--optimizer", "rmsprob"], "Did you mean 'rmsprop'"),
+        ([*RUN, "--backend", "tensorflwo"], "Did you mean 'tensorflow'"),
+        ([*RUN, "--tasks", "0"], "tasks=0"),
+        ([*RUN, "--tasks", "1.5"], "invalid int value"),
+        ([*RUN, "--batch-size", "100000"], "at most 1438"),
+        (["report", "no-such-run"], "no-such-run"),
+        (["run"], "EXPERIMENT"),
+        ([], "COMMAND"),
+    ],
+)
+def test_bad_input_is_told(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stop:  # argparse's own.
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not [name for _, _, files in os.walk(tmp_path) for name in files]
+
+
+def test_interrupted(monkeypatch, capsys, tmp_path):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.benchmarks, "run", interrupt)
+    assert cli.main([*RUN, "--output", str(tmp_path / "run")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "permuted", "--help"]])
+def test_help_teaches(arguments, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(arguments)
+    out = capsys.readouterr().out
+    assert "--context" in out and "identity" in out
+
+
+def test_another_backend_in_its_own_process(tmp_path):
+    other = "torch" if BACKEND == "jax" else "jax"
+    arguments = [*RUN, "--backend", other, "--output", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "keras_psp.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"binary on {other}" in done.stdout
+    content = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert content["backend"] == other
+
+
+def test_missing_backend_is_named(monkeypatch, capsys):
+    other = "torch" if BACKEND == "jax" else "jax"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main([*RUN, "--backend", other]) == 2
+    assert f"pip install {other}" in capsys.readouterr().err
+
+
+def test_missing_tensorboard_is_named(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main([*RUN, "--tensorboard", "--output", str(tmp_path / "run")]) == 2
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+
+def test_missing_matplotlib_is_named(monkeypatch, capsys, tmp_path):
+    run = str(tmp_path / "run")
+    assert cli.main([*RUN, "--output", run]) == 0
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.main(["report", run]) == 2
+    assert 'pip install "keras-psp[plots]"' in capsys.readouterr().err
+    assert os.listdir(run) == ["result.json"]
+
+
+def test_progress_on_a_terminal_and_none_elsewhere():
+    def shown(**options):
+        with open(os.devnull, "w") as nowhere:
+            console = Console(file=nowhere, record=True, width=100, **options)
+            callback = RunProgress(2, 6, console)
+            config = PermutedConfig(tasks=2, steps=6, units=8)
+            run(config, callbacks=[callback])
+            return console.export_text()
+
+    text = shown(force_terminal=True)
+    assert "task 2/2" in text and "step 6/6" in text
+    assert re.search(r"\d+\.\d % on tasks seen", text)
+    assert shown(force_terminal=False).strip() == ""

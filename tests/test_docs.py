@@ -1,0 +1,73 @@
+"""Every example that a reader may copy is run."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import keras_psp
+
+ROOT = Path(__file__).parent.parent
+MODULES = [
+    name
+    for _, name, _ in pkgutil.walk_packages(keras_psp.__path__, "keras_psp.")
+    if not name.endswith(".cli")
+]
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module)
+    assert not failed
+
+
+def test_public_names_have_examples():
+    for package in ("contexts", "layers", "models", "datasets", "benchmarks"):
+        package = getattr(keras_psp, package)
+        for name in package.__all__:
+            value = getattr(package, name)
+            if callable(value):
+                assert value.__doc__, name
+                assert ">>>" in value.__doc__ or name in (
+                    "Context",
+                    "RunResult",
+                    "Source",
+                ), name
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKS)))
+def test_readme_block(number, tmp_path, monkeypatch):
+    language, code = BLOCKS[number]
+    monkeypatch.chdir(tmp_path)
+    if language == "python":
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+        return
+    assert language == "sh"
+    for line in code.splitlines():
+        words = line.split("#")[0].split()
+        if words[0] == "keras-psp":
+            # The command as it stands, but for how long it takes.
+            words = [sys.executable, "-m", "keras_psp.cli", *words[1:]]
+            if "run" in words:
+                words += ["--tasks", "2", "--steps", "6", "--units", "8"]
+                words += [] if "digits" in words else ["--source", "digits"]
+            for i, word in enumerate(words):
+                if "*" in word:
+                    words[i : i + 1] = map(str, sorted(tmp_path.glob(word)))
+            done = subprocess.run(words, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        elif words[0].startswith("./"):
+            assert (ROOT / words[0]).exists()  # ./tools/test runs this test.
+        else:
+            assert words[:2] == ["pip", "install"] or words[0] in ("git", "cd"), line
+
+
+def test_readme_has_blocks():
+    assert {language for language, _ in BLOCKS} == {"python", "sh"}

@@ -1,0 +1,51 @@
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import pytest
+from conftest import BACKEND
+
+import keras_psp
+
+HEAVY = ("sklearn", "matplotlib", "rich", "tensorflow_datasets", "tensorflow")
+
+
+def test_import_brings_keras_and_numpy_alone():
+    code = (
+        "import sys, json, keras; before = set(sys.modules); import keras_psp; "
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    added = {name.split(".")[0] for name in json.loads(done.stdout)}
+    assert "keras_psp" in added
+    assert not added & set(HEAVY)
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="which imports TensorFlow")
+def test_tensorflow_is_not_imported_for_another_backend():
+    code = "import sys, keras_psp; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_datasets_and_benchmarks_are_imported_when_asked_for():
+    assert keras_psp.datasets.permuted and keras_psp.benchmarks.run
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = keras_psp.nonsense
+
+
+def test_public_names_exist():
+    for package in (keras_psp, *(getattr(keras_psp, n) for n in keras_psp.__all__)):
+        for name in package.__all__:
+            assert hasattr(package, name), name
+
+
+def test_classes_are_registered():
+    for name in ("PSPDense", "Binary", "Identity", "TaskModel"):
+        assert keras.saving.get_registered_object(f"keras_psp>{name}") is not None
+
+
+def test_package_is_typed():
+    folder = os.path.dirname(keras_psp.__file__)
+    assert os.path.exists(os.path.join(folder, "py.typed"))
