@@ -29,17 +29,13 @@ def test_docstring_examples(name):
 
 
 def test_public_names_have_examples():
+    without = ("Context", "RunResult", "Source")  # Whose examples are elsewhere.
     for package in ("contexts", "layers", "models", "datasets", "benchmarks"):
         package = getattr(keras_psp, package)
         for name in package.__all__:
             value = getattr(package, name)
-            if callable(value):
-                assert value.__doc__, name
-                assert ">>>" in value.__doc__ or name in (
-                    "Context",
-                    "RunResult",
-                    "Source",
-                ), name
+            if callable(value) and name not in without:
+                assert ">>>" in value.__doc__, name
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))

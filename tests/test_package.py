@@ -2,6 +2,9 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
+import zipfile
+from pathlib import Path
 
 import keras
 import pytest
@@ -49,3 +52,28 @@ def test_classes_are_registered():
 def test_package_is_typed():
     folder = os.path.dirname(keras_psp.__file__)
     assert os.path.exists(os.path.join(folder, "py.typed"))
+
+
+def test_wheel_and_sdist_hold_what_they_should(tmp_path):
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "build", "--no-isolation", "-o", str(tmp_path)]
+    subprocess.run([*command, str(root)], check=True, capture_output=True)
+    wheel, sdist = next(tmp_path.glob("*.whl")), next(tmp_path.glob("*.tar.gz"))
+    assert f"keras_psp-{keras_psp.__version__}-py3-none-any.whl" == wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        info = f"keras_psp-{keras_psp.__version__}.dist-info"
+        metadata = archive.read(f"{info}/METADATA").decode()
+        scripts = archive.read(f"{info}/entry_points.txt").decode()
+    assert {name.split("/")[0] for name in names} == {"keras_psp", info}
+    assert "keras_psp/py.typed" in names and "keras_psp/layers/psp_dense.py" in names
+    assert "keras-psp = keras_psp.cli:main" in scripts
+    base = [
+        line.removeprefix("Requires-Dist: ")
+        for line in metadata.splitlines()
+        if line.startswith("Requires-Dist") and "extra ==" not in line
+    ]
+    assert [name.split(">=")[0] for name in base] == ["keras", "numpy"]
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"pyproject.toml", "LICENSE", "README.md", "tests/conftest.py"} <= names
