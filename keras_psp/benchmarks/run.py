@@ -127,5 +127,5 @@ def _device(model):
     return {
         "platform": platform.platform(),
         "name": str(kernel.device),  # Of every backend's tensors.
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": os.cpu_count(),
     }

@@ -44,7 +44,9 @@ def check_task(task, num_tasks):
     """
     task = check_task_type(task)
     if _is_readable(task):
-        values = ops.convert_to_numpy(task)
+        values = (
+            np.asarray(task) if isinstance(task, int) else ops.convert_to_numpy(task)
+        )
         wrong = values[(values < 0) | (values >= num_tasks)]
         if wrong.size:
             raise ValueError(
