@@ -24,7 +24,7 @@ def mlp(
     """Builds a multi-layer perceptron that holds `num_tasks` models in one.
 
     As in the authors' code: `depth` hidden layers of `units` rectified units, kernels
-    drawn with variance 2 / (in + out), no biases (tasks would share them).
+    drawn from N(0, 2 / (in + out)), no biases (tasks would share them).
 
     Args:
         input_shape: Tuple of integers, the shape of one image.
@@ -36,7 +36,7 @@ def mlp(
         learnable: Boolean, whether the contexts are trained.
         head: `"superposed"`, or `"shared"` for a plain `Dense` that knows no tasks.
         seed: Non-negative integer: equal seeds give equal contexts and equal initial
-            kernels; the contexts are equal on every backend.
+            kernels, on every backend.
         name: Name of the model.
 
     Returns:
@@ -65,24 +65,28 @@ def mlp(
         raise ValueError(
             f"`depth` must be a non-negative integer. Received: depth={depth!r}"
         )
-    seeds = np.random.SeedSequence(seed).generate_state(2 * (depth + 1)).tolist()
+    seeds = np.random.SeedSequence(seed).generate_state(depth + 1).tolist()
+    rng = np.random.default_rng(seed)
 
-    def dense(units, name, superposed=True):
-        initializer = keras.initializers.GlorotNormal(seed=seeds.pop())
-        kwargs = dict(use_bias=False, kernel_initializer=initializer, name=name)
-        context_seed = seeds.pop()
-        if not superposed:
-            plain = keras.layers.Dense(units, **kwargs)
-            return lambda x, task: plain(x)
-        options = {"learnable": learnable, "seed": context_seed, "name": "context"}
+    def dense(x, task, units, name, superposed=True):
+        options = {"learnable": learnable, "seed": seeds.pop(), "name": "context"}
         layer_context = contexts.get(context, num_tasks=num_tasks, **options)
-        return PSPDense(units, context=layer_context, **kwargs)
+        if superposed:
+            layer = PSPDense(units, context=layer_context, use_bias=False, name=name)
+            outputs = layer(x, task)
+        else:
+            layer = keras.layers.Dense(units, use_bias=False, name=name)
+            outputs = layer(x)
+        # Drawn with NumPy, to start alike on every backend.
+        scale = (2 / sum(layer.kernel.shape)) ** 0.5
+        layer.kernel.assign(rng.normal(scale=scale, size=layer.kernel.shape))
+        return outputs
 
     image = keras.Input(input_shape, name="image")
     task = keras.Input((), dtype="int32", name="task")
     x = keras.layers.Flatten(name="flatten")(image)
     for i in range(depth):
-        x = dense(units, f"dense_{i}")(x, task)
+        x = dense(x, task, units, f"dense_{i}")
         x = keras.layers.ReLU(name=f"relu_{i}")(x)
-    logits = dense(num_classes, "logits", head == "superposed")(x, task)
+    logits = dense(x, task, num_classes, "logits", head == "superposed")
     return TaskModel({"image": image, "task": task}, logits, name=name)
