@@ -118,7 +118,8 @@ def _floor(config):
     kernels = [jnp.asarray(np.asarray(layer.kernel)) for layer in layers]
     banks = [jnp.asarray(np.asarray(layer.context.contexts)) for layer in layers]
     velocities = [jnp.zeros_like(kernel) for kernel in kernels]
-    rate, rho, epsilon = config.learning_rate, 0.9, 1e-7
+    optimizer = config.build_optimizer()
+    rate, rho = config.learning_rate, optimizer.rho
 
     def loss(kernels, x, y, signs):
         for i, kernel in enumerate(kernels):
@@ -142,7 +143,7 @@ def _floor(config):
                 for v, g in zip(velocities, gradients, strict=True)
             ]
             kernels = [
-                k - rate * g / jnp.sqrt(v + epsilon)
+                k - rate * g / jnp.sqrt(v + optimizer.epsilon)
                 for k, g, v in zip(kernels, gradients, velocities, strict=True)
             ]
             return (kernels, velocities), value

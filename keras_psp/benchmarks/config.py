@@ -55,7 +55,11 @@ class PermutedConfig:
         tuple(FAMILIES),
     )
     learnable: bool = _option(False, "train the contexts too, as the authors' code")
-    optimizer: str = _option("rmsprop", "a Keras optimizer", tuple(OPTIMIZERS))
+    optimizer: str = _option(
+        "rmsprop",
+        "a Keras optimizer; rmsprop has the authors' rho of 0.99",
+        tuple(OPTIMIZERS),
+    )
     learning_rate: float = _option(1e-4, "its learning rate")
     seed: int = _option(0, "of permutations, contexts, initial weights, batches")
 
@@ -82,6 +86,13 @@ class PermutedConfig:
     def build_tasks(self) -> TaskSequence:
         """Returns the tasks to learn."""
         return permuted(self.source, self.tasks, seed=self.seed)
+
+    def build_optimizer(self) -> keras.optimizers.Optimizer:
+        """Returns the optimizer of the whole stream."""
+        options = {"learning_rate": self.learning_rate}
+        if self.optimizer == "rmsprop":
+            options["rho"] = 0.99  # PyTorch's default, which the authors used.
+        return keras.optimizers.get({"class_name": self.optimizer, "config": options})
 
     def build_model(self, tasks: TaskSequence) -> TaskModel:
         """Returns the model that learns them, not yet compiled."""

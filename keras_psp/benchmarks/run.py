@@ -60,12 +60,7 @@ def run(config, output=None, overwrite=False, callbacks=(), tensorboard=False):
     stream = tasks.stream(config.steps, config.batch_size)
     model = config.build_model(tasks)
     model.compile(
-        optimizer=keras.optimizers.get(
-            {
-                "class_name": config.optimizer,
-                "config": {"learning_rate": config.learning_rate},
-            }
-        ),
+        optimizer=config.build_optimizer(),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         steps_per_execution=_steps_per_execution(config.steps),
     )

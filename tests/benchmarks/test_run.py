@@ -33,8 +33,7 @@ def test_matrix_is_the_models_accuracy(result):
     tasks = SMALL.build_tasks()
     model = SMALL.build_model(tasks)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.RMSprop(SMALL.learning_rate)
-    model.compile(optimizer, loss, metrics=["accuracy"])
+    model.compile(SMALL.build_optimizer(), loss, metrics=["accuracy"])
     stream = tasks.stream(SMALL.steps, SMALL.batch_size)
     model.fit(stream, shuffle=False, verbose=0)
     for j in range(3):
