@@ -32,8 +32,9 @@ def mlp(
         num_tasks: Positive integer, the number of tasks.
         units: Positive integer, the width of a hidden layer.
         depth: Non-negative integer, the number of hidden layers.
-        context: Name of a context family, one of `keras_psp.contexts.FAMILIES`.
-        learnable: Boolean, whether the contexts are trained.
+        context: Name of a context family, one of `keras_psp.contexts.FAMILIES`, or a
+            `Context` that shows what each layer's own is to be, but for its seed.
+        learnable: Boolean, with a family's name: whether the contexts are trained.
         head: `"superposed"`, or `"shared"` for a plain `Dense` that knows no tasks.
         seed: Non-negative integer: equal seeds give equal contexts and equal initial
             kernels, on every backend.
@@ -65,14 +66,15 @@ def mlp(
         raise ValueError(
             f"`depth` must be a non-negative integer. Received: depth={depth!r}"
         )
+    example = contexts.get(context, num_tasks=num_tasks, learnable=learnable)
     seeds = np.random.SeedSequence(seed).generate_state(depth + 1).tolist()
     rng = np.random.default_rng(seed)
 
     def dense(x, task, units, name, superposed=True):
-        options = {"learnable": learnable, "seed": seeds.pop(), "name": "context"}
-        layer_context = contexts.get(context, num_tasks=num_tasks, **options)
         if superposed:
-            layer = PSPDense(units, context=layer_context, use_bias=False, name=name)
+            config = {**example.get_config(), "seed": seeds.pop(), "name": "context"}
+            own = type(example).from_config(config)
+            layer = PSPDense(units, context=own, use_bias=False, name=name)
             outputs = layer(x, task)
         else:
             layer = keras.layers.Dense(units, use_bias=False, name=name)

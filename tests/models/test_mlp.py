@@ -4,6 +4,7 @@ import pytest
 from conftest import BACKEND
 from keras import ops
 
+from keras_psp import contexts
 from keras_psp.layers import PSPDense
 from keras_psp.models import TaskModel
 from keras_psp.models import mlp
@@ -46,6 +47,14 @@ def test_structure():
 def test_learnable_contexts_train():
     names = [v.path for v in make(learnable=True).trainable_weights]
     assert sum(name.endswith("context/contexts") for name in names) == 3
+
+
+def test_context_may_be_an_example():
+    model = make(context=contexts.Binary(5, learnable=True), seed=1)
+    by_name = make(learnable=True, seed=1)
+    for a, b in zip(model.get_weights(), by_name.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert model.trainable_weights[1].path == "dense_0/context/contexts"
 
 
 def test_shared_head_is_a_plain_dense(rng):
