@@ -203,8 +203,9 @@ def _add_report(parser):
 def _report(args):
     rows, paths = benchmarks.report(args.runs, output=args.output)
     table = Table(title="Test accuracy after the last task")
-    for i, column in enumerate(rows[0]):
-        table.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
+    for column in rows[0]:
+        text = column in ("run", "context", "backend")  # The rest are numbers.
+        table.add_column(column, justify="left" if text else "right", no_wrap=text)
     for row in rows:
         table.add_row(*row.values())
     console = _console()
