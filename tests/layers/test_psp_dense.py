@@ -186,17 +186,15 @@ def test_exported_model_masks_unknown_tasks(tmp_path):
         shapes = ({"image": {0: batch}, "task": {0: batch}},)
         model.export(path, format="torch", verbose=False, dynamic_shapes=shapes)
         exported = torch.export.load(path).module()
-        serve = lambda x, task: exported({"image": x, "task": task})  # noqa: E731
-        tensor = torch.tensor
+        serve, tensor = exported, torch.tensor
     else:
         import tensorflow as tf
 
         model.export(path, format="tf_saved_model", verbose=False)
         exported = tf.saved_model.load(path)
-        serve = lambda x, task: exported.serve({"image": x, "task": task})  # noqa: E731
-        tensor = tf.constant
+        serve, tensor = exported.serve, tf.constant
     for n in (10, 7, 4):
-        y = serve(tensor(x[:n]), tensor(task[:n]))
+        y = serve({"image": tensor(x[:n]), "task": tensor(task[:n])})
         y = y.detach().numpy() if BACKEND == "torch" else y.numpy()
         assert np.isnan(y[3]).all()
         known = np.arange(n) != 3
