@@ -203,11 +203,14 @@ def _add_report(parser):
 def _report(args):
     rows, paths = benchmarks.report(args.runs, output=args.output)
     table = Table(title="Test accuracy after the last task")
-    for column in rows[0]:
-        text = column in ("run", "context", "backend")  # The rest are numbers.
-        table.add_column(column, justify="left" if text else "right", no_wrap=text)
+    # What 80 columns can hold; report.md has the rest.
+    table.add_column("run", overflow="fold", min_width=12)
+    table.add_column("context")
+    numbers = ("average %", "task 0 %", "just trained %", "forgetting %", "ms/step")
+    for column in numbers:
+        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*(row[column] for column in ("run", "context", *numbers)))
     console = _console()
     console.print(table)
     for path in paths:
