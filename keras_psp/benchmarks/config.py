@@ -6,7 +6,7 @@ from numbers import Real
 
 import keras
 
-from keras_psp.contexts import FAMILIES
+from keras_psp import contexts
 from keras_psp.datasets import SOURCES
 from keras_psp.datasets import TaskSequence
 from keras_psp.datasets import permuted
@@ -52,9 +52,12 @@ class PermutedConfig:
     context: str = _option(
         "binary",
         "the family of contexts; identity is the standard network",
-        tuple(FAMILIES),
+        tuple(contexts.FAMILIES),
     )
     learnable: bool = _option(False, "train the contexts too, as the authors' code")
+    complex_valued: bool = _option(
+        False, "a network of complex numbers, as the paper's; twice the weights"
+    )
     optimizer: str = _option(
         "rmsprop",
         "a Keras optimizer; rmsprop has the authors' rho of 0.99",
@@ -82,6 +85,7 @@ class PermutedConfig:
                 raise TypeError(
                     f"`{field.name}` must be True or False. Received: {value!r}"
                 )
+        contexts.get(self.context, num_tasks=self.tasks, learnable=self.learnable)
 
     def build_tasks(self) -> TaskSequence:
         """Returns the tasks to learn."""
@@ -104,6 +108,7 @@ class PermutedConfig:
             depth=self.depth,
             context=self.context,
             learnable=self.learnable,
+            complex_valued=self.complex_valued,
             seed=self.seed,
         )
 

@@ -27,6 +27,9 @@ class RunResult:
         backend: Keras' backend.
         device: What it ran on: `platform`, `name`, `cpus`.
         jit_compile: Whether the model was compiled by XLA (or by torch.compile).
+        contexts: What they cost and are: `bits_per_task` and `numbers_per_task` of all
+            layers together, and `orthogonality_drift`, the largest element of
+            |C_k C_k^T - I| of any, after training.
         timings: Seconds: `train_seconds` and `test_seconds`, a number for each task
             (the first includes compilation), and `total_seconds`.
         matrix: R[i, j], the accuracy on task j after training task i: lists; `None`
@@ -40,6 +43,7 @@ class RunResult:
     backend: str
     device: dict
     jit_compile: bool
+    contexts: dict
     timings: dict
     matrix: list
 

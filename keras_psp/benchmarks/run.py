@@ -85,6 +85,7 @@ def run(config, output=None, overwrite=False, callbacks=(), tensorboard=False):
         backend=keras.backend.backend(),
         device=_device(model),
         jit_compile=bool(model.jit_compile),
+        contexts=_contexts(model),
         timings={
             "train_seconds": matrix.train_seconds,
             "test_seconds": matrix.test_seconds,
@@ -104,6 +105,18 @@ def _steps_per_execution(steps):
     # An execution pays once for Keras' callbacks. It must not cross a task's end.
     at_most = 1 if keras.backend.backend() == "torch" else 10  # As Keras demands.
     return max(n for n in range(1, at_most + 1) if steps % n == 0)
+
+
+def _contexts(model):
+    layers = [layer for layer in model.layers if hasattr(layer, "context")]
+    contexts = [layer.context for layer in layers]
+    return {
+        "bits_per_task": sum(context.bits_per_task for context in contexts),
+        "numbers_per_task": sum(context.numbers_per_task for context in contexts),
+        "orthogonality_drift": max(
+            float(context.orthogonality_drift().max()) for context in contexts
+        ),
+    }
 
 
 def _versions():

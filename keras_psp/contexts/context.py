@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_psp.contexts.task_index import check_num_tasks
 from keras_psp.contexts.task_index import check_task
+from keras_psp.contexts.task_index import is_soft
 from keras_psp.contexts.task_index import mask_unknown_tasks
 from keras_psp.contexts.task_index import split_task
 
@@ -19,20 +20,22 @@ class Context(keras.layers.Layer):
     context(x, k) = x C_k
     ```
 
-    To add a family, subclass it and write `build()`, which creates what the tasks
-    need for inputs of `input_shape[-1]` numbers and calls `super().build()`, `bind()`
-    and `unbind()`, which apply `C_k` and its transpose, and `numbers_per_task`.
+    To add a family, subclass it and write `draw()`, which says what each task needs,
+    and `bind()` and `unbind()`, which apply `C_k` and its transpose.
+    examples/own_context.py does.
 
     Args:
         num_tasks: Positive integer, the number of tasks.
-        seed: Integer. Equal seeds give equal contexts, on every backend.
+        seed: Non-negative integer. Equal seeds give equal contexts, on every backend,
+            and more tasks leave the first ones as they are.
         learnable: Boolean, whether the contexts are trained. Defaults to `False`.
         **kwargs: `keras.layers.Layer` arguments.
 
     Call arguments:
         inputs: Float tensor.
         task: Integer for the whole batch, or integer tensor of shape `(batch,)` or
-            `(batch, 1)`, one index for each example.
+            `(batch, 1)`, one index for each example. Or soft contexts: a float tensor
+            of shape `(batch, num_tasks)`, a weight for each task (see `mix()`).
 
     Input shape:
         `(batch, ..., M)`.
@@ -41,9 +44,15 @@ class Context(keras.layers.Layer):
         The input's. Examples whose index lies outside `[0, num_tasks)` raise a
         `ValueError` where the index can be read and are NaN in a compiled graph.
 
+    Attributes:
+        contexts: What `draw()` returned, as one weight with a row for each task;
+            `None` if a task needs nothing.
+
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3.
     """
+
+    can_learn = False
 
     def __init__(self, num_tasks, seed=0, learnable=False, **kwargs):
         super().__init__(**kwargs)
@@ -52,8 +61,14 @@ class Context(keras.layers.Layer):
             raise ValueError(
                 f"`seed` must be a non-negative integer. Received: seed={seed!r}"
             )
+        if learnable and not self.can_learn:
+            raise ValueError(
+                f"A {type(self).__name__} context has nothing to learn. "
+                f"Received: learnable={learnable!r}"
+            )
         self.seed = int(seed)
         self.learnable = learnable
+        self.contexts = None
         self.supports_masking = True
 
     def __call__(self, inputs, task, **kwargs):
@@ -61,14 +76,33 @@ class Context(keras.layers.Layer):
         return super().__call__(inputs, task=task, **kwargs)
 
     def build(self, input_shape):
-        self.input_spec = keras.InputSpec(axes={-1: input_shape[-1]})
+        width = input_shape[-1]
+        self._check_capacity(self.num_tasks, width)
+        self.input_spec = keras.InputSpec(axes={-1: width})
+        rows = self.draw(range(self.num_tasks), width)
+        if rows is not None:
+            self._add_contexts(rows)
 
     def call(self, inputs, task):
         index, known = split_task(task, self.num_tasks, inputs.shape)
-        return mask_unknown_tasks(self.bind(inputs, index), known)
+        return mask_unknown_tasks(self.transform(inputs, index), known)
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+    def draw(self, tasks, width):
+        """Draws what each task needs, with NumPy, from `self.seed`.
+
+        Args:
+            tasks: `range` of consecutive tasks. What one task gets must not depend on
+                the others asked for, or `add_tasks()` would change it.
+            width: Integer, the number M of inputs.
+
+        Returns:
+            Array of shape `(len(tasks), ...)`, or `None` if a task needs nothing.
+            Integers keep their dtype, floats get the layer's.
+        """
+        raise NotImplementedError
 
     def bind(self, inputs, index):
         """Computes `x C_k` for indices that are known to be valid.
@@ -85,6 +119,33 @@ class Context(keras.layers.Layer):
     def unbind(self, inputs, index):
         """Computes `x C_k^T`; arguments and result as for `bind()`."""
         raise NotImplementedError
+
+    def mix(self, inputs, weights):
+        """Computes `x` bound to a mixture of contexts, `x (sum_k w_k C_k)`.
+
+        Families whose contexts have a mean of their own kind (phases) use that.
+
+        Args:
+            inputs: Float tensor of shape `(batch, ..., M)`.
+            weights: Float tensor of shape `(batch, num_tasks)`.
+
+        Returns:
+            Tensor like `inputs`.
+        """
+        # Every example is bound once by each task.
+        shape = inputs.shape[1:]
+        index = ops.zeros_like(weights, "int32") + np.arange(
+            self.num_tasks, dtype="int32"
+        )
+        repeated = ops.repeat(inputs, self.num_tasks, axis=0)
+        bound = self.bind(repeated, ops.reshape(index, (-1,)))
+        bound = ops.reshape(bound, (-1, self.num_tasks, *shape))
+        weights = ops.cast(weights, inputs.dtype)
+        return ops.einsum("bk,bk...->b...", weights, bound)
+
+    def transform(self, inputs, index):
+        """Binds or mixes, whichever `index` (see `task_index.split_task`) asks for."""
+        return (self.mix if is_soft(index) else self.bind)(inputs, index)
 
     def bind_kernel(self, kernel, task):
         """Returns `C_k W`, the kernel that task k sees.
@@ -110,18 +171,69 @@ class Context(keras.layers.Layer):
         """
         return self._map_kernel(self.bind, kernel, task)
 
+    def add_tasks(self, n):
+        """Adds `n` tasks behind the present ones, which stay exactly as they are.
+
+        A model that contains the context must be told: `TaskModel.add_tasks()` tells
+        all its layers, and compiled functions.
+
+        Args:
+            n: Positive integer.
+
+        Returns:
+            The context itself.
+
+        Raises:
+            TypeError: `n` is not an integer.
+            ValueError: `n` is not positive, or the family cannot hold so many tasks.
+        """
+        total = self.num_tasks + check_num_tasks(n, "n")
+        self.check_can_hold(total)
+        if self.built:
+            width = self.input_spec.axes[-1]
+            more = self.draw(range(self.num_tasks, total), width)
+            if more is not None:
+                self._replace_contexts(more)
+        self.num_tasks = total
+        return self
+
+    def check_can_hold(self, num_tasks):
+        """Raises a `ValueError` if the context, once built, cannot hold `num_tasks`."""
+        if self.built:
+            self._check_capacity(num_tasks, self.input_spec.axes[-1])
+
+    def max_num_tasks(self, width):
+        """Returns how many tasks the family holds for `width` inputs; `None`: any."""
+        return None
+
     @property
     def numbers_per_task(self):
         """How many numbers one more task costs."""
-        raise NotImplementedError
+        return 0 if self.contexts is None else int(np.prod(self.contexts.shape[1:]))
 
     @property
     def bits_per_task(self):
         """How many bits of memory one more task costs."""
-        bits = sum(
-            8 * np.dtype(v.dtype).itemsize * int(np.prod(v.shape)) for v in self.weights
-        )
-        return bits // self.num_tasks
+        if self.contexts is None:
+            return 0
+        dtype = keras.backend.standardize_dtype(self.contexts.dtype)
+        size = 16 if dtype == "bfloat16" else 8 * np.dtype(dtype).itemsize
+        return size * int(np.prod(self.contexts.shape[1:]))
+
+    def orthogonality_drift(self):
+        """Returns how far each `C_k` is from an orthogonal map.
+
+        Returns:
+            float64 array of shape `(num_tasks,)`: the largest element of
+            `|C_k C_k^T - I|`. Zero but for rounding if the contexts are fixed.
+        """
+        eye = np.eye(self.input_spec.axes[-1])
+        drift = []
+        for k in range(self.num_tasks):
+            bound = self.bind(ops.convert_to_tensor(eye, "float32"), k)
+            product = ops.convert_to_numpy(ops.stop_gradient(self.unbind(bound, k)))
+            drift.append(np.abs(product - eye).max())
+        return np.array(drift, "float64")
 
     def quantize(self, mode=None, type_check=True, config=None):
         """Does nothing: `Model.quantize()` asks every layer, and signs are bytes."""
@@ -133,6 +245,52 @@ class Context(keras.layers.Layer):
             "seed": self.seed,
             "learnable": self.learnable,
         }
+
+    # Under the family's name, so that no other family takes it for its own.
+
+    def save_own_variables(self, store):
+        for variable in self.weights:
+            store[f"{type(self).__name__}.{variable.name}"] = variable.numpy()
+
+    def load_own_variables(self, store):
+        names = [f"{type(self).__name__}.{v.name}" for v in self.weights]
+        if sorted(store.keys()) != sorted(names):
+            raise ValueError(
+                f"These are not the weights of {self.num_tasks} tasks' "
+                f"{type(self).__name__} contexts: expected {names}. "
+                f"Received: {list(store.keys())}"
+            )
+        for variable, name in zip(self.weights, names, strict=True):
+            variable.assign(store[name])
+
+    def _check_capacity(self, num_tasks, width):
+        limit = self.max_num_tasks(width)
+        if limit is not None and num_tasks > limit:
+            raise ValueError(
+                f"{type(self).__name__} contexts of {width} inputs hold at most "
+                f"{limit} tasks. Received: num_tasks={num_tasks}"
+            )
+
+    def _add_contexts(self, rows):
+        fixed_dtype = None if rows.dtype.kind == "f" else rows.dtype.name
+        self.contexts = self.add_weight(
+            name="contexts",
+            shape=rows.shape,
+            initializer=lambda shape, dtype: ops.convert_to_tensor(rows, dtype),
+            dtype=None if self.learnable else fixed_dtype,
+            autocast=False,
+            trainable=self.learnable,
+        )
+
+    def _replace_contexts(self, more):
+        old = self.contexts
+        rows = np.concatenate([ops.convert_to_numpy(old), more])
+        # As Keras' own layers do where a weight is to have another shape (`quantize`).
+        self._untrack_variable(old)
+        self._tracker.unlock()
+        with self._open_name_scope():
+            self._add_contexts(rows)
+        self._tracker.lock()
 
     def _map_kernel(self, transform, kernel, task):
         task = check_task(task, self.num_tasks)

@@ -3,12 +3,31 @@
 import keras
 
 from keras_psp.contexts.binary import Binary
+from keras_psp.contexts.complex import Complex
 from keras_psp.contexts.context import Context
+from keras_psp.contexts.fast_rotation import FastRotation
+from keras_psp.contexts.hadamard import Hadamard
+from keras_psp.contexts.householder import Householder
 from keras_psp.contexts.identity import Identity
+from keras_psp.contexts.permutation import Permutation
+from keras_psp.contexts.powers import Powers
+from keras_psp.contexts.rotation import Rotation
+from keras_psp.contexts.signed_permutation import SignedPermutation
 from keras_psp.contexts.task_index import check_num_tasks
 from keras_psp.names import check_name
 
-FAMILIES = {"binary": Binary, "identity": Identity}
+FAMILIES = {
+    "identity": Identity,
+    "binary": Binary,
+    "hadamard": Hadamard,
+    "complex": Complex,
+    "powers": Powers,
+    "rotation": Rotation,
+    "fast_rotation": FastRotation,
+    "householder": Householder,
+    "permutation": Permutation,
+    "signed_permutation": SignedPermutation,
+}
 
 
 def get(identifier, num_tasks=None, seed=0, **kwargs):
@@ -20,7 +39,7 @@ def get(identifier, num_tasks=None, seed=0, **kwargs):
         num_tasks: Positive integer, the number of tasks. Needed with a name; with
             anything else it must agree, if it is given.
         seed: Integer, with a name: equal seeds give equal contexts, on every backend.
-        **kwargs: With a name, further arguments of the family (`learnable`, `name`).
+        **kwargs: With a name, further arguments of the family (`learnable`, `storage`).
 
     Returns:
         A `Context`.

@@ -18,7 +18,8 @@ class Identity(Context):
     Call arguments:
         inputs: Float tensor.
         task: Integer for the whole batch, or integer tensor of shape `(batch,)` or
-            `(batch, 1)`. It changes nothing, but it must be a task.
+            `(batch, 1)`. It changes nothing, but it must be a task. Or weights of
+            shape `(batch, num_tasks)`, whose sum the inputs are multiplied with.
 
     Input shape:
         `(batch, ..., M)`.
@@ -34,19 +35,11 @@ class Identity(Context):
     1.0
     """
 
-    def __init__(self, num_tasks, seed=0, learnable=False, **kwargs):
-        if learnable:
-            raise ValueError(
-                "An identity context has nothing to learn. Received: learnable=True"
-            )
-        super().__init__(num_tasks, seed=seed, **kwargs)
+    def draw(self, tasks, width):
+        return None
 
     def bind(self, inputs, index):
         return inputs
 
     def unbind(self, inputs, index):
         return inputs
-
-    @property
-    def numbers_per_task(self):
-        return 0

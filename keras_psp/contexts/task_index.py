@@ -8,18 +8,31 @@ import numpy as np
 from keras import ops
 
 
-def check_num_tasks(num_tasks):
+def check_num_tasks(num_tasks, name="num_tasks"):
     """Returns `num_tasks` as an `int`; raises if it is no positive integer."""
     if isinstance(num_tasks, bool) or not isinstance(num_tasks, Integral):
         raise TypeError(
-            "`num_tasks` must be a positive integer. "
-            f"Received: num_tasks={num_tasks!r} (of type {type(num_tasks).__name__})"
+            f"`{name}` must be a positive integer. "
+            f"Received: {name}={num_tasks!r} (of type {type(num_tasks).__name__})"
         )
     if num_tasks < 1:
         raise ValueError(
-            f"`num_tasks` must be a positive integer. Received: num_tasks={num_tasks}"
+            f"`{name}` must be a positive integer. Received: {name}={num_tasks}"
         )
     return int(num_tasks)
+
+
+def is_soft(task):
+    """Whether `task` holds soft contexts, a float weight for each task.
+
+    A float tensor of shape `(batch, 1)` does not: it is an index of the wrong dtype.
+    """
+    shape = getattr(task, "shape", ())
+    return (
+        len(shape) == 2
+        and shape[1] != 1
+        and keras.backend.is_float_dtype(keras.backend.standardize_dtype(task.dtype))
+    )
 
 
 def check_task(task, num_tasks):
@@ -32,7 +45,7 @@ def check_task(task, num_tasks):
 
     Args:
         task: int, list of ints, array or tensor of shape `()`, `(batch,)` or
-            `(batch, 1)`.
+            `(batch, 1)`; or soft contexts, floats of shape `(batch, num_tasks)`.
         num_tasks: int, the number of tasks.
 
     Returns:
@@ -40,10 +53,11 @@ def check_task(task, num_tasks):
 
     Raises:
         TypeError: The index is not of an integer dtype.
-        ValueError: The index has another rank or lies outside `[0, num_tasks)`.
+        ValueError: The index has another rank or lies outside `[0, num_tasks)`, or
+            there is not one soft weight for each task.
     """
-    task = check_task_type(task)
-    if _is_readable(task):
+    task = check_task_type(task, num_tasks)
+    if not is_soft(task) and _is_readable(task):
         values = (
             np.asarray(task) if isinstance(task, int) else ops.convert_to_numpy(task)
         )
@@ -55,8 +69,8 @@ def check_task(task, num_tasks):
     return task
 
 
-def check_task_type(task):
-    """Checks the dtype and the rank of a `task` argument; see `check_task`."""
+def check_task_type(task, num_tasks):
+    """Checks the dtype and the shape of a `task` argument; see `check_task`."""
     if isinstance(task, (list, tuple)):
         task = np.asarray(task)
     if isinstance(task, Integral) and not isinstance(task, bool):
@@ -67,6 +81,13 @@ def check_task_type(task):
             f"Received: task={task!r} (of type {type(task).__name__})"
         )
     dtype = keras.backend.standardize_dtype(task.dtype)
+    if is_soft(task):
+        if task.shape[1] not in (None, num_tasks):
+            raise ValueError(
+                "Soft contexts must have shape (batch, num_tasks), a weight for each "
+                f"of {num_tasks} tasks. Received: task of shape {tuple(task.shape)}"
+            )
+        return task
     if "int" not in dtype:
         raise TypeError(
             "`task` must have an integer dtype, because it is an index. For a "
@@ -90,27 +111,30 @@ def split_task(task, num_tasks, inputs_shape):
         inputs_shape: shape of the inputs, `(batch, ...)`.
 
     Returns:
-        `(index, known)`. For a Python integer `(task, None)`. For a tensor an int32
-        tensor of shape `()` or `(batch,)` clipped to `[0, num_tasks)`, and a boolean
-        one that is `False` where clipping changed it.
+        `(index, known)`. For a Python integer and for soft contexts `(task, None)`.
+        For a tensor of indices an int32 tensor of shape `()` or `(batch,)` clipped to
+        `[0, num_tasks)`, and a boolean one that is `False` where clipping changed it.
     """
     if isinstance(task, int):
         return task, None
     task = ops.convert_to_tensor(task)
+    soft = is_soft(task)
+    if len(task.shape) == 2 and not soft:
+        task = ops.squeeze(task, axis=1)
+    if len(task.shape) > 0:
+        batch, tasks = inputs_shape[0], task.shape[0]
+        if isinstance(batch, int) and isinstance(tasks, int) and batch != tasks:
+            raise ValueError(
+                "`task` must hold one index for each example. "
+                f"Received: {tasks} for inputs of shape {tuple(inputs_shape)}"
+            )
+    if soft:
+        return task, None
     # Compared at 64 bits where it has them: 2**32 must not wrap round to task 0. And
     # at no less than 32: `num_tasks` need not fit into an int8.
     dtype = keras.backend.standardize_dtype(task.dtype)
     if dtype not in ("int32", "int64"):
         task = ops.cast(task, "int64" if dtype == "uint64" else "int32")
-    if len(task.shape) == 2:
-        task = ops.squeeze(task, axis=1)
-    if len(task.shape) == 1:
-        batch, tasks = inputs_shape[0], task.shape[0]
-        if isinstance(batch, int) and isinstance(tasks, int) and batch != tasks:
-            raise ValueError(
-                "`task` must hold one index for each example. "
-                f"Received: {tasks} indices for inputs of shape {tuple(inputs_shape)}"
-            )
     index = ops.clip(task, 0, num_tasks - 1)
     return ops.cast(index, "int32"), ops.equal(index, task)
 
@@ -130,6 +154,17 @@ def mask_unknown_tasks(outputs, known):
     if len(known.shape) == 1:
         known = ops.reshape(known, (-1,) + (1,) * (len(outputs.shape) - 1))
     return ops.where(known, outputs, float("nan"))
+
+
+def holds_one_task(index):
+    """Returns a boolean tensor, whether all of `index` are one task.
+
+    Or `None` where the answer decides nothing at run time, or only after waiting for
+    a device: on torch, on a GPU or while it is exported.
+    """
+    if keras.backend.backend() == "torch" and not _is_readable(index):
+        return None
+    return ops.all(ops.equal(index, index[:1]))
 
 
 def _is_readable(task):

@@ -5,6 +5,7 @@ import numpy as np
 
 from keras_psp import contexts
 from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp.layers import PSPComplexDense
 from keras_psp.layers import PSPDense
 from keras_psp.models.task_model import TaskModel
 
@@ -18,6 +19,8 @@ def mlp(
     context="binary",
     learnable=False,
     head="superposed",
+    complex_valued=False,
+    soft=False,
     seed=0,
     name="mlp",
 ) -> keras.Model:
@@ -36,13 +39,19 @@ def mlp(
             `Context` that shows what each layer's own is to be, but for its seed.
         learnable: Boolean, with a family's name: whether the contexts are trained.
         head: `"superposed"`, or `"shared"` for a plain `Dense` that knows no tasks.
+        complex_valued: Boolean, whether the network's numbers are complex, as in the
+            paper's complex superposition. It has twice the weights; the logits are
+            the real part of its outputs.
+        soft: Boolean, whether the model takes soft contexts, a weight for each task,
+            in place of an index.
         seed: Non-negative integer: equal seeds give equal contexts and equal initial
             kernels, on every backend.
         name: Name of the model.
 
     Returns:
         A functional model. Inputs: `{"image": float32 (batch, *input_shape), "task":
-        int32 (batch,)}`; output: logits, `(batch, num_classes)`.
+        int32 (batch,)}`, or if `soft` float32 `(batch, num_tasks)`; output: logits,
+        `(batch, num_classes)`.
 
     Raises:
         TypeError, ValueError: An argument that is not one of the above.
@@ -62,6 +71,11 @@ def mlp(
         raise ValueError(
             f'`head` must be "superposed" or "shared". Received: head={head!r}'
         )
+    if complex_valued and head == "shared":
+        raise ValueError(
+            'A complex network has no plain head. Received: head="shared", '
+            "complex_valued=True"
+        )
     if not isinstance(depth, int) or depth < 0:
         raise ValueError(
             f"`depth` must be a non-negative integer. Received: depth={depth!r}"
@@ -74,21 +88,37 @@ def mlp(
         if superposed:
             config = {**example.get_config(), "seed": seeds.pop(), "name": "context"}
             own = type(example).from_config(config)
-            layer = PSPDense(units, context=own, use_bias=False, name=name)
+            kind = PSPComplexDense if complex_valued else PSPDense
+            layer = kind(units, context=own, use_bias=False, name=name)
             outputs = layer(x, task)
         else:
             layer = keras.layers.Dense(units, use_bias=False, name=name)
             outputs = layer(x)
         # Drawn with NumPy, to start alike on every backend.
-        scale = (2 / sum(layer.kernel.shape)) ** 0.5
-        layer.kernel.assign(rng.normal(scale=scale, size=layer.kernel.shape))
+        if complex_valued:
+            shape = layer.kernel_real.shape
+            size = rng.normal(scale=(2 / sum(shape)) ** 0.5, size=shape)
+            angle = rng.uniform(-np.pi, np.pi, size=shape)
+            layer.kernel_real.assign(size * np.cos(angle))
+            layer.kernel_imaginary.assign(size * np.sin(angle))
+        else:
+            shape = layer.kernel.shape
+            layer.kernel.assign(rng.normal(scale=(2 / sum(shape)) ** 0.5, size=shape))
         return outputs
 
     image = keras.Input(input_shape, name="image")
-    task = keras.Input((), dtype="int32", name="task")
+    if soft:
+        task = keras.Input((num_tasks,), name="task")
+    else:
+        task = keras.Input((), dtype="int32", name="task")
     x = keras.layers.Flatten(name="flatten")(image)
+    if complex_valued:
+        zeros = keras.layers.Rescaling(0.0, name="imaginary")(x)
+        x = keras.layers.Concatenate(name="complex")([x, zeros])
     for i in range(depth):
         x = dense(x, task, units, f"dense_{i}")
         x = keras.layers.ReLU(name=f"relu_{i}")(x)
     logits = dense(x, task, num_classes, "logits", head == "superposed")
+    if complex_valued:
+        logits = logits[:, :num_classes]
     return TaskModel({"image": image, "task": task}, logits, name=name)

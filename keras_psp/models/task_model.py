@@ -1,9 +1,12 @@
 """A functional model that takes its `task` input at its word."""
 
 import keras
+import numpy as np
 
+from keras_psp.contexts.task_index import check_num_tasks
 from keras_psp.contexts.task_index import check_task
 from keras_psp.contexts.task_index import check_task_type
+from keras_psp.contexts.task_index import is_soft
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -36,34 +39,94 @@ class TaskModel(keras.Model):
     @property
     def num_tasks(self):
         """How many tasks the model's superposed layers hold."""
-        return min(
-            layer.num_tasks for layer in self.layers if hasattr(layer, "num_tasks")
-        )
+        return min(layer.num_tasks for layer in self._task_layers())
+
+    def add_tasks(self, n):
+        """Adds `n` tasks behind the present ones, which stay exactly as they are.
+
+        The model need not be compiled again, but if its contexts are learned the
+        optimizer starts afresh: it has numbers of its own for each of theirs.
+
+        Args:
+            n: Positive integer.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            TypeError: `n` is not an integer.
+            ValueError: `n` is not positive, a layer cannot hold so many tasks, or
+                the model takes soft contexts, whose number is that of an input.
+        """
+        total = self.num_tasks + check_num_tasks(n, "n")
+        if self._is_soft():
+            raise ValueError(
+                "A model that takes soft contexts has an input of `num_tasks` weights "
+                f"and cannot grow. Received: n={n}"
+            )
+        layers = self._task_layers()
+        for layer in layers:
+            layer.check_can_hold(total)
+        trained = [id(v) for v in self.trainable_variables]
+        for layer in layers:
+            if layer.num_tasks < total:  # Layers may share a context.
+                layer.add_tasks(total - layer.num_tasks)
+        # What was compiled has the old weights, and number of tasks, in it.
+        self.train_function = self.test_function = self.predict_function = None
+        if self.compiled and trained != [id(v) for v in self.trainable_variables]:
+            self.compile_from_config(self.get_compile_config())
+        return self
 
     def call(self, inputs, training=None, mask=None):
-        _check(inputs, check_task_type)
+        self._check(inputs, check_task_type)
         return super().call(inputs, training=training, mask=mask)
 
     # What is wrong with the data is said here already: on JAX Keras hands the weights
     # over to the compiled step before it traces it, and loses them if that fails.
 
     def fit(self, x=None, *args, **kwargs):
-        _check(x, lambda task: check_task(task, self.num_tasks))
+        self._check(x, check_task)
         return super().fit(x, *args, **kwargs)
 
     def evaluate(self, x=None, *args, **kwargs):
-        _check(x, check_task_type)
+        self._check(x, check_task_type)
         return super().evaluate(x, *args, **kwargs)
 
     def predict(self, x, *args, **kwargs):
-        _check(x, check_task_type)
+        self._check(x, check_task_type)
         return super().predict(x, *args, **kwargs)
 
+    def load_weights(self, filepath, *args, **kwargs):
+        before = [np.array(w) for w in self.get_weights()]
+        try:
+            return super().load_weights(filepath, *args, **kwargs)
+        except Exception:
+            # Keras loads layer after layer, and may find only then that one of them
+            # is of another family, or size.
+            self.set_weights(before)
+            raise
 
-def _check(x, check):
-    """Calls `check` on the task in `x`, or on its type if `x` is a tf.data dataset."""
-    if hasattr(x, "element_spec"):
-        x, check = x.element_spec, check_task_type
-        x = x[0] if isinstance(x, tuple) else x
-    if isinstance(x, dict) and "task" in x:
-        check(x["task"])
+    def _task_layers(self):
+        return [layer for layer in self.layers if hasattr(layer, "num_tasks")]
+
+    def _is_soft(self):
+        return keras.backend.is_float_dtype(self.input["task"].dtype)
+
+    def _check(self, x, check):
+        """Calls `check` on the task in `x`; of a tf.data dataset its type is known."""
+        if hasattr(x, "element_spec"):
+            x, check = x.element_spec, check_task_type
+            x = x[0] if isinstance(x, tuple) else x
+        if isinstance(x, dict) and "task" in x:
+            task = check(x["task"], self.num_tasks)
+            if is_soft(task) != self._is_soft():
+                raise TypeError(
+                    "This model takes "
+                    + (
+                        "soft contexts, floats of shape (batch, num_tasks), "
+                        if self._is_soft()
+                        else "one index for each example "
+                    )
+                    + f"as `task`. Received: task of dtype {task.dtype} and shape "
+                    f"{tuple(task.shape)}"
+                )

@@ -1,0 +1,90 @@
+"""Unit phases, acting on pairs of real numbers."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_psp.contexts import random_numbers
+from keras_psp.contexts.context import Context
+from keras_psp.contexts.sign_context import align
+from keras_psp.contexts.task_index import is_soft
+
+
+@keras.saving.register_keras_serializable(package="keras_psp")
+class Complex(Context):
+    """Random phases: every task turns each pair of inputs by an angle of its own.
+
+    ```
+    C_k = diag(exp(i phi_k)),  phi_k uniform on [-pi, pi)^(M / 2)
+    ```
+
+    The first half of the inputs are the real, the second half the imaginary parts of
+    M / 2 complex numbers, so that a real network keeps its size. If M is odd, the last
+    input keeps its size too, and gets the sign of a cosine.
+
+    Args:
+        num_tasks: Positive integer, the number of tasks.
+        seed: Non-negative integer. Equal seeds give equal phases, on every backend.
+        learnable: Boolean, whether the phases are trained. The contexts stay
+            orthogonal all the same.
+        **kwargs: `keras.layers.Layer` arguments.
+
+    Call arguments:
+        inputs: Float tensor.
+        task: Integer for the whole batch, or integer tensor of shape `(batch,)` or
+            `(batch, 1)`, one index for each example; or weights of shape
+            `(batch, num_tasks)`, to average the phases with.
+
+    Input shape:
+        `(batch, ..., M)`.
+
+    Output shape:
+        The input's.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> context = keras_psp.contexts.Complex(num_tasks=3)
+    >>> y = context(keras.ops.array([[3.0, 4.0]]), 1)
+    >>> print(round(float(keras.ops.norm(y)), 4))
+    5.0
+
+    Reference:
+        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 2.1, "complex
+        superposition"; there the network itself is complex, as of `PSPComplexDense`.
+    """
+
+    can_learn = True
+
+    def draw(self, tasks, width):
+        turns = random_numbers.uniform(self.seed, tasks, -(-width // 2))
+        return 2 * np.pi * turns - np.pi
+
+    def bind(self, inputs, index):
+        return self._turn(inputs, self.phases(index))
+
+    def unbind(self, inputs, index):
+        return self._turn(inputs, -self.phases(index))
+
+    def mix(self, inputs, weights):
+        return self.bind(inputs, weights)
+
+    def phases(self, index):
+        """Returns the angles in radians, `(n,)` or `(batch, n)`, n = ceil(M / 2)."""
+        if is_soft(index):
+            return ops.matmul(ops.cast(index, self.contexts.dtype), self.contexts)
+        return ops.take(self.contexts, index, axis=0)
+
+    def _turn(self, inputs, phases):
+        half = inputs.shape[-1] // 2
+        cos, sin = (
+            align(ops.cast(f(phases), inputs.dtype), inputs) for f in (ops.cos, ops.sin)
+        )
+        real, imaginary = inputs[..., :half], inputs[..., half : 2 * half]
+        parts = [
+            real * cos[..., :half] - imaginary * sin[..., :half],
+            real * sin[..., :half] + imaginary * cos[..., :half],
+        ]
+        if inputs.shape[-1] % 2:
+            parts.append(inputs[..., -1:] * ops.sign(cos[..., -1:]))
+        return ops.concatenate(parts, axis=-1)

@@ -1,0 +1,109 @@
+"""The base of the families made of signs, and how signs are stored."""
+
+import numpy as np
+from keras import ops
+
+from keras_psp.contexts.context import Context
+from keras_psp.contexts.sign_hash import hash_words
+from keras_psp.contexts.sign_hash import unpack
+from keras_psp.contexts.task_index import is_soft
+
+STORAGE = ("bytes", "bits", "seed")
+
+
+class SignContext(Context):
+    """Base class of the contexts that are made of signs.
+
+    Args:
+        num_tasks: Positive integer, the number of tasks.
+        seed: Non-negative integer. Equal seeds give equal signs, on every backend and
+            in every storage.
+        learnable: Boolean. If `True` the signs are the initial values of real numbers
+            that are trained.
+        storage: `"bytes"`, a byte for each sign; `"bits"`, a bit; or `"seed"`,
+            nothing: the signs are computed anew, where they are needed, by an
+            integer hash of the seed, the task and the position.
+        **kwargs: `keras.layers.Layer` arguments.
+    """
+
+    can_learn = True
+
+    def __init__(self, num_tasks, seed=0, learnable=False, storage="bytes", **kwargs):
+        super().__init__(num_tasks, seed=seed, learnable=learnable, **kwargs)
+        if storage not in STORAGE:
+            raise ValueError(
+                f"`storage` must be one of {STORAGE}. Received: storage={storage!r}"
+            )
+        if learnable and storage != "bytes":
+            raise ValueError(
+                "Learned signs are real numbers, and cannot be stored as "
+                f"{storage}. Received: learnable=True, storage={storage!r}"
+            )
+        self.storage = storage
+
+    def draw(self, tasks, width):
+        self.num_signs = self.count_signs(width)
+        if self.storage == "seed":
+            return None
+        bits = self.draw_bits(tasks, width)
+        if self.storage == "bits":
+            return np.packbits(bits.astype("uint8"), axis=-1, bitorder="little")
+        return (2 * bits - 1).astype("int8")
+
+    def count_signs(self, width):
+        """Returns how many signs a task has for `width` inputs."""
+        return width
+
+    def draw_bits(self, tasks, width):
+        """Draws an array of 0 and 1, of shape `(len(tasks), count_signs(width))`."""
+        tasks = np.array(tasks, dtype="int32")[:, np.newaxis]
+        return self._hash(np, tasks)
+
+    def signs(self, index, inputs):
+        """Looks up signs to multiply `inputs` with.
+
+        Args:
+            index: Integer, int32 tensor of shape `()` or `(batch,)`, or float weights
+                of shape `(batch, num_tasks)` to mix the signs with.
+            inputs: Tensor of shape `(batch, ..., M)`.
+
+        Returns:
+            Tensor of the inputs' dtype that broadcasts against them, but for the last
+            dimension, of `count_signs(M)`.
+        """
+        if is_soft(index):
+            every = np.arange(self.num_tasks, dtype="int32")
+            weights = ops.cast(index, inputs.dtype)
+            signs = ops.matmul(weights, self._look_up(every, inputs.dtype))
+        else:
+            signs = self._look_up(index, inputs.dtype)
+        return align(signs, inputs)
+
+    @property
+    def numbers_per_task(self):
+        return 0 if self.storage == "seed" else self.num_signs
+
+    def get_config(self):
+        return {**super().get_config(), "storage": self.storage}
+
+    def _look_up(self, index, dtype):
+        if self.storage == "bytes":
+            return ops.cast(ops.take(self.contexts, index, axis=0), dtype)
+        if self.storage == "bits":
+            packed = ops.cast(ops.take(self.contexts, index, axis=0), "int32")
+            bits = unpack(ops, packed, 8, self.num_signs)
+        else:
+            bits = self._hash(ops, ops.expand_dims(index, -1))
+        return ops.cast(2 * bits - 1, dtype)
+
+    def _hash(self, xp, tasks):
+        words = hash_words(xp, self.seed, tasks, -(-self.num_signs // 32))
+        return unpack(xp, words, 32, self.num_signs)
+
+
+def align(rows, inputs):
+    """Reshapes rows, `(batch, n)`, to broadcast against `(batch, ..., M)` inputs."""
+    if len(rows.shape) == 1:
+        return rows
+    middle = (1,) * (len(inputs.shape) - 2)
+    return ops.reshape(rows, (-1, *middle, rows.shape[-1]))
