@@ -2,9 +2,18 @@ import os
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
+
+# Few examples and always the same: every new shape is compiled anew. For more of them:
+# pytest tests/contexts --hypothesis-profile=thorough
+hypothesis.settings.register_profile(
+    "suite", max_examples=25, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
+hypothesis.settings.load_profile("suite")
 
 BACKEND = keras.backend.backend()
 

@@ -134,9 +134,8 @@ class Context(keras.layers.Layer):
         """
         # Every example is bound once by each task.
         shape = inputs.shape[1:]
-        index = ops.zeros_like(weights, "int32") + np.arange(
-            self.num_tasks, dtype="int32"
-        )
+        tasks = np.arange(self.num_tasks, dtype="int32")
+        index = ops.add(ops.zeros_like(weights, "int32"), tasks)
         repeated = ops.repeat(inputs, self.num_tasks, axis=0)
         bound = self.bind(repeated, ops.reshape(index, (-1,)))
         bound = ops.reshape(bound, (-1, self.num_tasks, *shape))

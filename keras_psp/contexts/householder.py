@@ -80,7 +80,10 @@ class Householder(Context):
 
     def _reflect(self, inputs, index, order):
         vectors = ops.take(self.contexts, index, axis=0)
-        vectors = ops.cast(ops.normalize(vectors, axis=-1), inputs.dtype)
+        # A sum of squares is more than float16 can hold.
+        precise = keras.backend.result_type(vectors.dtype, "float32")
+        vectors = ops.normalize(ops.cast(vectors, precise), axis=-1)
+        vectors = ops.cast(vectors, inputs.dtype)
         for i in order:
             vector = align(vectors[..., i, :], inputs)
             inputs = inputs - 2 * vector * ops.sum(

@@ -1,0 +1,112 @@
+import functools
+
+import keras
+import layer_checks
+import numpy as np
+import pytest
+from context_reference import KINDS
+from context_reference import make
+from context_reference import matrix
+
+from keras_psp import contexts
+
+SHAPES = ((10, 6), (10, 3, 6), (10, 2, 3, 6), (10, 2, 1, 3, 6))
+
+
+def reference(context, x, k):
+    return x @ matrix(context, k)
+
+
+# Every kind of context with one rank of the inputs, the simplest with all of them.
+CASES = [(kind, SHAPES[i % 4]) for i, kind in enumerate(KINDS)]
+CASES += [("binary", shape) for shape in SHAPES if ("binary", shape) not in CASES]
+
+
+@pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("kind, shape", CASES, ids=str)
+def test_layer(kind, shape, check):
+    check(functools.partial(make, kind), reference, shape)
+
+
+def test_kernel_of_bad_task_or_shape_is_refused():
+    context = make("binary")
+    with pytest.raises(ValueError, match="task=5"):
+        context.bind_kernel(np.ones((6, 4)), 5)
+    with pytest.raises(TypeError, match="`task` must"):
+        context.unbind_kernel(np.ones((6, 4)), 1.0)
+    with pytest.raises(ValueError, match="bound to one task"):
+        context.bind_kernel(np.ones((6, 4)), np.array([0, 1]))
+    with pytest.raises(ValueError, match="bound to one task"):
+        context.bind_kernel(np.ones(6), 0)
+
+
+def test_inputs_of_another_width_are_refused():
+    context = make("binary")
+    context(np.ones((1, 6), "float32"), 0)
+    with pytest.raises(ValueError, match="expected axis -1"):
+        context(np.ones((1, 7), "float32"), 0)
+
+
+def test_get_takes_name_config_and_context():
+    context = contexts.get("binary", num_tasks=4, seed=3)
+    assert (type(context), context.num_tasks, context.seed) == (contexts.Binary, 4, 3)
+    assert contexts.get(context) is context
+    again = contexts.get(keras.saving.serialize_keras_object(context), num_tasks=4)
+    assert again.get_config() == context.get_config()
+
+
+@pytest.mark.parametrize("num_tasks", [0, -3])
+def test_num_tasks_must_be_positive(num_tasks):
+    message = f"positive integer. Received: num_tasks={num_tasks}"
+    with pytest.raises(ValueError, match=message):
+        contexts.get("binary", num_tasks=num_tasks)
+
+
+@pytest.mark.parametrize("num_tasks", [2.0, "2", True, [2]])
+def test_num_tasks_must_be_an_integer(num_tasks):
+    with pytest.raises(TypeError, match="positive integer. Received: num_tasks="):
+        contexts.get("binary", num_tasks=num_tasks)
+
+
+def test_get_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="Known: binary, complex, .*'binary'?"):
+        contexts.get("binry", num_tasks=2)
+    with pytest.raises(ValueError, match="`num_tasks` must be given"):
+        contexts.get("binary")
+    with pytest.raises(TypeError, match="of type int"):
+        contexts.get(3, num_tasks=2)
+    with pytest.raises(TypeError, match="of type type"):
+        contexts.get(contexts.Binary, num_tasks=2)
+    with pytest.raises(TypeError, match="of type dict"):
+        dense = keras.layers.Dense(1)
+        contexts.get(keras.saving.serialize_keras_object(dense), num_tasks=2)
+    with pytest.raises(ValueError, match="num_tasks=3, and a context of 4 tasks"):
+        contexts.get(contexts.Binary(4), num_tasks=3)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, None, "a", True])
+def test_seed_must_be_a_non_negative_integer(seed):
+    with pytest.raises(ValueError, match="`seed` must be a non-negative integer"):
+        contexts.get("binary", num_tasks=2, seed=seed)
+
+
+def test_a_family_of_ones_own_needs_three_methods():
+    class Unfinished(contexts.Context):
+        pass
+
+    context = Unfinished(2)
+    for call in (context.bind, context.unbind, context.draw):
+        with pytest.raises(NotImplementedError):
+            call(np.ones((1, 2)), 0)
+
+
+@pytest.mark.parametrize("name", ["identity", "permutation", "rotation"])
+def test_what_has_nothing_to_learn_says_so(name):
+    with pytest.raises(ValueError, match="nothing to learn"):
+        contexts.get(name, num_tasks=2, learnable=True)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, "2"])
+def test_reflections_must_be_a_positive_integer(bad):
+    with pytest.raises(ValueError, match="`reflections` must be a positive integer"):
+        contexts.get("householder", num_tasks=2, reflections=bad)
