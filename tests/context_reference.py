@@ -57,8 +57,10 @@ def matrix(context, k, values=None):
             return eye
         case contexts.Binary():
             return np.diag(row)
-        case contexts.Complex():
+        case contexts.Complex(learnable=True):
             return _turned(m, row)
+        case contexts.Complex():
+            return _turned(m, np.arctan2(row[1], row[0]))
         case contexts.Rotation():
             return row
         case contexts.SignedPermutation():

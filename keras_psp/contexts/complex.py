@@ -20,7 +20,8 @@ class Complex(Context):
 
     The first half of the inputs are the real, the second half the imaginary parts of
     M / 2 complex numbers, so that a real network keeps its size. If M is odd, the last
-    input keeps its size too, and gets the sign of a cosine.
+    input keeps its size too, and gets the sign of a cosine. Fixed contexts are stored
+    as cosines and sines, M numbers a task; learned ones as M / 2 phases.
 
     Args:
         num_tasks: Positive integer, the number of tasks.
@@ -58,28 +59,39 @@ class Complex(Context):
 
     def draw(self, tasks, width):
         turns = random_numbers.uniform(self.seed, tasks, -(-width // 2))
-        return 2 * np.pi * turns - np.pi
+        phases = 2 * np.pi * turns - np.pi
+        if self.learnable:
+            return phases
+        # Twice the numbers, but no cosine is to be computed for any example.
+        return np.stack([np.cos(phases), np.sin(phases)], axis=1)
 
     def bind(self, inputs, index):
-        return self._turn(inputs, self.phases(index))
+        return self._turn(inputs, index, 1)
 
     def unbind(self, inputs, index):
-        return self._turn(inputs, -self.phases(index))
+        return self._turn(inputs, index, -1)
 
     def mix(self, inputs, weights):
         return self.bind(inputs, weights)
 
-    def phases(self, index):
-        """Returns the angles in radians, `(n,)` or `(batch, n)`, n = ceil(M / 2)."""
+    def cos_and_sin(self, index):
+        """Returns both of the angles, each `(n,)` or `(batch, n)`, n = ceil(M / 2)."""
+        bank = ops.convert_to_tensor(self.contexts)
+        if not self.learnable:
+            if not is_soft(index):
+                return ops.unstack(ops.take(bank, index, axis=0), axis=-2)
+            bank = ops.arctan2(bank[:, 1], bank[:, 0])
         if is_soft(index):
-            return ops.matmul(ops.cast(index, self.contexts.dtype), self.contexts)
-        return ops.take(self.contexts, index, axis=0)
+            phases = ops.matmul(ops.cast(index, bank.dtype), bank)
+        else:
+            phases = ops.take(bank, index, axis=0)
+        return ops.cos(phases), ops.sin(phases)
 
-    def _turn(self, inputs, phases):
+    def _turn(self, inputs, index, direction):
         half = inputs.shape[-1] // 2
-        cos, sin = (
-            align(ops.cast(f(phases), inputs.dtype), inputs) for f in (ops.cos, ops.sin)
-        )
+        cos, sin = self.cos_and_sin(index)
+        cos = align(ops.cast(cos, inputs.dtype), inputs)
+        sin = align(ops.cast(direction * sin, inputs.dtype), inputs)
         real, imaginary = inputs[..., :half], inputs[..., half : 2 * half]
         parts = [
             real * cos[..., :half] - imaginary * sin[..., :half],

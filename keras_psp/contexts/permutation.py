@@ -5,7 +5,9 @@ import numpy as np
 from keras import ops
 
 from keras_psp.contexts import random_numbers
+from keras_psp.contexts.backend import gather_last
 from keras_psp.contexts.context import Context
+from keras_psp.contexts.sign_context import align
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -71,8 +73,6 @@ class Permutation(Context):
 def _gather(inputs, order):
     if len(order.shape) == 1:
         return ops.take(inputs, order, axis=-1)
-    middle = (1,) * (len(inputs.shape) - 2)
-    order = ops.reshape(order, (-1, *middle, order.shape[-1]))
-    if middle:
-        order = ops.broadcast_to(order, ops.shape(inputs))
-    return ops.take_along_axis(inputs, order, axis=-1)
+    if len(inputs.shape) > 2:
+        order = ops.broadcast_to(align(order, inputs), ops.shape(inputs))
+    return gather_last(inputs, order)

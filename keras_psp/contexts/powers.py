@@ -74,17 +74,15 @@ class Powers(Complex):
     def draw(self, tasks, width):
         return None
 
-    def phases(self, index):
-        soft = is_soft(index)
-        if soft:
+    def cos_and_sin(self, index):
+        if is_soft(index):
             tasks = np.arange(self.num_tasks, dtype="float32")
             index = ops.matmul(ops.cast(index, "float32"), tasks)
-        power = ops.expand_dims(index, -1)
+        power = ops.expand_dims(ops.convert_to_tensor(index), -1)
+        base = ops.convert_to_tensor(self.base)
         if self.learnable:
-            return ops.cast(power, self.base.dtype) * self.base
-        if soft:
-            return power * self._radians(self.base)
-        return self._radians(power * self.base)
-
-    def _radians(self, turns):
-        return ops.cast(turns, "float32") * (np.pi / 2**31)
+            phases = ops.cast(power, base.dtype) * base
+        else:
+            phases = ops.cast(power * ops.cast(base, power.dtype), "float32")
+            phases = phases * (np.pi / 2**31)
+        return ops.cos(phases), ops.sin(phases)

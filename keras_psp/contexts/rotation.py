@@ -5,8 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_psp.contexts import random_numbers
+from keras_psp.contexts.backend import holds_one_task
 from keras_psp.contexts.context import Context
-from keras_psp.contexts.task_index import holds_one_task
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

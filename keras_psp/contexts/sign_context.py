@@ -71,10 +71,18 @@ class SignContext(Context):
             Tensor of the inputs' dtype that broadcasts against them, but for the last
             dimension, of `count_signs(M)`.
         """
+
+        def every():
+            tasks = np.arange(self.num_tasks, dtype="int32")
+            return self._look_up(tasks, inputs.dtype)
+
         if is_soft(index):
-            every = np.arange(self.num_tasks, dtype="int32")
-            weights = ops.cast(index, inputs.dtype)
-            signs = ops.matmul(weights, self._look_up(every, inputs.dtype))
+            signs = ops.matmul(ops.cast(index, inputs.dtype), every())
+        elif len(getattr(index, "shape", ())) and self.num_tasks <= (
+            inputs.shape[0] or 128
+        ):
+            # To unpack each task's signs once is less than each example's.
+            signs = ops.take(every(), index, axis=0)
         else:
             signs = self._look_up(index, inputs.dtype)
         return align(signs, inputs)

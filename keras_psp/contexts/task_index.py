@@ -1,11 +1,12 @@
 """What a task index may be, and what becomes of an example whose index is not one."""
 
-import sys
 from numbers import Integral
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_psp.contexts.backend import is_readable
 
 
 def check_num_tasks(num_tasks, name="num_tasks"):
@@ -57,7 +58,7 @@ def check_task(task, num_tasks):
             there is not one soft weight for each task.
     """
     task = check_task_type(task, num_tasks)
-    if not is_soft(task) and _is_readable(task):
+    if not is_soft(task) and is_readable(task):
         values = (
             np.asarray(task) if isinstance(task, int) else ops.convert_to_numpy(task)
         )
@@ -113,10 +114,12 @@ def split_task(task, num_tasks, inputs_shape):
     Returns:
         `(index, known)`. For a Python integer and for soft contexts `(task, None)`.
         For a tensor of indices an int32 tensor of shape `()` or `(batch,)` clipped to
-        `[0, num_tasks)`, and a boolean one that is `False` where clipping changed it.
+        `[0, num_tasks)`, and a boolean one that is `False` where clipping changed it;
+        `None` if `check_task` could read, and so has checked, the values.
     """
     if isinstance(task, int):
         return task, None
+    readable = is_readable(task)
     task = ops.convert_to_tensor(task)
     soft = is_soft(task)
     if len(task.shape) == 2 and not soft:
@@ -135,6 +138,8 @@ def split_task(task, num_tasks, inputs_shape):
     dtype = keras.backend.standardize_dtype(task.dtype)
     if dtype not in ("int32", "int64"):
         task = ops.cast(task, "int64" if dtype == "uint64" else "int32")
+    if readable:
+        return ops.cast(task, "int32"), None
     index = ops.clip(task, 0, num_tasks - 1)
     return ops.cast(index, "int32"), ops.equal(index, task)
 
@@ -153,33 +158,6 @@ def mask_unknown_tasks(outputs, known):
         return outputs
     if len(known.shape) == 1:
         known = ops.reshape(known, (-1,) + (1,) * (len(outputs.shape) - 1))
-    return ops.where(known, outputs, float("nan"))
-
-
-def holds_one_task(index):
-    """Returns a boolean tensor, whether all of `index` are one task.
-
-    Or `None` where the answer decides nothing at run time, or only after waiting for
-    a device: on torch, on a GPU or while it is exported.
-    """
-    if keras.backend.backend() == "torch" and not _is_readable(index):
-        return None
-    return ops.all(ops.equal(index, index[:1]))
-
-
-def _is_readable(task):
-    """Whether the values of `task` can be read now, without waiting for a device."""
-    if isinstance(task, (int, np.ndarray)):
-        return True
-    if isinstance(task, keras.KerasTensor):
-        return False
-    # The one place that has to know the backends: each has its own kind of tensor
-    # that stands for a value to come. All three are in `sys.modules` if they made it.
-    backend = keras.backend.backend()
-    if backend == "jax":
-        return not isinstance(task, sys.modules["jax"].core.Tracer)
-    if backend == "torch":
-        torch = sys.modules["torch"]
-        # Reading from a GPU would stall it at every layer of every step.
-        return task.device.type == "cpu" and not torch.compiler.is_compiling()
-    return hasattr(task, "numpy")
+    # Added, which is a pass less over the outputs than to select.
+    mask = ops.cast(ops.where(known, 0.0, float("nan")), outputs.dtype)
+    return ops.add(outputs, mask)

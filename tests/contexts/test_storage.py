@@ -20,7 +20,7 @@ COSTS = {  # Of 21 inputs: numbers, bits.
     "hadamard": (21, 8 * 21),
     "hadamard-bits": (21, 24),
     "hadamard-learnable": (21, 32 * 21),
-    "complex": (11, 32 * 11),
+    "complex": (22, 32 * 22),
     "complex-learnable": (11, 32 * 11),
     "powers": (0, 0),
     "powers-learnable": (0, 0),
@@ -55,7 +55,7 @@ def test_cost_is_what_the_weights_weigh(kind):
 def test_low_precision_is_weighed_too():
     context = make("complex", dtype="bfloat16")
     context.build((None, 21))
-    assert context.bits_per_task == 16 * 11
+    assert context.bits_per_task == 16 * 22
 
 
 @pytest.mark.parametrize("width", [1, 8, 33])

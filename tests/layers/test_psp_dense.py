@@ -237,7 +237,7 @@ def test_bad_arguments():
         PSPDense(2, num_tasks=0)
     with pytest.raises(ValueError, match="`num_tasks` must be given"):
         PSPDense(2)
-    with pytest.raises(ValueError, match="Known: binary, identity"):
+    with pytest.raises(ValueError, match="Known: binary, complex, "):
         PSPDense(2, num_tasks=2, context="hash")
     with pytest.raises(ValueError, match="must agree"):
         PSPDense(2, num_tasks=2, context=contexts.Binary(3))

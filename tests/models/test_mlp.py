@@ -92,7 +92,7 @@ def test_reloaded_from_file(rng, tmp_path):
     [
         ({"num_tasks": 0}, ValueError, "num_tasks=0"),
         ({"num_tasks": 2.5}, TypeError, "num_tasks=2.5"),
-        ({"context": "hash"}, ValueError, "Known: binary, identity"),
+        ({"context": "hash"}, ValueError, "Known: binary, complex, "),
         ({"head": "none"}, ValueError, '"superposed" or "shared"'),
         ({"depth": -1}, ValueError, "depth=-1"),
         ({"depth": 1.5}, ValueError, "depth=1.5"),
