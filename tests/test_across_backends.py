@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from conftest import BACKEND
 
+from keras_psp import contexts
 from keras_psp.models import mlp
 
 WRITE = """
 import sys
 import keras
 import numpy as np
+from keras_psp import contexts
 from keras_psp.models import mlp
 
 folder = sys.argv[1]
@@ -26,7 +28,11 @@ x = np.random.default_rng(0).normal(size=(40, 8)).astype("float32")
 inputs = {"image": x, "task": np.arange(40) % 20}
 weights = {v.path: keras.ops.convert_to_numpy(v) for v in fixed.weights}
 logits = model.predict(inputs, verbose=0)
-np.savez(folder + "/answers.npz", logits=logits, x=x, **weights)
+bound = {}
+for name in contexts.FAMILIES:
+    context = contexts.get(name, num_tasks=20, seed=11)
+    bound[name] = keras.ops.convert_to_numpy(context(np.tile(x, 6), inputs["task"]))
+np.savez(folder + "/answers.npz", logits=logits, x=x, **weights, **bound)
 """
 
 
@@ -51,4 +57,10 @@ def test_written_by(other, tmp_path):
     for weight in fixed.weights:
         np.testing.assert_array_equal(
             keras.ops.convert_to_numpy(weight), answers[weight.path]
+        )
+    for name in contexts.FAMILIES:
+        context = contexts.get(name, num_tasks=20, seed=11)
+        bound = context(np.tile(answers["x"], 6), inputs["task"])
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(bound), answers[name], rtol=1e-5, atol=1e-5
         )

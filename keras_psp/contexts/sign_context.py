@@ -76,11 +76,11 @@ class SignContext(Context):
             tasks = np.arange(self.num_tasks, dtype="int32")
             return self._look_up(tasks, inputs.dtype)
 
+        # The batch's size may be unknown, or a symbol (when JAX exports).
+        batch = inputs.shape[0] if isinstance(inputs.shape[0], int) else 128
         if is_soft(index):
             signs = ops.matmul(ops.cast(index, inputs.dtype), every())
-        elif len(getattr(index, "shape", ())) and self.num_tasks <= (
-            inputs.shape[0] or 128
-        ):
+        elif len(getattr(index, "shape", ())) == 1 and self.num_tasks <= batch:
             # To unpack each task's signs once is less than each example's.
             signs = ops.take(every(), index, axis=0)
         else:

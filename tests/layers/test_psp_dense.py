@@ -1,3 +1,4 @@
+import context_reference
 import keras
 import layer_checks
 import numpy as np
@@ -171,9 +172,13 @@ def test_jit_compiled_training_and_unknown_tasks():
     assert np.isfinite(after).all() and np.abs(after - before).max() > 1e-4
 
 
-def test_exported_model_masks_unknown_tasks(tmp_path):
+@pytest.mark.parametrize(
+    "kind",
+    ["binary-seed", "complex", "powers", "rotation", "fast_rotation", "permutation"],
+)
+def test_exported_model_masks_unknown_tasks(kind, tmp_path):
     x, task = draw((10, 6))
-    layer = make_binary(activation="relu")
+    layer = PSPDense(4, context=context_reference.make(kind), activation="relu")
     expected = to_numpy(layer(x, task))
     model = functional(layer, x.shape)
     task[3] = NUM_TASKS

@@ -9,6 +9,8 @@ from keras_psp.layers import PSPDense
 from keras_psp.models import TaskModel
 from keras_psp.models import mlp
 
+SMALL = {"num_classes": 3, "num_tasks": 5, "units": 8, "depth": 2}
+
 
 def draw(rng, n=10):
     image = rng.normal(size=(n, 4, 4, 1)).astype("float32")
@@ -16,7 +18,7 @@ def draw(rng, n=10):
 
 
 def make(**kwargs):
-    return mlp((4, 4, 1), num_classes=3, num_tasks=5, units=8, depth=2, **kwargs)
+    return mlp((4, 4, 1), **{**SMALL, **kwargs})
 
 
 def test_equals_numpy(rng):
@@ -87,6 +89,34 @@ def test_reloaded_from_file(rng, tmp_path):
     np.testing.assert_array_equal(again.predict(inputs, verbose=0), expected)
 
 
+def test_complex_network_equals_numpy(rng):
+    model, inputs = make(complex_valued=True, context="complex"), draw(rng)
+    logits = model.predict(inputs, verbose=0)
+    for i, k in enumerate(inputs["task"]):
+        z = inputs["image"][i].reshape(16) + 0j
+        for name in ("dense_0", "dense_1", "logits"):
+            layer = model.get_layer(name)
+            cos, sin = ops.convert_to_numpy(layer.context.contexts)[k]
+            real, imaginary = layer.get_weights()[:2]
+            z = (z * (cos + 1j * sin)) @ (real + 1j * imaginary)
+            if name != "logits":
+                z = np.maximum(z.real, 0) + 1j * np.maximum(z.imag, 0)
+        np.testing.assert_allclose(logits[i], z.real, rtol=1e-4, atol=1e-5)
+
+
+def test_complex_network_is_saved_and_has_twice_the_weights(rng, tmp_path):
+    model, inputs = make(complex_valued=True, context="complex"), draw(rng)
+    sizes = [
+        sum(int(np.prod(w.shape)) for w in m.trainable_weights) for m in (model, make())
+    ]
+    assert sizes[0] == 2 * sizes[1]
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        again.predict(inputs, verbose=0), model.predict(inputs, verbose=0)
+    )
+
+
 @pytest.mark.parametrize(
     "kwargs, error, message",
     [
@@ -94,6 +124,7 @@ def test_reloaded_from_file(rng, tmp_path):
         ({"num_tasks": 2.5}, TypeError, "num_tasks=2.5"),
         ({"context": "hash"}, ValueError, "Known: binary, complex, "),
         ({"head": "none"}, ValueError, '"superposed" or "shared"'),
+        ({"head": "shared", "complex_valued": True}, ValueError, "no plain head"),
         ({"depth": -1}, ValueError, "depth=-1"),
         ({"depth": 1.5}, ValueError, "depth=1.5"),
         ({"units": 0}, ValueError, "units=0"),
@@ -125,6 +156,22 @@ def test_bad_tasks_leave_the_model_as_it_was(method, rng):
         with pytest.raises(ValueError, match=r"\[0, 5\).*task=17"):
             call({"image": inputs["image"], "task": inputs["task"] + 17}, *data)
     np.testing.assert_array_equal(model.predict(inputs, verbose=0), expected)
+
+
+@pytest.mark.parametrize("other", ["identity", "hadamard", "complex", "permutation"])
+def test_weights_of_another_family_are_refused(other, rng, tmp_path):
+    make(context=other, seed=1).save_weights(tmp_path / "other.weights.h5")
+    model, inputs = make(), draw(rng)
+    expected = model.predict(inputs, verbose=0)
+    with pytest.raises(ValueError):
+        model.load_weights(tmp_path / "other.weights.h5")
+    np.testing.assert_array_equal(model.predict(inputs, verbose=0), expected)
+
+
+def test_weights_of_another_family_are_named(tmp_path):
+    make(context="hadamard").save_weights(tmp_path / "other.weights.h5")
+    with pytest.raises(ValueError, match="not the weights of 5 tasks' Binary contexts"):
+        make().load_weights(tmp_path / "other.weights.h5")
 
 
 def test_bad_tasks_in_a_dataset_are_refused(rng):
