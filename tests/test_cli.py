@@ -42,7 +42,8 @@ def test_run_report_list(tmp_path, monkeypatch, capsys):
         assert (tmp_path / "runs" / name).exists()
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
-    assert "contexts:    binary, identity\n" in out and "mnist" in out
+    assert "contexts:    identity, binary, hadamard, complex, " in out
+    assert "mnist" in out
 
 
 def test_folder_is_overwritten_when_asked(tmp_path, capsys):

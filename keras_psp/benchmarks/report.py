@@ -79,6 +79,8 @@ def _row(name, result):
         "just trained %": f"{100 * np.diagonal(matrix).mean():.1f}",
         "forgetting %": f"{100 * result.forgetting:.1f}",
         "backward transfer %": f"{100 * result.backward_transfer:.1f}",
+        "bits/task": str(result.contexts["bits_per_task"]),
+        "drift": f"{result.contexts['orthogonality_drift']:.1e}",
         "backend": result.backend,
         "ms/step": f"{1000 * np.median(seconds) / result.config['steps']:.2f}",
     }
@@ -86,7 +88,8 @@ def _row(name, result):
 
 def _describe_context(result):
     learned = ", learned" if result.config["learnable"] else ""
-    return result.config["context"] + learned
+    network = ", complex network" if result.config["complex_valued"] else ""
+    return result.config["context"] + learned + network
 
 
 def _markdown(rows, results):
@@ -96,7 +99,9 @@ def _markdown(rows, results):
     lines += [
         "",
         "Average: mean accuracy over all tasks after the last one. Just trained: mean "
-        "accuracy on each task right after its training.",
+        "accuracy on each task right after its training. Bits/task: what the contexts "
+        "of one more task take. Drift: the largest element of |C C^T - I| of any "
+        "layer's contexts C.",
         "",
         "![Accuracy over the course of the tasks](retention.png)",
         "",

@@ -12,7 +12,6 @@ from keras_psp.contexts.identity import Identity
 from keras_psp.contexts.permutation import Permutation
 from keras_psp.contexts.powers import Powers
 from keras_psp.contexts.rotation import Rotation
-from keras_psp.contexts.sign_context import SignContext
 from keras_psp.contexts.signed_permutation import SignedPermutation
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "Permutation",
     "Powers",
     "Rotation",
-    "SignContext",
     "SignedPermutation",
     "get",
 ]

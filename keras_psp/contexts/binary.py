@@ -47,8 +47,8 @@ class Binary(SignContext):
     >>> context = keras_psp.contexts.Binary(num_tasks=3)
     >>> x = keras.ops.ones((2, 6))
     >>> print(keras.ops.convert_to_numpy(context(x, [0, 2])).astype(int))
-    [[-1  1 -1  1  1  1]
-     [-1 -1  1 -1  1  1]]
+    [[ 1 -1  1  1  1 -1]
+     [-1 -1 -1  1 -1  1]]
     >>> context.bits_per_task
     48
 

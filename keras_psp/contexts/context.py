@@ -77,6 +77,11 @@ class Context(keras.layers.Layer):
 
     def build(self, input_shape):
         width = input_shape[-1]
+        if not width:
+            raise ValueError(
+                "The last dimension of the inputs must be known, and positive. "
+                f"Received: input_shape={input_shape}"
+            )
         self._check_capacity(self.num_tasks, width)
         self.input_spec = keras.InputSpec(axes={-1: width})
         rows = self.draw(range(self.num_tasks), width)

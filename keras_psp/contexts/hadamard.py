@@ -18,11 +18,12 @@ class Hadamard(Binary):
 
     A matrix of order M is at hand if M is a power of two, q + 1 or 2 (q + 1) for some
     prime powers q (Paley), or a product of such orders: 784 = 28 * 28 is one. For any
-    other M the rows of the next larger matrix are cut off at M, and
+    other M the rows of the nearest matrix are cut off at M, or begun again, and
     `max_overlap(M)` says how far from orthogonal that may leave them.
 
     Args:
-        num_tasks: Positive integer, the number of tasks, at most the matrix' order.
+        num_tasks: Positive integer, the number of tasks, at most the matrix' order,
+            `max_num_tasks(M)`.
         seed: Non-negative integer, of the order in which the rows are used.
         learnable: Boolean. If `True` the signs are the initial values of real numbers
             that are trained.
@@ -71,14 +72,15 @@ class Hadamard(Binary):
         )
 
     def draw_bits(self, tasks, width):
-        order = hadamard_matrix.order(width)
-        rows = np.argsort(
-            random_numbers.words(self.seed, range(1), order)[0], kind="stable"
-        )
-        return hadamard_matrix.rows(order, rows[tasks])[:, :width] > 0
+        order = self.max_num_tasks(width)
+        words = random_numbers.words(self.seed, range(1), order)[0]
+        rows = hadamard_matrix.rows(order, np.argsort(words, kind="stable")[tasks])
+        return rows[:, np.arange(width) % order] > 0
 
     def max_num_tasks(self, width):
-        return hadamard_matrix.order(width)
+        """Returns the order of the matrix that has nearest to `width` columns."""
+        below, above = hadamard_matrix.orders_around(width)
+        return below if width - below < above - width else above
 
     def max_overlap(self, width):
         """Returns a bound of `|<c_j, c_k>| / M` for any two tasks.
@@ -89,5 +91,5 @@ class Hadamard(Binary):
         Returns:
             Float, 0 where a matrix of order M is at hand.
         """
-        # Whole rows are orthogonal, so what is cut off is all that is left.
-        return (hadamard_matrix.order(width) - width) / width
+        # Whole rows are orthogonal: what is cut off or begun again is all there is.
+        return abs(self.max_num_tasks(width) - width) / width

@@ -12,9 +12,12 @@ import numpy as np
 
 
 @functools.cache
-def order(least):
-    """Returns the smallest order, at least `least`, that is at hand here."""
-    return next(n for n in itertools.count(least) if _factors(n) is not None)
+def orders_around(n):
+    """Returns the largest order up to `n`, and the smallest from `n` on."""
+    return (
+        next(m for m in range(n, 0, -1) if _factors(m)),
+        next(m for m in itertools.count(n) if _factors(m)),
+    )
 
 
 def rows(order, numbers):
@@ -40,7 +43,7 @@ def rows(order, numbers):
 def _factors(n):
     """Orders of the matrices whose Kronecker product has order n, or `None`."""
     if n < 3:
-        return (n,) if n > 0 else None
+        return (n,)
     if n % 4:
         return None
     if n & (n - 1) == 0:

@@ -65,35 +65,53 @@ class Rotation(Context):
         return matrices
 
     def bind(self, inputs, index):
-        return self._rotate(inputs, index, (0, 1))
+        return _rotate(inputs, index, ops.convert_to_tensor(self.contexts), (0, 1))
 
     def unbind(self, inputs, index):
-        return self._rotate(inputs, index, (1, 0))
+        return _rotate(inputs, index, ops.convert_to_tensor(self.contexts), (1, 0))
 
     def mix(self, inputs, weights):
-        return self._rotate_mixed(inputs, weights, (0, 1))
+        return _rotate_mixed(inputs, weights, self.contexts, (0, 1))
 
-    def _rotate(self, inputs, index, axes):
-        if len(getattr(index, "shape", ())) == 0:
-            matrix = ops.transpose(ops.take(self.contexts, index, axis=0), axes)
-            return ops.matmul(inputs, ops.cast(matrix, inputs.dtype))
 
-        def one():
-            return self._rotate(inputs, index[0], axes)
+def _rotate(inputs, index, matrices, axes):
+    """Multiplies with the matrices, or if `axes` are swapped with their transposes."""
+    if len(getattr(index, "shape", ())) == 0:
+        matrix = ops.transpose(ops.take(matrices, index, axis=0), axes)
+        return ops.matmul(inputs, ops.cast(matrix, inputs.dtype))
 
-        def mixed():
-            weights = ops.one_hot(index, self.num_tasks, dtype=inputs.dtype)
-            return self._rotate_mixed(inputs, weights, axes)
+    # The gradient of a rotation is the rotation back. Left to itself JAX keeps the
+    # matrices of both branches for it, which takes as long again as the rotation.
+    @ops.custom_gradient
+    def rotate(inputs, index, matrices):
+        def gradient(*args, upstream=None):
+            upstream = args[0] if upstream is None else upstream
+            back = _rotate_each(upstream, index, matrices, axes[::-1])
+            return back, None, None
 
-        uniform = holds_one_task(index)
-        return mixed() if uniform is None else ops.cond(uniform, one, mixed)
+        return _rotate_each(inputs, index, matrices, axes), gradient
 
-    def _rotate_mixed(self, inputs, weights, axes):
-        # By every task's matrix: to gather one for each example would take far more
-        # memory, and more time too unless there are few. A product for each task, not
-        # one for all, so that the result does not depend on how many there are.
-        matrices = ops.transpose(self.contexts, (0, *(1 + a for a in axes)))
-        flat = ops.reshape(inputs, (1, -1, inputs.shape[-1]))
-        rotated = ops.matmul(flat, ops.cast(matrices, inputs.dtype))
-        rotated = ops.reshape(rotated, (self.num_tasks, -1, *inputs.shape[1:]))
-        return ops.einsum("bk,kb...->b...", ops.cast(weights, inputs.dtype), rotated)
+    return rotate(inputs, index, matrices)
+
+
+def _rotate_each(inputs, index, matrices, axes):
+    def one():
+        return _rotate(inputs, index[0], matrices, axes)
+
+    def mixed():
+        weights = ops.one_hot(index, matrices.shape[0], dtype=inputs.dtype)
+        return _rotate_mixed(inputs, weights, matrices, axes)
+
+    uniform = holds_one_task(index)
+    return mixed() if uniform is None else ops.cond(uniform, one, mixed)
+
+
+def _rotate_mixed(inputs, weights, matrices, axes):
+    # By every task's matrix: to gather one for each example would take far more
+    # memory, and more time too unless there are few. A product for each task, not one
+    # for all, so that the result does not depend on how many there are.
+    matrices = ops.transpose(matrices, (0, *(1 + a for a in axes)))
+    flat = ops.reshape(inputs, (1, -1, inputs.shape[-1]))
+    rotated = ops.matmul(flat, ops.cast(matrices, inputs.dtype))
+    rotated = ops.reshape(rotated, (matrices.shape[0], -1, *inputs.shape[1:]))
+    return ops.einsum("bk,kb...->b...", ops.cast(weights, inputs.dtype), rotated)

@@ -23,6 +23,11 @@ def make_result(num_tasks, context="binary", **config):
         backend="jax",
         device={"name": "cpu:0", "platform": "here", "cpus": 2},
         jit_compile=True,
+        contexts={
+            "bits_per_task": 800,
+            "numbers_per_task": 100,
+            "orthogonality_drift": 0.25,
+        },
         timings={
             "train_seconds": [9.0] + [0.2] * (num_tasks - 1),
             "test_seconds": [0.1] * num_tasks,
@@ -52,11 +57,15 @@ def test_table(tmp_path):
         "just trained %": "90.0",
         "forgetting %": "5.5",
         "backward transfer %": "-5.5",
+        "bits/task": "800",
+        "drift": "2.5e-01",
         "backend": "jax",
         "ms/step": "2.00",
     }
     assert rows[1]["context"] == "identity"
     assert rows[2]["context"] == "binary, learned"
+    complex_valued = save(tmp_path / "four", make_result(2, complex_valued=True))
+    assert report([complex_valued])[0][0]["context"] == "binary, complex network"
     assert rows[2]["ms/step"] == "90.00"  # The only task it has.
     assert [os.path.relpath(path, tmp_path) for path in paths] == [
         "report.md",

@@ -56,10 +56,22 @@ def test_superposition_keeps_what_the_standard_network_forgets():
     assert binary.forgetting < identity.forgetting - 0.1
 
 
-def test_learnable_contexts_are_learned():
-    tasks = SMALL.build_tasks()
-    model = dataclasses.replace(SMALL, learnable=True).build_model(tasks)
-    assert len(model.trainable_variables) == 6
+def test_learnable_contexts_are_learned(result):
+    config = dataclasses.replace(SMALL, learnable=True)
+    assert len(config.build_model(SMALL.build_tasks()).trainable_variables) == 6
+    learned = run(config)
+    assert learned.contexts["orthogonality_drift"] > 1e-3
+    assert result.contexts["orthogonality_drift"] == 0
+    widths = 64 + 2 * SMALL.units
+    assert result.contexts["numbers_per_task"] == widths
+    assert result.contexts["bits_per_task"] == 8 * widths
+    assert learned.contexts["bits_per_task"] == 32 * widths
+
+
+def test_a_complex_network_learns():
+    config = dataclasses.replace(SMALL, complex_valued=True, context="complex")
+    assert len(config.build_model(SMALL.build_tasks()).trainable_variables) == 6
+    assert run(config).average_accuracy > 0.5
 
 
 def test_result_tells_how_it_came_about(result, tmp_path):
@@ -178,7 +190,7 @@ def test_tensorboard_has_the_average_accuracy(tmp_path):
         ("learning_rate", float("nan"), ValueError, "learning_rate=nan"),
         ("learning_rate", "fast", TypeError, "learning_rate='fast'"),
         ("learnable", 1, TypeError, "learnable"),
-        ("context", "hash", ValueError, "Known: binary, identity"),
+        ("context", "hash", ValueError, "Known: binary, complex, "),
         ("source", "mnits", ValueError, "'mnist'"),
         ("optimizer", "rmsprob", ValueError, "'rmsprop'"),
     ],

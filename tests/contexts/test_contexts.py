@@ -40,6 +40,12 @@ def test_kernel_of_bad_task_or_shape_is_refused():
         context.bind_kernel(np.ones(6), 0)
 
 
+@pytest.mark.parametrize("width", [0, None])
+def test_inputs_of_no_width_are_refused(width):
+    with pytest.raises(ValueError, match="must be known, and positive"):
+        make("binary").build((None, width))
+
+
 def test_inputs_of_another_width_are_refused():
     context = make("binary")
     context(np.ones((1, 6), "float32"), 0)
