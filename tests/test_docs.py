@@ -18,7 +18,12 @@ MODULES = [
     for _, name, _ in pkgutil.walk_packages(keras_psp.__path__, "keras_psp.")
     if not name.endswith(".cli")
 ]
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+TEXTS = [ROOT / "README.md", ROOT / "keras_psp" / "contexts" / "README.md"]
+BLOCKS = [
+    block
+    for text in TEXTS
+    for block in re.findall(r"```(\w+)\n(.*?)```", text.read_text(), re.S)
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -254,7 +254,7 @@ class Context(keras.layers.Layer):
 
     def save_own_variables(self, store):
         for variable in self.weights:
-            store[f"{type(self).__name__}.{variable.name}"] = variable.numpy()
+            store[f"{type(self).__name__}.{variable.name}"] = variable
 
     def load_own_variables(self, store):
         names = [f"{type(self).__name__}.{v.name}" for v in self.weights]

@@ -51,10 +51,16 @@ def test_cost_is_what_the_weights_weigh(kind):
     assert bits(more) - bits(context) == 10 * context.bits_per_task
 
 
-def test_low_precision_is_weighed_too():
+def test_low_precision_is_weighed_and_saved_too(tmp_path):
+    inputs = keras.Input((21,), name="image")
+    task = keras.Input((), dtype="int32", name="task")
     context = make("complex", dtype="bfloat16")
-    context.build((None, 21))
+    model = keras.Model([inputs, task], context(inputs, task))
     assert context.bits_per_task == 16 * 22
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras").layers[-1]
+    np.testing.assert_array_equal(numbers(again), numbers(context))
+    assert again.bits_per_task == 16 * 22
 
 
 @pytest.mark.parametrize("width", [1, 8, 33])

@@ -1,0 +1,62 @@
+"""The tools that make the README's tables."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import BACKEND
+
+from keras_psp.benchmarks import PermutedConfig
+from keras_psp.benchmarks import run
+
+TOOLS = Path(__file__).parent.parent / "tools"
+
+
+def call(tool, *arguments):
+    done = subprocess.run(
+        [sys.executable, str(TOOLS / tool), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_cost_compares_with_plain_dense(tmp_path):
+    output = tmp_path / "cost.json"
+    sizes = "--units 8 --inputs 8 --batch-size 16 --layers 2 --rounds 2".split()
+    families = ("--families", "binary", "rotation")
+    table = call(
+        "cost.py", "--output", output, "--backends", BACKEND, *sizes, *families
+    )
+    assert "| binary | " in table and "| rotation | " in table
+    done = json.loads(output.read_text())["layers"][BACKEND]
+    assert done["seed"] == 0 and done["versions"]["keras"] and done["device"]["name"]
+    rows = done["times"]
+    assert len(rows) == 3 * 2 * 2 and all(len(row["ms"]) == 2 for row in rows)
+    assert all(row["ratio"] == 1 for row in rows if row["name"] == "plain")
+    again = call("cost.py", "--output", output, "--markdown")
+    assert again == table
+
+
+def test_families_table_is_made_of_results(tmp_path):
+    settings = {"source": "mnist", "steps": 3, "units": 256, "depth": 3}
+    result = run(PermutedConfig(tasks=10, steps=3, units=8, depth=1))
+    for seed in (1, 2):
+        config = {**result.config, **settings, "seed": seed}
+        folder = tmp_path / f"10-tasks-binary-seed-{seed}"
+        folder.mkdir()
+        content = {**vars(result), "config": config, "seed": seed}
+        (folder / "result.json").write_text(json.dumps(content))
+    table = call(
+        "families.py",
+        *("--output", tmp_path, "--backend", BACKEND, "--steps", 3, "--report-only"),
+    )
+    assert (tmp_path / "families.md").read_text() in table
+    accuracy = f"{100 * result.average_accuracy:.1f} ± 0.0 (n=2)"
+    bits = result.contexts["bits_per_task"]
+    row = next(line for line in table.splitlines() if line.startswith("| binary | fix"))
+    assert row.split(" | ")[2] == accuracy
+    assert row.split(" | ")[4:7] == ["—", "—", str(bits)]
+    assert "| hadamard | fixed | — |" in table  # Nothing is made up.
