@@ -71,18 +71,14 @@ class SignContext(Context):
             Tensor of the inputs' dtype that broadcasts against them, but for the last
             dimension, of `count_signs(M)`.
         """
-
-        def every():
-            tasks = np.arange(self.num_tasks, dtype="int32")
-            return self._look_up(tasks, inputs.dtype)
-
         # The batch's size may be unknown, or a symbol (when JAX exports).
         batch = inputs.shape[0] if isinstance(inputs.shape[0], int) else 128
         if is_soft(index):
-            signs = ops.matmul(ops.cast(index, inputs.dtype), every())
+            weights = ops.cast(index, inputs.dtype)
+            signs = ops.matmul(weights, self._look_up(None, inputs.dtype))
         elif len(getattr(index, "shape", ())) == 1 and self.num_tasks <= batch:
             # To unpack each task's signs once is less than each example's.
-            signs = ops.take(every(), index, axis=0)
+            signs = ops.take(self._look_up(None, inputs.dtype), index, axis=0)
         else:
             signs = self._look_up(index, inputs.dtype)
         return align(signs, inputs)
@@ -95,13 +91,17 @@ class SignContext(Context):
         return {**super().get_config(), "storage": self.storage}
 
     def _look_up(self, index, dtype):
-        if self.storage == "bytes":
-            return ops.cast(ops.take(self.contexts, index, axis=0), dtype)
-        if self.storage == "bits":
-            packed = ops.cast(ops.take(self.contexts, index, axis=0), "int32")
-            bits = unpack(ops, packed, 8, self.num_signs)
-        else:
+        """The signs of tasks, or of all tasks if `index` is `None`."""
+        if self.storage == "seed":
+            if index is None:
+                index = np.arange(self.num_tasks, dtype="int32")
             bits = self._hash(ops, ops.expand_dims(index, -1))
+            return ops.cast(2 * bits - 1, dtype)
+        bank = self.contexts
+        rows = bank if index is None else ops.take(bank, index, axis=0)
+        if self.storage == "bytes":
+            return ops.cast(rows, dtype)
+        bits = unpack(ops, ops.cast(rows, "int32"), 8, self.num_signs)
         return ops.cast(2 * bits - 1, dtype)
 
     def _hash(self, xp, tasks):
