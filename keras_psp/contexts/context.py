@@ -213,11 +213,13 @@ class Context(keras.layers.Layer):
     @property
     def numbers_per_task(self):
         """How many numbers one more task costs."""
+        self._check_built()
         return 0 if self.contexts is None else int(np.prod(self.contexts.shape[1:]))
 
     @property
     def bits_per_task(self):
         """How many bits of memory one more task costs."""
+        self._check_built()
         if self.contexts is None:
             return 0
         dtype = keras.backend.standardize_dtype(self.contexts.dtype)
@@ -231,6 +233,7 @@ class Context(keras.layers.Layer):
             float64 array of shape `(num_tasks,)`: the largest element of
             `|C_k C_k^T - I|`. Zero but for rounding if the contexts are fixed.
         """
+        self._check_built()
         eye = np.eye(self.input_spec.axes[-1])
         drift = []
         for k in range(self.num_tasks):
@@ -266,6 +269,13 @@ class Context(keras.layers.Layer):
             )
         for variable, name in zip(self.weights, names, strict=True):
             variable.assign(store[name])
+
+    def _check_built(self):
+        if not self.built:
+            raise ValueError(
+                "What a task costs depends on the width of the inputs: call or build "
+                f"the context first. Received: {self.name}, which is not built"
+            )
 
     def _check_capacity(self, num_tasks, width):
         limit = self.max_num_tasks(width)

@@ -85,6 +85,7 @@ class SignContext(Context):
 
     @property
     def numbers_per_task(self):
+        self._check_built()
         return 0 if self.storage == "seed" else self.num_signs
 
     def get_config(self):

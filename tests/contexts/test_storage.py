@@ -51,6 +51,18 @@ def test_cost_is_what_the_weights_weigh(kind):
     assert bits(more) - bits(context) == 10 * context.bits_per_task
 
 
+@pytest.mark.parametrize("kind", ["binary", "binary-seed", "identity", "complex"])
+def test_cost_is_not_known_before_the_width_is(kind):
+    context = make(kind)
+    for ask in (
+        lambda: context.numbers_per_task,
+        lambda: context.bits_per_task,
+        context.orthogonality_drift,
+    ):
+        with pytest.raises(ValueError, match="build the context first"):
+            ask()
+
+
 def test_low_precision_is_weighed_and_saved_too(tmp_path):
     inputs = keras.Input((21,), name="image")
     task = keras.Input((), dtype="int32", name="task")
