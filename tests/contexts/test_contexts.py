@@ -18,8 +18,8 @@ def reference(context, x, k):
 
 
 # Every kind of context with one rank of the inputs, the simplest with all of them.
-CASES = [(kind, SHAPES[i % 4]) for i, kind in enumerate(KINDS)]
-CASES += [("binary", shape) for shape in SHAPES if ("binary", shape) not in CASES]
+CASES = [(kind, SHAPES[1]) for kind in KINDS]
+CASES += [("binary", shape) for shape in SHAPES if shape != SHAPES[1]]
 
 
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)

@@ -16,7 +16,7 @@ from keras_psp.models import mlp
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_tasks_leave_the_first_ones_as_they_are(kind):
-    x, task = draw((10, 3, 7))
+    x, task = draw((10, 3, 6))
     context, large = make(kind), make(kind, NUM_TASKS + 3)
     before = to_numpy(context(x, task))
     paths = [v.path for v in context.weights]
@@ -47,7 +47,7 @@ def test_learned_contexts_stay_learned():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_grows_and_is_saved(kind, tmp_path):
-    x, task = draw((10, 9))
+    x, task = draw((10, 6))
     layer = PSPDense(3, context=make(kind))
     model = functional(layer, x.shape)
     before = to_numpy(layer(x, task))
@@ -63,7 +63,7 @@ def test_a_model_grows_and_is_saved(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ["binary", "binary-seed", "rotation", "powers"])
 def test_what_was_compiled_before_knows_the_new_tasks(kind):
-    x, task = draw((10, 9))
+    x, task = draw((10, 6))
     layer = PSPDense(3, context=make(kind))
     model = functional(layer, x.shape)
     inputs, more = {"image": x, "task": task}, {"image": x, "task": task + 3}

@@ -21,7 +21,7 @@ def weights(rng):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_all_the_weight_on_one_task_is_that_task(kind):
-    x, task = draw((10, 2, 7))
+    x, task = draw((10, 3, 6))
     context = make(kind)
     soft = context(x, np.eye(NUM_TASKS, dtype="float32")[task])
     np.testing.assert_allclose(to_numpy(soft), to_numpy(context(x, task)), atol=1e-5)
@@ -29,7 +29,7 @@ def test_all_the_weight_on_one_task_is_that_task(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_mixture_equals_reference(kind, weights):
-    x, _ = draw((10, 2, 7))
+    x, _ = draw((10, 3, 6))
     context = make(kind)
     y = to_numpy(context(x, weights))
     for i, w in enumerate(weights):
