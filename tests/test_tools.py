@@ -25,16 +25,16 @@ def call(tool, *arguments):
 
 def test_cost_compares_with_plain_dense(tmp_path):
     output = tmp_path / "cost.json"
-    sizes = "--units 8 --inputs 8 --batch-size 16 --layers 2 --rounds 2".split()
-    families = ("--families", "binary", "rotation")
+    sizes = "--units 8 --inputs 8 --batch-size 16 --layers 1 --rounds 2".split()
+    families = ("--families", "binary")
     table = call(
         "cost.py", "--output", output, "--backends", BACKEND, *sizes, *families
     )
-    assert "| binary | " in table and "| rotation | " in table
+    assert "| binary | " in table
     done = json.loads(output.read_text())["layers"][BACKEND]
     assert done["seed"] == 0 and done["versions"]["keras"] and done["device"]["name"]
     rows = done["times"]
-    assert len(rows) == 3 * 2 * 2 and all(len(row["ms"]) == 2 for row in rows)
+    assert len(rows) == 2 * 2 * 2 and all(len(row["ms"]) == 2 for row in rows)
     assert all(row["ratio"] == 1 for row in rows if row["name"] == "plain")
     again = call("cost.py", "--output", output, "--markdown")
     assert again == table

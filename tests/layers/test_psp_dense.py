@@ -34,12 +34,12 @@ def make_learnable(**kwargs):
     return make_binary(context=contexts.Binary(NUM_TASKS, learnable=True), **kwargs)
 
 
-MAKERS = (make_binary, make_identity, make_learnable)
+CASES = [(make_binary, shape) for shape in SHAPES]
+CASES += [(make_identity, SHAPES[1]), (make_learnable, SHAPES[1])]
 
 
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make, shape", CASES)
 def test_layer(make, shape, check):
     check(make, reference, shape)
 
@@ -69,7 +69,7 @@ def test_weights_have_stable_paths(tmp_path):
     assert [v.path for v in again.weights] == [v.path for v in model.weights]
 
 
-@pytest.mark.parametrize("make", MAKERS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", [make_binary, make_identity, make_learnable])
 def test_files_keep_the_answers(make, tmp_path):
     x, task = draw((10, 6))
     inputs = {"image": x, "task": task}
