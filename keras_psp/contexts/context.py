@@ -21,8 +21,9 @@ class Context(keras.layers.Layer):
     ```
 
     To add a family, subclass it and write `draw()`, which says what each task needs,
-    and `bind()` and `unbind()`, which apply `C_k` and its transpose.
-    examples/own_context.py does.
+    and `bind()` and `unbind()`, which apply `C_k` and its transpose; and set the class
+    attribute `can_learn` if what a task needs may be trained. examples/own_context.py
+    is such a family.
 
     Args:
         num_tasks: Positive integer, the number of tasks.
