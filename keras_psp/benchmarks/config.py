@@ -85,6 +85,7 @@ class PermutedConfig:
                 raise TypeError(
                     f"`{field.name}` must be True or False. Received: {value!r}"
                 )
+        # Raises if there is nothing to learn.
         contexts.get(self.context, num_tasks=self.tasks, learnable=self.learnable)
 
     def build_tasks(self) -> TaskSequence:

@@ -83,8 +83,8 @@ class Context(keras.layers.Layer):
                 "The last dimension of the inputs must be known, and positive. "
                 f"Received: input_shape={input_shape}"
             )
-        self._check_capacity(self.num_tasks, width)
         self.input_spec = keras.InputSpec(axes={-1: width})
+        self.check_can_hold(self.num_tasks)
         rows = self.draw(range(self.num_tasks), width)
         if rows is not None:
             self._add_contexts(rows)
@@ -203,9 +203,19 @@ class Context(keras.layers.Layer):
         return self
 
     def check_can_hold(self, num_tasks):
-        """Raises a `ValueError` if the context, once built, cannot hold `num_tasks`."""
-        if self.built:
-            self._check_capacity(num_tasks, self.input_spec.axes[-1])
+        """Raises a `ValueError` if the family cannot hold `num_tasks`.
+
+        That depends on the width of the inputs: before it is known nothing is checked.
+        """
+        if self.input_spec is None:
+            return
+        width = self.input_spec.axes[-1]
+        limit = self.max_num_tasks(width)
+        if limit is not None and num_tasks > limit:
+            raise ValueError(
+                f"{type(self).__name__} contexts of {width} inputs hold at most "
+                f"{limit} tasks. Received: num_tasks={num_tasks}"
+            )
 
     def max_num_tasks(self, width):
         """Returns how many tasks the family holds for `width` inputs; `None`: any."""
@@ -276,14 +286,6 @@ class Context(keras.layers.Layer):
             raise ValueError(
                 "What a task costs depends on the width of the inputs: call or build "
                 f"the context first. Received: {self.name}, which is not built"
-            )
-
-    def _check_capacity(self, num_tasks, width):
-        limit = self.max_num_tasks(width)
-        if limit is not None and num_tasks > limit:
-            raise ValueError(
-                f"{type(self).__name__} contexts of {width} inputs hold at most "
-                f"{limit} tasks. Received: num_tasks={num_tasks}"
             )
 
     def _add_contexts(self, rows):

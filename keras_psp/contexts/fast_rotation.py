@@ -1,5 +1,7 @@
 """Rotations by signs and Walsh-Hadamard transforms."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -94,6 +96,11 @@ def _power_of_two(width):
     return 1 << (width.bit_length() - 1)
 
 
+@functools.cache
+def _small_hadamard(n):
+    return hadamard_matrix.rows(n, np.arange(n)) / np.sqrt(n)
+
+
 def _walsh_hadamard(x):
     """The normalized transform of the last dimension, a power of two.
 
@@ -104,9 +111,8 @@ def _walsh_hadamard(x):
     shape = (-1, *x.shape[1:])
     while done < width:
         n = min(32, width // done)
-        matrix = hadamard_matrix.rows(n, np.arange(n)) / np.sqrt(n)
         x = ops.reshape(x, (*shape[:-1], width // n, n))
-        x = ops.matmul(x, ops.convert_to_tensor(matrix, x.dtype))
+        x = ops.matmul(x, ops.convert_to_tensor(_small_hadamard(n), x.dtype))
         # The digit that is done moves to the front; in the end all are in place.
         x = ops.reshape(ops.swapaxes(x, -1, -2), shape)
         done *= n

@@ -1,5 +1,7 @@
 """The superposed dense layer."""
 
+import functools
+
 import keras
 
 from keras_psp.layers.superposed import Superposed
@@ -60,15 +62,11 @@ class PSPDense(Superposed, keras.layers.Dense):
         super().build(input_shape)
 
     def call(self, inputs, task, training=None):
-        def dense(bound):
-            return keras.layers.Dense.call(self, bound, training=training)
-
+        dense = functools.partial(super().call, training=training)
         return self.call_bound(dense, inputs, task)
 
     def quantized_call(self, inputs, task, training=None):
-        def dense(bound):
-            return keras.layers.Dense.quantized_call(self, bound, training=training)
-
+        dense = functools.partial(super().quantized_call, training=training)
         return self.call_bound(dense, inputs, task)
 
     def quantize(self, mode=None, type_check=True, config=None):
