@@ -7,6 +7,8 @@ import pytest
 from context_reference import KINDS
 from context_reference import make
 from context_reference import matrix
+from layer_checks import draw
+from layer_checks import to_numpy
 
 from keras_psp import contexts
 
@@ -116,3 +118,12 @@ def test_what_has_nothing_to_learn_says_so(name):
 def test_reflections_must_be_a_positive_integer(bad):
     with pytest.raises(ValueError, match="`reflections` must be a positive integer"):
         contexts.get("householder", num_tasks=2, reflections=bad)
+
+
+def test_learned_phases_keep_their_precision_in_low_precision():
+    # In bfloat16 the thousandth power of a phase would be any phase at all.
+    x, _ = draw((10, 6))
+    kwargs = {"num_tasks": 1001, "learnable": True}
+    exact = contexts.get("powers", **kwargs)(x, 1000)
+    low = contexts.get("powers", dtype="mixed_bfloat16", **kwargs)(x, 1000)
+    np.testing.assert_allclose(to_numpy(low), to_numpy(exact), atol=0.1)
