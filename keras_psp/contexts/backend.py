@@ -36,6 +36,15 @@ def holds_one_task(index):
     return ops.all(ops.equal(index, index[:1]))
 
 
+def recompute(function):
+    """Returns `function` as a branch of `ops.cond` should be that makes large tensors.
+
+    JAX keeps what the gradients of both branches need, zeros for the one not taken:
+    there the function is computed again instead.
+    """
+    return keras.remat(function) if keras.backend.backend() == "jax" else function
+
+
 def gather_last(inputs, order):
     """Takes, from the last dimension of `inputs`, the elements numbered by `order`.
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp.contexts.growing import replace_weight
 from keras_psp.contexts.task_index import check_num_tasks
 from keras_psp.contexts.task_index import check_task
 from keras_psp.contexts.task_index import is_soft
@@ -302,12 +303,7 @@ class Context(keras.layers.Layer):
     def _replace_contexts(self, more):
         old = self.contexts
         rows = np.concatenate([ops.convert_to_numpy(old), more])
-        # As Keras' own layers do where a weight is to have another shape (`quantize`).
-        self._untrack_variable(old)
-        self._tracker.unlock()
-        with self._open_name_scope():
-            self._add_contexts(rows)
-        self._tracker.lock()
+        replace_weight(self, old, lambda: self._add_contexts(rows))
 
     def _map_kernel(self, transform, kernel, task):
         task = check_task(task, self.num_tasks)

@@ -5,8 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_psp.contexts import random_numbers
-from keras_psp.contexts.backend import holds_one_task
 from keras_psp.contexts.context import Context
+from keras_psp.contexts.task_index import by_task
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -95,15 +95,14 @@ def _rotate(inputs, index, matrices, axes):
 
 
 def _rotate_each(inputs, index, matrices, axes):
-    def one():
-        return _rotate(inputs, index[0], matrices, axes)
+    def one(index):
+        return _rotate(inputs, index, matrices, axes)
 
     def mixed():
         weights = ops.one_hot(index, matrices.shape[0], dtype=inputs.dtype)
         return _rotate_mixed(inputs, weights, matrices, axes)
 
-    uniform = holds_one_task(index)
-    return mixed() if uniform is None else ops.cond(uniform, one, mixed)
+    return by_task(index, one, mixed)
 
 
 def _rotate_mixed(inputs, weights, matrices, axes):

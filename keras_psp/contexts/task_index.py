@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp.contexts.backend import holds_one_task
 from keras_psp.contexts.backend import is_readable
 
 
@@ -161,3 +162,24 @@ def mask_unknown_tasks(outputs, known):
     # Added, which is a pass less over the outputs than to select.
     mask = ops.cast(ops.where(known, 0.0, float("nan")), outputs.dtype)
     return ops.add(outputs, mask)
+
+
+def by_task(index, one, mixed):
+    """Computes for one task where a batch holds no other, which may be far cheaper.
+
+    Args:
+        index: what `split_task` returned.
+        one: function of an index without dimensions, the whole batch's task.
+        mixed: function without arguments, for a batch of any tasks.
+
+    Returns:
+        What the function that was called returned. Both return alike.
+    """
+    if is_soft(index):
+        return mixed()
+    if len(getattr(index, "shape", ())) == 0:
+        return one(index)
+    uniform = holds_one_task(index)
+    if uniform is None:
+        return mixed()
+    return ops.cond(uniform, lambda: one(index[0]), mixed)

@@ -103,7 +103,7 @@ class PSPComplexDense(Superposed, keras.layers.Layer):
                 "The last dimension must be even: real parts, then imaginary parts. "
                 f"Received: input_shape={input_shape}"
             )
-        self.build_context(input_shape)
+        self.build_context(input_shape[-1])
         self.kernel_real, self.kernel_imaginary = (
             self.add_weight(
                 name=name,

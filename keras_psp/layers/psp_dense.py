@@ -58,7 +58,7 @@ class PSPDense(Superposed, keras.layers.Dense):
         self.set_context(context, num_tasks)
 
     def build(self, input_shape):
-        self.build_context(input_shape)
+        self.build_context(input_shape[-1])
         super().build(input_shape)
 
     def call(self, inputs, task, training=None):

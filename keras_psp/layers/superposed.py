@@ -3,12 +3,12 @@
 import keras
 
 from keras_psp import contexts
-from keras_psp.contexts.task_index import check_task
 from keras_psp.contexts.task_index import mask_unknown_tasks
 from keras_psp.contexts.task_index import split_task
+from keras_psp.layers.takes_task import TakesTask
 
 
-class Superposed:
+class Superposed(TakesTask):
     """Mixin of the layers that bind their inputs to a task's context.
 
     It stands before a Keras layer among the bases. `__init__` calls `set_context()`,
@@ -39,28 +39,28 @@ class Superposed:
         """Raises a `ValueError` if the context cannot hold `num_tasks`."""
         self.context.check_can_hold(num_tasks)
 
-    def __call__(self, inputs, task, **kwargs):
-        task = check_task(task, self.num_tasks)
-        return super().__call__(inputs, task=task, **kwargs)
-
-    def build_context(self, input_shape):
-        """Builds the context, or checks it if it serves another layer already."""
+    def build_context(self, width):
+        """Builds the context of `width` numbers, or checks it if it has been built."""
         if not self.context.built:
-            self.context.build(input_shape)
-        width = self.context.input_spec.axes[-1]
-        if width != input_shape[-1]:
+            self.context.build((None, width))
+        known = self.context.input_spec.axes[-1]
+        if known != width:
             raise ValueError(
-                f"The context was built for {width} inputs; a layer of another width "
-                f"needs one of its own. Received: input_shape={input_shape}"
+                f"The context was built for {known} inputs; a layer of another width "
+                f"needs one of its own. Received: a layer of {width}"
             )
 
     def call_bound(self, layer_call, inputs, task):
         """Calls `layer_call` on the bound inputs, as it were the layer's own."""
         index, known = split_task(task, self.num_tasks, inputs.shape)
-        outputs = layer_call(self.context.transform(inputs, index))
+        outputs = layer_call(self.bind_inputs(inputs, index))
         # The outputs, not the bound inputs: an activation or an integer kernel may
         # turn NaN into a number.
         return mask_unknown_tasks(outputs, known)
+
+    def bind_inputs(self, inputs, index):
+        """Computes what the layer is called with; see `Context.transform()`."""
+        return self.context.transform(inputs, index)
 
     def get_config(self):
         context = keras.saving.serialize_keras_object(self.context)

@@ -1,0 +1,140 @@
+"""What every superposed convolution is, beside the Keras layer it replaces."""
+
+import itertools
+import math
+
+from keras import ops
+
+from keras_psp.contexts import Identity
+from keras_psp.contexts.backend import recompute
+from keras_psp.contexts.task_index import by_task
+from keras_psp.layers.superposed import Superposed
+
+CONTEXT_OVER = ("kernel", "channels")
+
+
+class SuperposedConv(Superposed):
+    """Mixin of the convolutions whose kernel holds one for each task.
+
+    It stands before a Keras convolution among the bases.
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        num_tasks=None,
+        context="binary",
+        context_over="kernel",
+        **kwargs,
+    ):
+        super().__init__(filters, kernel_size, **kwargs)
+        if context_over not in CONTEXT_OVER:
+            raise ValueError(
+                f"`context_over` must be one of {CONTEXT_OVER}. "
+                f"Received: context_over={context_over!r}"
+            )
+        self.context_over = context_over
+        self.set_context(context, num_tasks)
+
+    def build(self, input_shape):
+        channels = input_shape[self._channel_axis]
+        if channels is None:
+            raise ValueError(
+                "The channel dimension of the inputs must be known. "
+                f"Received: input_shape={input_shape}"
+            )
+        super().build(input_shape)
+        if self.context_over == "kernel":
+            channels = math.prod(self.kernel_size) * channels // self.groups
+        self.build_context(channels)
+
+    def call(self, inputs, task):
+        return self.call_bound(super().call, inputs, task)
+
+    def bind_inputs(self, inputs, index):
+        if self._binds_kernel:
+            return inputs, index  # What `convolution_op()` is given.
+        bound = ops.moveaxis(inputs, self._channel_axis, -1)
+        bound = self.context.transform(bound, index)
+        return ops.moveaxis(bound, -1, self._channel_axis)
+
+    def convolution_op(self, inputs, kernel):
+        if not self._binds_kernel:
+            return super().convolution_op(inputs, kernel)
+        inputs, index = inputs
+        plain = super().convolution_op
+        # Rows are what a context binds: one for each number that a filter looks at.
+        flat = ops.reshape(kernel, (-1, self.filters))
+
+        def one(index):
+            # C W = (W^T C^T)^T
+            bound = ops.transpose(self.context.unbind(ops.transpose(flat), index))
+            return plain(inputs, ops.reshape(bound, kernel.shape))
+
+        @recompute  # Patches are many times the inputs.
+        def mixed(inputs, flat):
+            patches = self.context.transform(self._patches(inputs), index)
+            return self._multiply(patches, flat)
+
+        return by_task(index, one, lambda: mixed(inputs, flat))
+
+    def get_config(self):
+        return {**super().get_config(), "context_over": self.context_over}
+
+    @property
+    def _channel_axis(self):
+        return -1 if self.data_format == "channels_last" else 1
+
+    @property
+    def _binds_kernel(self):
+        # To bind the inputs with no context costs nothing.
+        return self.context_over == "kernel" and not isinstance(self.context, Identity)
+
+    def _patches(self, inputs):
+        """What each filter of each group looks at, `(batch, *places, groups, M)`."""
+        x = ops.moveaxis(inputs, self._channel_axis, -1)
+        places, padding = [], []
+        for axis in range(self.rank):
+            size, stride = ops.shape(x)[1 + axis], self.strides[axis]
+            span = (self.kernel_size[axis] - 1) * self.dilation_rate[axis] + 1
+            if self.padding == "same":
+                places.append((size + stride - 1) // stride)
+                missing = (places[-1] - 1) * stride + span - size
+                if stride > 1:
+                    missing = _at_least_zero(missing)
+                padding.append((missing // 2, missing - missing // 2))
+            else:
+                places.append((size - span) // stride + 1)
+                padding.append((0, 0))
+        x = ops.pad(x, ((0, 0), *padding, (0, 0)))
+        taps = []
+        for tap in itertools.product(*map(range, self.kernel_size)):
+            slices = tuple(
+                slice(t * d, t * d + (n - 1) * s + 1, s)
+                for t, d, n, s in zip(
+                    tap, self.dilation_rate, places, self.strides, strict=True
+                )
+            )
+            taps.append(x[(slice(None), *slices)])
+        if self.groups == 1:
+            return ops.expand_dims(ops.concatenate(taps, axis=-1), -2)
+        width = x.shape[-1] // self.groups
+        taps = [
+            ops.reshape(tap, (*ops.shape(tap)[:-1], self.groups, width)) for tap in taps
+        ]
+        return ops.concatenate(taps, axis=-1)
+
+    def _multiply(self, patches, flat):
+        """Multiplies the patches with the kernel, each group with its filters."""
+        shape = ops.shape(patches)[:-2]
+        patches = ops.moveaxis(patches, -2, 0)
+        patches = ops.reshape(patches, (self.groups, -1, patches.shape[-1]))
+        kernel = ops.reshape(flat, (flat.shape[0], self.groups, -1))
+        outputs = ops.matmul(patches, ops.moveaxis(kernel, 1, 0))
+        outputs = ops.reshape(ops.moveaxis(outputs, 0, 1), (*shape, self.filters))
+        return ops.moveaxis(outputs, -1, self._channel_axis)
+
+
+def _at_least_zero(size):
+    return max(size, 0) if isinstance(size, int) else ops.maximum(size, 0)

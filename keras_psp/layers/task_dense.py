@@ -1,0 +1,116 @@
+"""A dense layer with a kernel for each task."""
+
+import keras
+from keras import ops
+
+from keras_psp.contexts.task_index import by_task
+from keras_psp.contexts.task_index import mask_unknown_tasks
+from keras_psp.layers.task_rows import TaskRows
+
+
+@keras.saving.register_keras_serializable(package="keras_psp")
+class TaskDense(TaskRows, keras.layers.Dense):
+    """One `keras.layers.Dense` for each task, in one layer: nothing is superposed.
+
+    ```
+    y = activation(x W_k + b_k)
+    ```
+
+    As the last layer it is the multi-head baseline; as every layer, K networks side by
+    side, which is what superposition is measured against. All tasks' kernels start
+    alike. An optimizer with momentum goes on moving the kernel of a task for a while
+    after its last example.
+
+    Args:
+        units: Positive integer, dimensionality of the output space.
+        num_tasks: Positive integer, the number of tasks.
+        **kwargs: `keras.layers.Dense` arguments. Regularizers and constraints see one
+            task's kernel at a time. There is no LoRA and no quantization.
+
+    Call arguments:
+        inputs: Float tensor.
+        task: Integer for the whole batch, or integer tensor of shape `(batch,)` or
+            `(batch, 1)`, one index for each example.
+
+    Input shape:
+        `(batch, ..., input_dim)`.
+
+    Output shape:
+        `(batch, ..., units)`. Examples whose index lies outside `[0, num_tasks)`
+        raise a `ValueError` where the index can be read and are NaN in a compiled or
+        exported graph.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> layer = keras_psp.layers.TaskDense(2, num_tasks=10)
+    >>> tuple(layer(keras.ops.ones((3, 4)), [0, 7, 7]).shape)
+    (3, 2)
+    >>> tuple(layer.kernel.shape), tuple(layer.bias.shape)
+    ((10, 4, 2), (10, 2))
+    """
+
+    def __init__(self, units, num_tasks, **kwargs):
+        super().__init__(units, **kwargs)
+        if self.lora_rank:
+            self.enable_lora(self.lora_rank)
+        self.set_num_tasks(num_tasks)
+
+    def build(self, input_shape):
+        self.add_rows(
+            "_kernel",
+            (input_shape[-1], self.units),
+            self.kernel_initializer,
+            name="kernel",
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.add_rows(
+                "bias",
+                (self.units,),
+                self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+        self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: input_shape[-1]})
+
+    def call(self, inputs, task, training=None):
+        index, known = self.split_index(task, inputs)
+        kernel, bias = self.kernel, self.bias
+        rank = len(inputs.shape)
+
+        def one(index):
+            outputs = ops.matmul(inputs, ops.take(kernel, index, axis=0))
+            return (
+                ops.add(outputs, ops.take(bias, index, axis=0))
+                if bias is not None
+                else outputs
+            )
+
+        def mixed():
+            x = inputs if rank > 2 else ops.expand_dims(inputs, 1)
+            ones = (1,) * (len(x.shape) - 3)
+            kernels = ops.take(kernel, index, axis=0)
+            outputs = ops.matmul(
+                x, ops.reshape(kernels, (-1, *ones, *kernel.shape[1:]))
+            )
+            if bias is not None:
+                biases = ops.take(bias, index, axis=0)
+                biases = ops.reshape(biases, (-1, *ones, 1, self.units))
+                outputs = ops.add(outputs, biases)
+            return outputs if rank > 2 else ops.squeeze(outputs, 1)
+
+        outputs = by_task(index, one, mixed)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return mask_unknown_tasks(outputs, known)
+
+    def enable_lora(self, *args, **kwargs):
+        raise ValueError(
+            "A TaskDense has no LoRA: its kernels are one for each task already."
+        )
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        raise NotImplementedError("A TaskDense cannot be quantized.")

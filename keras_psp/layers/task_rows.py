@@ -1,0 +1,108 @@
+"""What the layers have in common that keep weights of its own for each task."""
+
+import numpy as np
+from keras import ops
+
+from keras_psp.contexts.growing import replace_weight
+from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp.contexts.task_index import is_soft
+from keras_psp.contexts.task_index import split_task
+from keras_psp.layers.takes_task import TakesTask
+
+
+class TaskRows(TakesTask):
+    """Mixin of the layers with weights that have a row for each task.
+
+    It stands before a Keras layer among the bases. `__init__` calls `set_num_tasks()`,
+    `build()` makes the weights by `add_rows()`, and `call()` begins with
+    `split_index()`.
+    """
+
+    def set_num_tasks(self, num_tasks):
+        """Checks and keeps the number of tasks."""
+        self.num_tasks = check_num_tasks(num_tasks)
+        self._rows = {}
+
+    def add_rows(
+        self,
+        attribute,
+        shape,
+        initializer,
+        name=None,
+        regularizer=None,
+        constraint=None,
+        **kwargs,
+    ):
+        """Adds a weight of shape `(num_tasks, *shape)` as the layer's `attribute`.
+
+        Initializer, regularizer and constraint see one task's row at a time, as they
+        would see the weight of a plain layer. All tasks start alike.
+        """
+
+        def rows(number, dtype):
+            row = ops.convert_to_numpy(initializer(shape, dtype=dtype))
+            return np.repeat(row[np.newaxis], number, axis=0)
+
+        def add(values=None):
+            def initial(full_shape, dtype):
+                start = rows(full_shape[0], dtype) if values is None else values
+                return ops.convert_to_tensor(start, dtype)
+
+            weight = self.add_weight(
+                name=name or attribute,
+                shape=(self.num_tasks, *shape),
+                initializer=initial,
+                regularizer=regularizer and _sum_of(regularizer),
+                constraint=constraint and _each(constraint),
+                **kwargs,
+            )
+            setattr(self, attribute, weight)
+
+        add()
+        self._rows[attribute] = rows, add
+
+    def add_tasks(self, n):
+        """Adds `n` tasks behind the present ones, which stay exactly as they are.
+
+        See `Context.add_tasks()`; it returns the layer itself.
+        """
+        n = check_num_tasks(n, "n")
+        self.num_tasks += n
+        for attribute, (rows, add) in self._rows.items():
+            old = getattr(self, attribute)
+            values = np.concatenate([ops.convert_to_numpy(old), rows(n, old.dtype)])
+            replace_weight(self, old, lambda add=add, values=values: add(values))
+        return self
+
+    def check_can_hold(self, num_tasks):
+        """Raises nothing: the layer can hold any number of tasks."""
+
+    def split_index(self, task, inputs):
+        """Splits a checked task into a safe index and its validity.
+
+        See `keras_psp.contexts.task_index.split_task`.
+        """
+        index, known = split_task(task, self.num_tasks, inputs.shape)
+        if is_soft(index):
+            raise TypeError(
+                f"A {type(self).__name__} has no contexts that could be mixed: `task` "
+                "must be one index for each example. Received: task of dtype "
+                f"{task.dtype} and shape {tuple(task.shape)}"
+            )
+        return index, known
+
+    def get_config(self):
+        return {**super().get_config(), "num_tasks": self.num_tasks}
+
+
+# Row by row, for not every function of a matrix can be vectorized on every backend.
+
+
+def _each(constraint):
+    return lambda weight: ops.stack(
+        [constraint(weight[k]) for k in range(weight.shape[0])]
+    )
+
+
+def _sum_of(regularizer):
+    return lambda weight: sum(regularizer(weight[k]) for k in range(weight.shape[0]))

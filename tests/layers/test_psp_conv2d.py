@@ -1,0 +1,291 @@
+import itertools
+
+import context_reference
+import keras
+import layer_checks
+import numpy as np
+import pytest
+from conftest import BACKEND
+from keras import ops
+from layer_checks import NUM_TASKS
+from layer_checks import draw
+from layer_checks import functional
+from layer_checks import to_numpy
+
+from keras_psp import contexts
+from keras_psp.layers import PSPConv2D
+
+SHAPE = (10, 5, 6, 4)
+# Those of Keras' own tests of Conv2D, and what they leave out.
+ARGUMENTS = (
+    dict(filters=5, kernel_size=2),
+    dict(filters=6, kernel_size=2, padding="same", dilation_rate=(2, 2), groups=2),
+    dict(filters=6, kernel_size=(2, 2), strides=(2, 1), groups=2),
+    dict(filters=3, kernel_size=3, padding="same"),
+    dict(filters=3, kernel_size=(3, 2), strides=2, padding="same"),
+    dict(filters=3, kernel_size=1, strides=2, padding="same", use_bias=False),
+    dict(filters=4, kernel_size=(2, 3), dilation_rate=(1, 2), groups=4),
+)
+CHANNELS_FIRST = dict(filters=6, kernel_size=3, strides=(2, 1), groups=2)
+CHANNELS_FIRST |= dict(padding="same", data_format="channels_first")
+# Whose convolution TensorFlow has for a GPU alone.
+ANYWHERE = () if BACKEND == "tensorflow" else (CHANNELS_FIRST,)
+
+
+def convolve(layer, x, kernel):
+    """`layer`'s convolution with another kernel, in NumPy."""
+    first = layer.data_format == "channels_first"
+    x = np.moveaxis(x, 1, -1) if first else x
+    groups, width = layer.groups, x.shape[-1] // layer.groups
+    per_group = layer.filters // groups
+    size, padding = [], [(0, 0)]
+    for n, k, s, d in zip(
+        x.shape[1:3], layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
+    ):
+        span = (k - 1) * d + 1
+        if layer.padding == "same":
+            size.append(-(-n // s))
+            missing = max((size[-1] - 1) * s + span - n, 0)
+            padding.append((missing // 2, missing - missing // 2))
+        else:
+            size.append((n - span) // s + 1)
+            padding.append((0, 0))
+    x = np.pad(x, [*padding, (0, 0)])
+    y = np.zeros((len(x), *size, layer.filters))
+    for i, j in np.ndindex(*size):
+        for a, b in np.ndindex(*layer.kernel_size):
+            place = x[
+                :,
+                i * layer.strides[0] + a * layer.dilation_rate[0],
+                j * layer.strides[1] + b * layer.dilation_rate[1],
+            ]
+            for g in range(groups):
+                filters = slice(g * per_group, (g + 1) * per_group)
+                inputs = place[:, g * width : (g + 1) * width]
+                y[:, i, j, filters] += inputs @ kernel[a, b, :, filters]
+    return np.moveaxis(y, -1, 1) if first else y
+
+
+def reference(layer, x, k):
+    kernel = to_numpy(layer.kernel).astype("float64")
+    matrix = context_reference.matrix(layer.context, k)
+    if layer.context_over == "kernel":
+        kernel = (matrix @ kernel.reshape(-1, layer.filters)).reshape(kernel.shape)
+    elif layer.data_format == "channels_first":
+        x = np.moveaxis(np.moveaxis(x, 1, -1) @ matrix, -1, 1)
+    else:
+        x = x @ matrix
+    y = convolve(layer, x, kernel)
+    if layer.use_bias:
+        shape = (-1, 1, 1) if layer.data_format == "channels_first" else (-1,)
+        y = y + to_numpy(layer.bias).reshape(shape)
+    return np.tanh(y)
+
+
+def make_binary(filters=3, kernel_size=3, **kwargs):
+    kwargs = {
+        "num_tasks": NUM_TASKS,
+        "activation": "tanh",
+        "bias_initializer": "normal",
+        **kwargs,
+    }
+    return PSPConv2D(filters, kernel_size, **kwargs)
+
+
+def make_strided(**kwargs):
+    return make_binary(strides=2, padding="same", groups=2, filters=4, **kwargs)
+
+
+def make_channels(**kwargs):
+    return make_strided(context_over="channels", **kwargs)
+
+
+def make_learnable(**kwargs):
+    return make_binary(
+        context=contexts.Binary(NUM_TASKS, learnable=True, name="context"),
+        padding="same",
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", [make_strided, make_channels, make_learnable])
+def test_layer(make, check):
+    check(make, reference, SHAPE)
+
+
+@pytest.mark.parametrize("context_over", ["kernel", "channels"])
+@pytest.mark.parametrize("arguments", (*ARGUMENTS, *ANYWHERE))
+def test_each_example_has_its_own_answer(arguments, context_over):
+    layer = make_binary(**arguments, context_over=context_over)
+    x, task = draw(SHAPE)
+    if layer.data_format == "channels_first":
+        x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
+    y = to_numpy(layer(x, task))
+    assert layer.compute_output_shape(x.shape) == y.shape
+    for i, k in enumerate(task):
+        expected = reference(layer, x[i : i + 1], k)
+        np.testing.assert_allclose(y[i : i + 1], expected, rtol=1e-5, atol=1e-5)
+        if i < 2:
+            one = to_numpy(layer(x[i : i + 1], np.array([k])))
+            np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", (*ARGUMENTS, *ANYWHERE))
+def test_identity_is_conv2d(arguments):
+    x, _ = draw(SHAPE)
+    if "data_format" in arguments:
+        x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
+    for context_over in ("kernel", "channels"):
+        layer = PSPConv2D(
+            num_tasks=1, context="identity", context_over=context_over, **arguments
+        )
+        plain = keras.layers.Conv2D(**arguments)
+        layer(x, 0), plain(x)
+        plain.set_weights(layer.get_weights())
+        for task in (0, np.zeros(len(x), "int32")):
+            np.testing.assert_allclose(
+                to_numpy(layer(x, task)), to_numpy(plain(x)), rtol=1e-5, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("kind", context_reference.KINDS)
+def test_every_family(kind):
+    layer = PSPConv2D(2, 2, context=context_reference.make(kind), activation="tanh")
+    x, task = draw((10, 3, 3, 2))
+    y = to_numpy(layer(x, task))
+    for i, k in enumerate(task):
+        expected = reference(layer, x[i : i + 1], k)
+        np.testing.assert_allclose(y[i : i + 1], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("context_over", ["kernel", "channels"])
+def test_soft_contexts_that_are_sure_are_indices(context_over):
+    layer = make_binary(context_over=context_over)
+    x, task = draw(SHAPE)
+    weights = np.eye(NUM_TASKS, dtype="float32")[task]
+    np.testing.assert_allclose(
+        to_numpy(layer(x, weights)), to_numpy(layer(x, task)), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("one_task", [True, False])
+@pytest.mark.parametrize("make", [make_strided, make_channels, make_learnable])
+def test_gradients_equal_finite_differences(make, one_task):
+    # Through a layer below, so that they go through the inputs too.
+    x, task = draw((10, 4, 4, 2))
+    task = np.full_like(task, 3) if one_task else task
+    layer = make(activation=None)
+    image = keras.Input(x.shape[1:], name="image")
+    index = keras.Input((), dtype="int32", name="task")
+    below = keras.layers.Conv2D(2, 1, use_bias=False)
+    model = keras.Model({"image": image, "task": index}, layer(below(image), index))
+    inputs = {"image": x, "task": task}
+    target = np.random.default_rng(1).normal(size=(10, *model.output_shape[1:]))
+    target = target.astype("float32")
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    before = [np.array(ops.convert_to_numpy(v)) for v in model.trainable_variables]
+
+    def loss():
+        y = model.predict(inputs, verbose=0, batch_size=10).astype("float64")
+        return ((y - target) ** 2).mean()
+
+    step, expected = 1e-2, []
+    for variable, value in zip(model.trainable_variables, before, strict=True):
+        differences = []
+        for position in list(np.ndindex(*value.shape))[:: max(1, value.size // 12)]:
+            sides = []
+            for sign in (1, -1):
+                moved = value.copy()
+                moved[position] += sign * step
+                variable.assign(moved)
+                sides.append(loss())
+            differences.append((position, (sides[0] - sides[1]) / (2 * step)))
+        variable.assign(value)
+        expected.append(differences)
+    model.fit(inputs, target, batch_size=10, verbose=0, shuffle=False)
+    for variable, value, differences in zip(
+        model.trainable_variables, before, expected, strict=True
+    ):
+        gradient = value - to_numpy(variable)
+        for position, difference in differences:
+            np.testing.assert_allclose(
+                gradient[position], difference, rtol=2e-2, atol=2e-4
+            )
+
+
+def test_it_is_a_conv2d_with_its_arguments_and_no_others():
+    layer = make_binary()
+    assert isinstance(layer, keras.layers.Conv2D)
+    plain = keras.layers.Conv2D(3, 3).get_config()
+    more = {"num_tasks", "context", "context_over"}
+    assert set(layer.get_config()) == set(plain) | more
+
+
+@pytest.mark.parametrize("make", [make_strided, make_channels, make_learnable])
+def test_files_keep_the_answers(make, tmp_path):
+    x, task = draw(SHAPE)
+    inputs = {"image": x, "task": task}
+    model = functional(make(name="conv"), x.shape)
+    paths = ["conv/kernel", "conv/bias", "conv/context/contexts"]
+    assert sorted(v.path for v in model.weights) == sorted(paths)
+    expected = model.predict(inputs, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert sorted(v.path for v in again.weights) == sorted(paths)
+    np.testing.assert_array_equal(again.predict(inputs, verbose=0), expected)
+
+
+def test_lora_trains_two_small_kernels(tmp_path):
+    x, task = draw(SHAPE)
+    inputs = {"image": x, "task": task}
+    layer = make_binary()
+    model = functional(layer, x.shape)
+    before = model.predict(inputs, verbose=0)
+    layer.enable_lora(2)
+    names = sorted(v.name for v in layer.trainable_variables)
+    assert names == ["bias", "lora_kernel_a", "lora_kernel_b"]
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    np.testing.assert_allclose(model.predict(inputs, verbose=0), before, atol=1e-6)
+    model.fit(inputs, np.ones_like(before), verbose=0)
+    after = model.predict(inputs, verbose=0)
+    assert np.abs(after - before).max() > 1e-3
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.predict(inputs, verbose=0), after, atol=1e-5)
+
+
+def test_images_of_any_size_compiled():
+    x, task = draw((10, 7, 6, 2))
+    for strides, padding in itertools.product((1, 2), ("same", "valid")):
+        layer = make_binary(strides=strides, padding=padding)
+        image = keras.Input((None, None, 2), name="image")
+        index = keras.Input((), dtype="int32", name="task")
+        model = keras.Model({"image": image, "task": index}, layer(image, index))
+        for size in (7, 6):
+            inputs = {"image": x[:, :size], "task": task}
+            np.testing.assert_allclose(
+                model.predict(inputs, verbose=0),
+                to_numpy(layer(x[:, :size], task)),
+                rtol=1e-5,
+                atol=1e-5,
+            )
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="`context_over` must be one of"):
+        make_binary(context_over="images")
+    with pytest.raises(ValueError, match="channel dimension"):
+        make_binary().build((None, 8, 8, None))
+    with pytest.raises(ValueError, match="number of groups"):
+        make_binary(filters=4, groups=2)(np.ones((1, 4, 4, 3), "float32"), 0)
+    with pytest.raises(ValueError, match="min_ndim=4"):
+        make_binary()(np.ones((1, 4, 4), "float32"), 0)
+    with pytest.raises(ValueError, match="min_ndim=4|expected axis -1"):
+        layer = make_binary()
+        layer(np.ones((1, 4, 4, 2), "float32"), 0)
+        layer(np.ones((1, 4, 4, 3), "float32"), 0)
+    context = contexts.Binary(NUM_TASKS)
+    make_binary(context=context)(np.ones((1, 4, 4, 2), "float32"), 0)
+    with pytest.raises(ValueError, match="18 inputs.*a layer of 36"):
+        make_binary(context=context)(np.ones((1, 4, 4, 4), "float32"), 0)
