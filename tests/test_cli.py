@@ -29,7 +29,7 @@ def test_run_report_list(tmp_path, monkeypatch, capsys):
     assert content["config"]["steps"] == 6
     assert cli.main([*RUN, "--context", "identity", "--learning-rate", "1e-3"]) == 0
     other = folder.replace("binary", "identity").replace(
-        "-units-8", "-units-8-learning-rate-0.001"
+        "-units-8", "-learning-rate-0.001-units-8"
     )
     assert os.path.exists(f"{other}/result.json")
     capsys.readouterr()

@@ -5,19 +5,24 @@ the plots and rich for the command line: `pip install "keras-psp[bench]"`.
 """
 
 from keras_psp.benchmarks.accuracy_matrix import AccuracyMatrix
-from keras_psp.benchmarks.config import EXPERIMENTS
-from keras_psp.benchmarks.config import PermutedConfig
+from keras_psp.benchmarks.fresh_start import FreshStart
+from keras_psp.benchmarks.incremental_config import IncrementalConfig
 from keras_psp.benchmarks.metrics import average_accuracy
 from keras_psp.benchmarks.metrics import backward_transfer
 from keras_psp.benchmarks.metrics import forgetting
+from keras_psp.benchmarks.permuted_config import PermutedConfig
 from keras_psp.benchmarks.report import report
 from keras_psp.benchmarks.result import RunResult
 from keras_psp.benchmarks.run import run
 from keras_psp.benchmarks.task_accuracy import TaskAccuracy
 
+EXPERIMENTS = {"permuted": PermutedConfig, "incremental": IncrementalConfig}
+
 __all__ = [
     "EXPERIMENTS",
     "AccuracyMatrix",
+    "FreshStart",
+    "IncrementalConfig",
     "PermutedConfig",
     "RunResult",
     "TaskAccuracy",

@@ -20,6 +20,9 @@ class AccuracyMatrix(keras.callbacks.Callback):
     Args:
         tasks: The `TaskSequence` that is learned.
         batch_size: Positive integer, of the evaluation.
+        separate: Boolean, whether each task has a network of its own (see
+            `FreshStart`): then only the new one is evaluated, and the accuracies on
+            earlier tasks stay what they are.
 
     Attributes:
         matrix: Array `(num_tasks, num_tasks)`: R[i, j], the accuracy on task j after
@@ -49,10 +52,13 @@ class AccuracyMatrix(keras.callbacks.Callback):
     True
     """
 
-    def __init__(self, tasks: TaskSequence, batch_size: int = 1000):
+    def __init__(
+        self, tasks: TaskSequence, batch_size: int = 1000, separate: bool = False
+    ):
         super().__init__()
         self.tasks = tasks
         self.batch_size = batch_size
+        self.separate = separate
 
     def on_train_begin(self, logs=None):
         num_tasks = self.tasks.num_tasks
@@ -74,9 +80,11 @@ class AccuracyMatrix(keras.callbacks.Callback):
         trained = time.perf_counter()
         self.train_seconds.append(trained - self._start)
         seen = epoch + 1
-        dataset = self.tasks.test_all(range(seen), self.batch_size)
+        first = epoch if self.separate else 0
+        dataset = self.tasks.test_all(range(first, seen), self.batch_size)
         self._evaluator.evaluate(dataset, verbose=0)
-        row = keras.ops.convert_to_numpy(self._metric.result())[:seen]
+        row = np.array(keras.ops.convert_to_numpy(self._metric.result())[:seen])
+        row[:first] = self.matrix[first - 1, :first]
         self.matrix[epoch, :seen] = row
         self.test_seconds.append(time.perf_counter() - trained)
         if logs is not None:

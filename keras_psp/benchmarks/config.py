@@ -1,4 +1,4 @@
-"""Configs: all that a run depends on, in one frozen dataclass an experiment."""
+"""What the configs of all experiments have in common."""
 
 import dataclasses
 from numbers import Integral
@@ -7,11 +7,6 @@ from numbers import Real
 import keras
 
 from keras_psp import contexts
-from keras_psp.datasets import SOURCES
-from keras_psp.datasets import TaskSequence
-from keras_psp.datasets import permuted
-from keras_psp.models import TaskModel
-from keras_psp.models import mlp
 from keras_psp.names import check_name
 
 OPTIMIZERS = sorted(
@@ -23,53 +18,45 @@ OPTIMIZERS = sorted(
 )
 
 
-def _option(default, help, names=None):
+def option(default, help, names=None):
+    """A field of a config that is an option of `keras-psp run`.
+
+    Args:
+        default: Its default.
+        help: What it is, for `--help`.
+        names: What it may be, if it is a name.
+    """
     return dataclasses.field(default=default, metadata={"help": help, "names": names})
 
 
 @dataclasses.dataclass(frozen=True)
-class PermutedConfig:
-    """One run on permuted images: a multi-layer perceptron learns task after task.
-
-    Every field is an option of `keras-psp run permuted`.
+class Config:
+    """All that one run depends on; every field is an option of `keras-psp run`.
 
     Raises:
         TypeError, ValueError: A field is not what its help says.
-
-    Example:
-
-    >>> from keras_psp.benchmarks import PermutedConfig
-    >>> PermutedConfig(source="digits", tasks=5).experiment
-    'permuted'
     """
 
-    source: str = _option("digits", "the images", SOURCES)
-    tasks: int = _option(10, "how many tasks are learned, one after the other")
-    steps: int = _option(1000, "training steps of each task")
-    batch_size: int = _option(128, "images in a training step")
-    units: int = _option(256, "width of a hidden layer")
-    depth: int = _option(3, "number of hidden layers")
-    context: str = _option(
+    source: str = option("digits", "the images")
+    tasks: int = option(10, "how many tasks are learned, one after the other")
+    steps: int = option(1000, "training steps of each task")
+    batch_size: int = option(128, "images in a training step")
+    context: str = option(
         "binary",
         "the family of contexts; identity is the standard network",
         tuple(contexts.FAMILIES),
     )
-    learnable: bool = _option(False, "train the contexts too, as the authors' code")
-    complex_valued: bool = _option(
-        False, "a network of complex numbers, as the paper's; twice the weights"
+    learnable: bool = option(False, "train the contexts too, as the authors' code")
+    separate: bool = option(
+        False, "a fresh network for each task: what as many networks would reach"
     )
-    optimizer: str = _option(
+    optimizer: str = option(
         "rmsprop",
         "a Keras optimizer; rmsprop has the authors' rho of 0.99",
         tuple(OPTIMIZERS),
     )
-    learning_rate: float = _option(1e-4, "its learning rate")
-    seed: int = _option(0, "of permutations, contexts, initial weights, batches")
-
-    @property
-    def experiment(self) -> str:
-        """The experiment's name."""
-        return "permuted"
+    learning_rate: float = option(1e-4, "its learning rate")
+    seed: int = option(0, "of tasks, contexts, initial weights, batches")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -88,9 +75,18 @@ class PermutedConfig:
         # Raises if there is nothing to learn.
         contexts.get(self.context, num_tasks=self.tasks, learnable=self.learnable)
 
-    def build_tasks(self) -> TaskSequence:
-        """Returns the tasks to learn."""
-        return permuted(self.source, self.tasks, seed=self.seed)
+    @property
+    def experiment(self) -> str:
+        """The experiment's name."""
+        raise NotImplementedError
+
+    def build_tasks(self):
+        """Returns the `TaskSequence` to learn."""
+        raise NotImplementedError
+
+    def build_model(self, tasks):
+        """Returns the `TaskModel` that learns it, not yet compiled."""
+        raise NotImplementedError
 
     def build_optimizer(self) -> keras.optimizers.Optimizer:
         """Returns the optimizer of the whole stream."""
@@ -98,23 +94,6 @@ class PermutedConfig:
         if self.optimizer == "rmsprop":
             options["rho"] = 0.99  # PyTorch's default, which the authors used.
         return keras.optimizers.get({"class_name": self.optimizer, "config": options})
-
-    def build_model(self, tasks: TaskSequence) -> TaskModel:
-        """Returns the model that learns them, not yet compiled."""
-        return mlp(
-            tasks.image_shape,
-            tasks.num_classes,
-            self.tasks,
-            units=self.units,
-            depth=self.depth,
-            context=self.context,
-            learnable=self.learnable,
-            complex_valued=self.complex_valued,
-            seed=self.seed,
-        )
-
-
-EXPERIMENTS = {"permuted": PermutedConfig}
 
 
 def _check_number(name, value, kind, least, what):

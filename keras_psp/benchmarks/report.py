@@ -70,6 +70,7 @@ def _row(name, result):
     matrix = result.accuracy_matrix
     # The first task's time includes compilation.
     seconds = result.timings["train_seconds"][1:] or result.timings["train_seconds"]
+    drift = result.contexts["orthogonality_drift"]
     return {
         "run": name,
         "context": _describe_context(result),
@@ -80,16 +81,20 @@ def _row(name, result):
         "forgetting %": f"{100 * result.forgetting:.1f}",
         "backward transfer %": f"{100 * result.backward_transfer:.1f}",
         "bits/task": str(result.contexts["bits_per_task"]),
-        "drift": f"{result.contexts['orthogonality_drift']:.1e}",
+        "drift": "—" if drift is None else f"{drift:.1e}",
         "backend": result.backend,
         "ms/step": f"{1000 * np.median(seconds) / result.config['steps']:.2f}",
     }
 
 
 def _describe_context(result):
-    learned = ", learned" if result.config["learnable"] else ""
-    network = ", complex network" if result.config["complex_valued"] else ""
-    return result.config["context"] + learned + network
+    config = result.config
+    parts = [config["context"]]
+    parts += ["learned"] if config["learnable"] else []
+    parts += ["complex network"] if config.get("complex_valued") else []
+    parts += [f"{config[k]} {k}" for k in ("head", "norm") if k in config]
+    parts += ["separate networks"] if config["separate"] else []
+    return ", ".join(parts)
 
 
 def _markdown(rows, results):
@@ -101,7 +106,7 @@ def _markdown(rows, results):
         "Average: mean accuracy over all tasks after the last one. Just trained: mean "
         "accuracy on each task right after its training. Bits/task: what the contexts "
         "of one more task take. Drift: the largest element of |C C^T - I| of any "
-        "layer's contexts C.",
+        "layer's contexts C, if they are learned.",
         "",
         "![Accuracy over the course of the tasks](retention.png)",
         "",

@@ -29,7 +29,9 @@ class RunResult:
         jit_compile: Whether the model was compiled by XLA (or by torch.compile).
         contexts: What they cost and are: `bits_per_task` and `numbers_per_task` of all
             layers together, and `orthogonality_drift`, the largest element of
-            |C_k C_k^T - I| of any, after training.
+            |C_k C_k^T - I| of any, after training; `None` if they are not trained.
+        examples: How many examples each class of each task has: lists, `train` and
+            `test`.
         timings: Seconds: `train_seconds` and `test_seconds`, a number for each task
             (the first includes compilation), and `total_seconds`.
         matrix: R[i, j], the accuracy on task j after training task i: lists; `None`
@@ -44,6 +46,7 @@ class RunResult:
     device: dict
     jit_compile: bool
     contexts: dict
+    examples: dict
     timings: dict
     matrix: list
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_psp.benchmarks.accuracy_matrix import AccuracyMatrix
 from keras_psp.benchmarks.files import claim_folder
+from keras_psp.benchmarks.fresh_start import FreshStart
 from keras_psp.benchmarks.result import RunResult
 
 
@@ -23,7 +24,7 @@ def run(config, output=None, overwrite=False, callbacks=(), tensorboard=False):
     are set to the config's: on a CPU, equal configs give equal matrices.
 
     Args:
-        config: A `PermutedConfig`.
+        config: A config, one of the values of `keras_psp.benchmarks.EXPERIMENTS`.
         output: Folder for `result.json`, or `None` to write nothing.
         overwrite: Boolean, whether the folder may hold files already.
         callbacks: More Keras callbacks for the `fit()`.
@@ -64,8 +65,10 @@ def run(config, output=None, overwrite=False, callbacks=(), tensorboard=False):
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         steps_per_execution=_steps_per_execution(config.steps),
     )
-    matrix = AccuracyMatrix(tasks)
+    matrix = AccuracyMatrix(tasks, separate=config.separate)
     callbacks = [matrix, *callbacks]
+    if config.separate:
+        callbacks.append(FreshStart())
     if tensorboard:
         log_dir = str(output / "tensorboard")
         callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
@@ -86,6 +89,7 @@ def run(config, output=None, overwrite=False, callbacks=(), tensorboard=False):
         device=_device(model),
         jit_compile=bool(model.jit_compile),
         contexts=_contexts(model),
+        examples=tasks.examples,
         timings={
             "train_seconds": matrix.train_seconds,
             "test_seconds": matrix.test_seconds,
@@ -110,12 +114,15 @@ def _steps_per_execution(steps):
 def _contexts(model):
     layers = [layer for layer in model.layers if hasattr(layer, "context")]
     contexts = [layer.context for layer in layers]
+    drifts = [
+        float(context.orthogonality_drift().max())
+        for context in contexts
+        if context.learnable  # What is not trained does not drift.
+    ]
     return {
         "bits_per_task": sum(context.bits_per_task for context in contexts),
         "numbers_per_task": sum(context.numbers_per_task for context in contexts),
-        "orthogonality_drift": max(
-            float(context.orthogonality_drift().max()) for context in contexts
-        ),
+        "orthogonality_drift": max(drifts, default=None),
     }
 
 

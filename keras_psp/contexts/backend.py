@@ -36,13 +36,15 @@ def holds_one_task(index):
     return ops.all(ops.equal(index, index[:1]))
 
 
-def recompute(function):
-    """Returns `function` as a branch of `ops.cond` should be that makes large tensors.
-
-    JAX keeps what the gradients of both branches need, zeros for the one not taken:
-    there the function is computed again instead.
-    """
-    return keras.remat(function) if keras.backend.backend() == "jax" else function
+def choose(uniform, one, mixed):
+    """Returns `one()` where `uniform` is true, else `mixed()`, which is far dearer."""
+    if keras.backend.backend() != "jax":
+        return ops.cond(uniform, one, mixed)
+    # Inside a branch XLA computes the gradients of a convolution some 30 times slower
+    # on a CPU, and JAX keeps what those of both branches need, zeros for the one not
+    # taken: so the one is computed in any case, and the other anew for its gradients.
+    result = one()
+    return ops.cond(uniform, lambda: result, keras.remat(mixed))
 
 
 def gather_last(inputs, order):

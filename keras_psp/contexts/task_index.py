@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp.contexts.backend import choose
 from keras_psp.contexts.backend import holds_one_task
 from keras_psp.contexts.backend import is_readable
 
@@ -182,4 +183,4 @@ def by_task(index, one, mixed):
     uniform = holds_one_task(index)
     if uniform is None:
         return mixed()
-    return ops.cond(uniform, lambda: one(index[0]), mixed)
+    return choose(uniform, lambda: one(index[0]), mixed)

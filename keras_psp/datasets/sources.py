@@ -6,7 +6,7 @@ import numpy as np
 
 from keras_psp.names import check_name
 
-SOURCES = ("digits", "mnist", "fashion_mnist")
+SOURCES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +46,13 @@ def load_source(source) -> Source:
     """Loads a source by name, or checks the arrays of a source of one's own.
 
     Args:
-        source: `"digits"` (1797 images of 8x8, embedded in scikit-learn), `"mnist"` or
-            `"fashion_mnist"` (from tensorflow-datasets, which looks in `TFDS_DATA_DIR`
-            and downloads what is not there); arrays `(x, y)`, a fifth of which is held
-            out for testing; `((x_train, y_train), (x_test, y_test))` as
-            `keras.datasets` have it; or a `Source`. Named sources are standardized to
-            mean 0 and variance 1; arrays are used as they are, uint8 as [0, 1].
+        source: `"digits"` (1797 images of 8x8, embedded in scikit-learn), `"mnist"`,
+            `"fashion_mnist"`, `"cifar10"` or `"cifar100"` (from tensorflow-datasets,
+            which looks in `TFDS_DATA_DIR` and downloads what is not there); arrays
+            `(x, y)`, a fifth of which is held out for testing; `((x_train, y_train),
+            (x_test, y_test))` as `keras.datasets` have it; or a `Source`. Named sources
+            are standardized to mean 0 and variance 1; arrays are used as they are,
+            uint8 as [0, 1].
 
     Returns:
         A `Source`.

@@ -6,7 +6,6 @@ import math
 from keras import ops
 
 from keras_psp.contexts import Identity
-from keras_psp.contexts.backend import recompute
 from keras_psp.contexts.task_index import by_task
 from keras_psp.layers.superposed import Superposed
 
@@ -72,12 +71,11 @@ class SuperposedConv(Superposed):
             bound = ops.transpose(self.context.unbind(ops.transpose(flat), index))
             return plain(inputs, ops.reshape(bound, kernel.shape))
 
-        @recompute  # Patches are many times the inputs.
-        def mixed(inputs, flat):
+        def mixed():
             patches = self.context.transform(self._patches(inputs), index)
             return self._multiply(patches, flat)
 
-        return by_task(index, one, lambda: mixed(inputs, flat))
+        return by_task(index, one, mixed)
 
     def get_config(self):
         return {**super().get_config(), "context_over": self.context_over}

@@ -175,14 +175,13 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         apart = ops.square(mean - ops.take(task_mean, index[:, 0], axis=0))
         task_variance = sum_by_task(count * (variance + apart)) / divisor
         present = total > 1.0
-        for rows, new in (
+        for weight, new in (
             (self.moving_mean, task_mean),
             (self.moving_variance, task_variance),
         ):
-            moved = rows * self.momentum + ops.cast(new, rows.dtype) * (
-                1.0 - self.momentum
-            )
-            rows.assign(ops.where(present, moved, rows))
+            old, new = ops.convert_to_tensor(weight), ops.cast(new, weight.dtype)
+            moved = old * self.momentum + new * (1.0 - self.momentum)
+            weight.assign(ops.where(present, moved, old))
         return (
             ops.where(present, task_mean, means),
             ops.where(present, task_variance, variances),

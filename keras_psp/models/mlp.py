@@ -1,13 +1,12 @@
 """The multi-layer perceptron of the paper's permuting experiments."""
 
 import keras
-import numpy as np
 
-from keras_psp import contexts
 from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.layers import PSPComplexDense
-from keras_psp.layers import PSPDense
+from keras_psp.models.parts import HEADS
+from keras_psp.models.parts import Parts
 from keras_psp.models.task_model import TaskModel
+from keras_psp.names import check_name
 
 
 def mlp(
@@ -38,7 +37,8 @@ def mlp(
         context: Name of a context family, one of `keras_psp.contexts.FAMILIES`, or a
             `Context` that shows what each layer's own is to be, but for its seed.
         learnable: Boolean, with a family's name: whether the contexts are trained.
-        head: `"superposed"`, or `"shared"` for a plain `Dense` that knows no tasks.
+        head: `"superposed"`; `"multi"`, a `TaskDense`; or `"shared"`, a plain `Dense`
+            that knows no tasks.
         complex_valued: Boolean, whether the network's numbers are complex, as in the
             paper's complex superposition. It has twice the weights; the logits are
             the real part of its outputs.
@@ -67,44 +67,18 @@ def mlp(
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 4.1.
     """
     num_tasks = check_num_tasks(num_tasks)
-    if head not in ("superposed", "shared"):
+    check_name("head", head, HEADS)
+    if complex_valued and head != "superposed":
         raise ValueError(
-            f'`head` must be "superposed" or "shared". Received: head={head!r}'
-        )
-    if complex_valued and head == "shared":
-        raise ValueError(
-            'A complex network has no plain head. Received: head="shared", '
+            f"A complex network has a superposed head. Received: head={head!r}, "
             "complex_valued=True"
         )
     if not isinstance(depth, int) or depth < 0:
         raise ValueError(
             f"`depth` must be a non-negative integer. Received: depth={depth!r}"
         )
-    example = contexts.get(context, num_tasks=num_tasks, learnable=learnable)
-    seeds = np.random.SeedSequence(seed).generate_state(depth + 1).tolist()
-    rng = np.random.default_rng(seed)
-
-    def dense(x, task, units, name, superposed=True):
-        if superposed:
-            config = {**example.get_config(), "seed": seeds.pop(), "name": "context"}
-            own = type(example).from_config(config)
-            kind = PSPComplexDense if complex_valued else PSPDense
-            layer = kind(units, context=own, use_bias=False, name=name)
-            outputs = layer(x, task)
-        else:
-            layer = keras.layers.Dense(units, use_bias=False, name=name)
-            outputs = layer(x)
-        # Drawn with NumPy, to start alike on every backend.
-        if complex_valued:
-            shape = layer.kernel_real.shape
-            size = rng.normal(scale=(2 / sum(shape)) ** 0.5, size=shape)
-            angle = rng.uniform(-np.pi, np.pi, size=shape)
-            layer.kernel_real.assign(size * np.cos(angle))
-            layer.kernel_imaginary.assign(size * np.sin(angle))
-        else:
-            shape = layer.kernel.shape
-            layer.kernel.assign(rng.normal(scale=(2 / sum(shape)) ** 0.5, size=shape))
-        return outputs
+    parts = Parts(context, num_tasks, depth + 1, learnable, seed)
+    kind = "complex" if complex_valued else "superposed"
 
     image = keras.Input(input_shape, name="image")
     if soft:
@@ -116,9 +90,11 @@ def mlp(
         zeros = keras.layers.Rescaling(0.0, name="imaginary")(x)
         x = keras.layers.Concatenate(name="complex")([x, zeros])
     for i in range(depth):
-        x = dense(x, task, units, f"dense_{i}")
+        x = parts.dense(x, task, units, f"dense_{i}", kind)
         x = keras.layers.ReLU(name=f"relu_{i}")(x)
-    logits = dense(x, task, num_classes, "logits", head == "superposed")
+    logits = parts.dense(
+        x, task, num_classes, "logits", kind if head == "superposed" else head
+    )
     if complex_valued:
         logits = logits[:, :num_classes]
     return TaskModel({"image": image, "task": task}, logits, name=name)

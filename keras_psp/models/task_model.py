@@ -23,6 +23,9 @@ class TaskModel(keras.Model):
         outputs: Symbolic outputs.
         **kwargs: `keras.Model` arguments.
 
+    Raises:
+        ValueError: The layers hold different numbers of tasks.
+
     Example:
 
     >>> import keras, keras_psp
@@ -36,9 +39,19 @@ class TaskModel(keras.Model):
     (1, 2)
     """
 
+    # With the arguments of Keras' functional models, by which it knows them.
+    def __init__(self, inputs, outputs, name=None, **kwargs):
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        numbers = {layer.name: layer.num_tasks for layer in self._task_layers()}
+        if len(set(numbers.values())) > 1:
+            raise ValueError(
+                "All layers of a model must hold the same number of tasks. "
+                f"Received: {numbers}"
+            )
+
     @property
     def num_tasks(self):
-        """How many tasks the model's superposed layers hold."""
+        """How many tasks the model's layers hold."""
         return min(layer.num_tasks for layer in self._task_layers())
 
     def add_tasks(self, n):

@@ -28,6 +28,7 @@ def make_result(num_tasks, context="binary", **config):
             "numbers_per_task": 100,
             "orthogonality_drift": 0.25,
         },
+        examples={"train": [[9, 9]] * num_tasks, "test": [[5, 5]] * num_tasks},
         timings={
             "train_seconds": [9.0] + [0.2] * (num_tasks - 1),
             "test_seconds": [0.1] * num_tasks,

@@ -59,6 +59,13 @@ def test_context_may_be_an_example():
     assert model.trainable_weights[1].path == "dense_0/context/contexts"
 
 
+def test_multi_head_has_a_kernel_for_each_task():
+    model = make(head="multi")
+    assert model.get_layer("logits").kernel.shape == (5, 8, 3)
+    for a, b in zip(make().get_weights()[:2], model.get_weights()[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_shared_head_is_a_plain_dense(rng):
     model = make(head="shared")
     assert type(model.get_layer("logits")) is keras.layers.Dense
@@ -123,8 +130,8 @@ def test_complex_network_is_saved_and_has_twice_the_weights(rng, tmp_path):
         ({"num_tasks": 0}, ValueError, "num_tasks=0"),
         ({"num_tasks": 2.5}, TypeError, "num_tasks=2.5"),
         ({"context": "hash"}, ValueError, "Known: binary, complex, "),
-        ({"head": "none"}, ValueError, '"superposed" or "shared"'),
-        ({"head": "shared", "complex_valued": True}, ValueError, "no plain head"),
+        ({"head": "none"}, ValueError, "Known: multi, shared, superposed"),
+        ({"head": "shared", "complex_valued": True}, ValueError, "superposed head"),
         ({"depth": -1}, ValueError, "depth=-1"),
         ({"depth": 1.5}, ValueError, "depth=1.5"),
         ({"units": 0}, ValueError, "units=0"),

@@ -1,0 +1,81 @@
+"""The config of the incremental experiment."""
+
+import dataclasses
+
+from keras_psp.benchmarks.config import OPTIMIZERS
+from keras_psp.benchmarks.config import Config
+from keras_psp.benchmarks.config import option
+from keras_psp.datasets import SOURCES
+from keras_psp.datasets import TaskSequence
+from keras_psp.datasets import incremental
+from keras_psp.layers.superposed_conv import CONTEXT_OVER
+from keras_psp.models import TaskModel
+from keras_psp.models import resnet18
+from keras_psp.models.parts import HEADS
+from keras_psp.models.resnet18 import NORMS
+from keras_psp.models.resnet18 import STEMS
+
+
+@dataclasses.dataclass(frozen=True)
+class IncrementalConfig(Config):
+    """One run on images of ever new classes: a ResNet18 learns task after task.
+
+    Every field is an option of `keras-psp run incremental`.
+
+    Raises:
+        TypeError, ValueError: A field is not what its help says.
+
+    Example:
+
+    >>> from keras_psp.benchmarks import IncrementalConfig
+    >>> IncrementalConfig(source="digits", classes_per_task=2).experiment
+    'incremental'
+    """
+
+    source: str = option(
+        "cifar10+cifar100",
+        "the images, of several sources one after the other",
+        ("cifar10+cifar100", *SOURCES),
+    )
+    tasks: int = option(5, "how many tasks are learned, one after the other")
+    optimizer: str = option("adam", "a Keras optimizer", tuple(OPTIMIZERS))
+    learning_rate: float = option(1e-3, "its learning rate")
+    classes_per_task: int = option(10, "how many classes a task has")
+    augment: bool = option(False, "flip and shift images at random while training")
+    model: str = option("resnet18", "the network", ("resnet18",))
+    width: float = option(1.0, "its width; 1 has 64 filters in the first stage")
+    stem: str = option("cifar", "its first layers", STEMS)
+    head: str = option("superposed", "its last layer", HEADS)
+    norm: str = option("task", "its normalization", NORMS)
+    context_over: str = option("kernel", "what contexts are bound to", CONTEXT_OVER)
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name."""
+        return "incremental"
+
+    def build_tasks(self) -> TaskSequence:
+        """Returns the tasks to learn."""
+        return incremental(
+            *self.source.split("+"),
+            classes_per_task=self.classes_per_task,
+            num_tasks=self.tasks,
+            augment=self.augment,
+            seed=self.seed,
+        )
+
+    def build_model(self, tasks: TaskSequence) -> TaskModel:
+        """Returns the model that learns them, not yet compiled."""
+        return resnet18(
+            tasks.image_shape,
+            tasks.num_classes,
+            self.tasks,
+            context=self.context,
+            context_over=self.context_over,
+            learnable=self.learnable,
+            head=self.head,
+            norm=self.norm,
+            stem=self.stem,
+            width=self.width,
+            seed=self.seed,
+        )

@@ -1,0 +1,58 @@
+"""The config of the permuting experiment."""
+
+import dataclasses
+
+from keras_psp.benchmarks.config import Config
+from keras_psp.benchmarks.config import option
+from keras_psp.datasets import SOURCES
+from keras_psp.datasets import TaskSequence
+from keras_psp.datasets import permuted
+from keras_psp.models import TaskModel
+from keras_psp.models import mlp
+
+
+@dataclasses.dataclass(frozen=True)
+class PermutedConfig(Config):
+    """One run on permuted images: a multi-layer perceptron learns task after task.
+
+    Every field is an option of `keras-psp run permuted`.
+
+    Raises:
+        TypeError, ValueError: A field is not what its help says.
+
+    Example:
+
+    >>> from keras_psp.benchmarks import PermutedConfig
+    >>> PermutedConfig(source="digits", tasks=5).experiment
+    'permuted'
+    """
+
+    source: str = option("digits", "the images", SOURCES)
+    units: int = option(256, "width of a hidden layer")
+    depth: int = option(3, "number of hidden layers")
+    complex_valued: bool = option(
+        False, "a network of complex numbers, as the paper's; twice the weights"
+    )
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name."""
+        return "permuted"
+
+    def build_tasks(self) -> TaskSequence:
+        """Returns the tasks to learn."""
+        return permuted(self.source, self.tasks, seed=self.seed)
+
+    def build_model(self, tasks: TaskSequence) -> TaskModel:
+        """Returns the model that learns them, not yet compiled."""
+        return mlp(
+            tasks.image_shape,
+            tasks.num_classes,
+            self.tasks,
+            units=self.units,
+            depth=self.depth,
+            context=self.context,
+            learnable=self.learnable,
+            complex_valued=self.complex_valued,
+            seed=self.seed,
+        )

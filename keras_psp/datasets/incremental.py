@@ -1,0 +1,145 @@
+"""Incremental tasks: every task has classes of its own."""
+
+import dataclasses
+
+import numpy as np
+
+from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp.datasets._tensorflow import import_tensorflow
+from keras_psp.datasets.sources import Source
+from keras_psp.datasets.sources import load_source
+from keras_psp.datasets.task_sequence import TaskSequence
+
+SHIFT = 4  # As far as images are shifted for CIFAR since He et al., 2016.
+
+
+def incremental(
+    *sources, classes_per_task=10, num_tasks=None, augment=False, seed=0
+) -> TaskSequence:
+    """Returns tasks of `classes_per_task` classes each, labelled anew from 0.
+
+    Task k has the classes from `k * classes_per_task` on, of the first source as long
+    as it has them, then of the next. So `incremental("cifar10", "cifar100")` is the
+    sequence of the paper: the ten classes of CIFAR-10, then classes 10 to 19, 20 to 29
+    and so on of CIFAR-100. Classes that do not fill a task are left out.
+
+    Images of named sources, and uint8 images, are scaled to [-1, 1] as the authors do;
+    other arrays are used as they are.
+
+    Args:
+        *sources: Names, arrays or `Source`s: see `keras_psp.datasets.load_source`.
+            Defaults to `"cifar10", "cifar100"`.
+        classes_per_task: Positive integer.
+        num_tasks: Positive integer. Defaults to as many as there are classes for.
+        augment: Boolean, whether `stream()` flips images at random from left to right
+            and shifts them by up to 4 pixels, filling with -1 (black).
+        seed: Non-negative integer: equal seeds give an equal order of the examples and
+            an equal augmentation.
+
+    Returns:
+        A `TaskSequence`; its `examples` says how many images each class has.
+
+    Raises:
+        TypeError: An argument of another type, or one that `load_source()` refuses.
+        ValueError: A class without images, which is named; sources whose images differ
+            in shape, dtype or scale.
+
+    Example:
+
+    >>> from keras_psp import datasets
+    >>> tasks = datasets.incremental("digits", classes_per_task=2)
+    >>> tasks.num_tasks, tasks.num_classes
+    (5, 2)
+
+    Reference:
+        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 4.3.
+    """
+    classes_per_task = check_num_tasks(classes_per_task, "classes_per_task")
+    if num_tasks is not None:
+        num_tasks = check_num_tasks(num_tasks)
+    loaded = [_load(source) for source in sources or ("cifar10", "cifar100")]
+    for source in loaded[1:]:
+        _check_alike(loaded[0], source)
+    parts, names = [], []
+    for source in loaded:
+        available = source.num_classes // classes_per_task
+        stop = available if num_tasks is None else min(available, num_tasks)
+        for task in range(len(parts), stop):
+            parts.append(_take(source, task * classes_per_task, classes_per_task))
+            names.append(source.name)
+    wanted = num_tasks or len(parts) or 1
+    if len(parts) < wanted:
+        missing = max(loaded[-1].num_classes, len(parts) * classes_per_task)
+        raise ValueError(
+            f"Class {missing} of {loaded[-1].name} has no images. Received: "
+            f"num_tasks={num_tasks}, classes_per_task={classes_per_task}, and classes "
+            f"for {len(parts)} tasks"
+        )
+    arrays = {
+        field: np.concatenate([part[field] for part in parts]) for field in parts[0]
+    }
+    source = dataclasses.replace(
+        loaded[0], name="+".join(dict.fromkeys(names)), **arrays
+    )
+    bounds = tuple(
+        np.cumsum([0, *(len(part[field]) for part in parts)])
+        for field in ("y_train", "y_test")
+    )
+    return TaskSequence(
+        source,
+        len(parts),
+        lambda images, task: images,
+        seed=seed,
+        bounds=bounds,
+        augment=_flip_and_shift if augment else None,
+    )
+
+
+def _load(source):
+    loaded = load_source(source)
+    if isinstance(source, str) or (
+        loaded.x_train.dtype == np.uint8 and not isinstance(source, Source)
+    ):
+        return dataclasses.replace(loaded, mean=0.5, std=0.5)
+    return loaded
+
+
+def _check_alike(first, other):
+    def describe(source):
+        return (
+            f"{source.name} with {source.image_shape} {source.x_train.dtype}, "
+            f"mean={source.mean}, std={source.std}"
+        )
+
+    if describe(first).split(" with ")[1] != describe(other).split(" with ")[1]:
+        raise ValueError(
+            "The images of all sources must have one shape, dtype and scale. "
+            f"Received: {describe(first)}; {describe(other)}"
+        )
+
+
+def _take(source, first, number):
+    """The images of some classes, with labels from 0."""
+    part = {}
+    for split, what in (("train", "training"), ("test", "test")):
+        x, y = getattr(source, f"x_{split}"), getattr(source, f"y_{split}")
+        rows = np.flatnonzero((y >= first) & (y < first + number))
+        counts = np.bincount(y[rows] - first, minlength=number)
+        if not counts.all():
+            missing = first + int(np.argmin(counts))
+            raise ValueError(f"Class {missing} of {source.name} has no {what} images.")
+        part[f"x_{split}"], part[f"y_{split}"] = x[rows], y[rows] - first
+    return part
+
+
+def _flip_and_shift(images, seed):
+    tf = import_tensorflow()
+    images = tf.image.stateless_random_flip_left_right(images, seed)
+    batch, height, width = (tf.shape(images)[axis] for axis in range(3))
+    padding = ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0))
+    images = tf.pad(images, padding, constant_values=-1.0)
+    corners = tf.random.stateless_uniform(
+        (2, batch, 1), seed, 0, 2 * SHIFT + 1, dtype=tf.int32
+    )
+    images = tf.gather(images, corners[0] + tf.range(height), axis=1, batch_dims=1)
+    return tf.gather(images, corners[1] + tf.range(width), axis=2, batch_dims=1)
