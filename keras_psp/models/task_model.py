@@ -130,7 +130,11 @@ class TaskModel(keras.Model):
         if hasattr(x, "element_spec"):
             x, check = x.element_spec, check_task_type
             x = x[0] if isinstance(x, tuple) else x
-        if isinstance(x, dict) and "task" in x:
+        if not isinstance(x, dict):
+            return
+        for name in set(x) & set(self.input) - {"task"}:
+            _check_shape(name, x[name], self.input[name].shape)
+        if "task" in x:
             task = check(x["task"], self.num_tasks)
             if is_soft(task) != self._is_soft():
                 raise TypeError(
@@ -143,3 +147,21 @@ class TaskModel(keras.Model):
                     + f"as `task`. Received: task of dtype {task.dtype} and shape "
                     f"{tuple(task.shape)}"
                 )
+
+
+def _check_shape(name, given, expected):
+    shape = getattr(given, "shape", None)
+    if shape is None or getattr(shape, "rank", 0) is None:
+        return  # Not known yet.
+    shape = tuple(shape)
+    pairs = list(zip(shape[1:], expected[1:], strict=False))
+    if len(shape) == len(expected) and all(a == b or None in (a, b) for a, b in pairs):
+        return
+    # As Keras lets pass: a last dimension of 1 may be left out, or be one too many.
+    longer = max(shape, tuple(expected), key=len)
+    if abs(len(shape) - len(expected)) == 1 and longer[-1] == 1:
+        return
+    raise ValueError(
+        f"This model takes inputs {name!r} of shape {tuple(expected)}. "
+        f"Received: shape {shape}"
+    )

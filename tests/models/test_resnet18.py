@@ -106,9 +106,21 @@ def test_growing():
 
 def test_images_of_another_size_or_channel_count_are_refused():
     model, inputs = make(width=0.03), draw()
-    for image in (inputs["image"][:, :8], inputs["image"][..., :1]):
-        with pytest.raises(ValueError, match="expected shape=|incompatible"):
-            model.predict({**inputs, "image": image}, verbose=0)
+    model.compile("sgd", "mse")
+    image, target = inputs["image"], np.ones((8, 3))
+    before = [np.array(w) for w in model.get_weights()]
+    for bad in (image[:, :8], image[..., :1], image[0], image[..., 0]):
+        x = {**inputs, "image": bad}
+        with pytest.raises(ValueError, match=r"\(None, 16, 16, 3\)"):
+            model(x)
+        with pytest.raises(ValueError, match=r"\(None, 16, 16, 3\)"):
+            model.predict(x, verbose=0)
+        with pytest.raises(ValueError, match=r"\(None, 16, 16, 3\)"):
+            model.fit(x, target, verbose=0)
+        with pytest.raises(ValueError, match=r"\(None, 16, 16, 3\)"):
+            model.evaluate(x, target, verbose=0)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
