@@ -125,6 +125,8 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         if training and self.trainable:
             if len(getattr(index, "shape", ())) == 0:
                 index = ops.zeros(ops.shape(x)[:1], "int32") + index
+                if known is not None:
+                    known = ops.logical_and(ops.ones_like(index, "bool"), known)
             means, variances = self._update(x, index, known, mask, means, variances)
         mean, variance = (ops.take(rows, index, axis=0) for rows in (means, variances))
         scale = ops.rsqrt(variance + self.epsilon)

@@ -147,6 +147,20 @@ def test_compiled_training_equals_reference(make):
     np.testing.assert_allclose(to_numpy(layer.moving_variance), variances, rtol=1e-5)
 
 
+def test_one_index_for_the_whole_batch_compiled():
+    x, task = draw(SHAPES[1])
+    task[:] = 3
+    layer = build(make, x.shape)
+    _, means, variances = trained(layer, x, task)
+    image = keras.Input(x.shape[1:], name="image")
+    index = keras.Input((), dtype="int32", name="task")
+    model = keras.Model({"image": image, "task": index}, layer(image, index[0]))
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.train_on_batch({"image": x, "task": task}, np.zeros_like(x))
+    np.testing.assert_allclose(to_numpy(layer.moving_mean), means, rtol=1e-5)
+    np.testing.assert_allclose(to_numpy(layer.moving_variance), variances, rtol=1e-5)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradients_equal_finite_differences(shape):
     x, task = draw(shape)
