@@ -3,6 +3,7 @@
     python tools/cost.py --output cost.json               # layers of every family
     python tools/cost.py --output cost.json --crossover   # rotations of many widths
     python tools/cost.py --output cost.json --network     # the benchmark's own network
+    python tools/cost.py --output cost.json --resnet      # convolutions and norms
     python tools/cost.py --output cost.json --markdown    # tables of what is there
 
 Each backend has a process of its own on all the cores it is given. In every round each
@@ -48,6 +49,8 @@ def main():
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--crossover", action="store_true")
     parser.add_argument("--network", action="store_true")
+    parser.add_argument("--resnet", action="store_true")
+    parser.add_argument("--resnet-width", type=float, default=0.25)
     parser.add_argument("--markdown", action="store_true", help="measure nothing")
     parser.add_argument("--part", choices=_PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -55,7 +58,7 @@ def main():
         print(json.dumps(_measure(args)))
         return
     content = json.loads(args.output.read_text()) if args.output.exists() else {}
-    parts = [part for part in ("crossover", "network") if getattr(args, part)]
+    parts = [part for part in ("crossover", "network", "resnet") if getattr(args, part)]
     for part in [] if args.markdown else parts or ["layers"]:
         for backend in args.backends:
             print(f"{part} on {backend} ...", file=sys.stderr)
@@ -152,7 +155,39 @@ def _network(args):
     return "a training step of 784 -> 3 x 256 -> 10 without biases", settings, rows
 
 
-_PARTS = {"layers": _layers, "crossover": _crossover, "network": _network}
+def _resnet(args):
+    import keras
+    import numpy as np
+
+    from keras_psp.models import resnet18
+
+    plain = {"context": None, "head": "shared", "norm": "shared"}
+    variants = {"plain": plain, "plain, task norm": {**plain, "norm": "task"}}
+    for over in ("kernel", "channels"):
+        for norm in ("shared", "task"):
+            options = {"context_over": over, "norm": norm}
+            variants[f"{over}, {norm} norm"] = options
+    models = {
+        name: resnet18((32, 32, 3), 10, NUM_TASKS, width=args.resnet_width, **options)
+        for name, options in variants.items()
+    }
+    for model in models.values():
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(), loss)
+    rng = np.random.default_rng(SEED)
+    images = rng.normal(size=(64, 32, 32, 3)).astype("float32")
+    labels = rng.integers(10, size=64).astype("int32")
+    settings = {"batch_size": 64, "width": args.resnet_width, "context": "binary"}
+    what = "resnet18 on 32x32 images, SGD"
+    return what, settings, _compare(models, images, labels, args.rounds)
+
+
+_PARTS = {
+    "layers": _layers,
+    "crossover": _crossover,
+    "network": _network,
+    "resnet": _resnet,
+}
 
 
 def _compare_layers(families, batch_size, inputs, units, layers, args):

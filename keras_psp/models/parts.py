@@ -16,7 +16,7 @@ class Parts:
 
     Args:
         context: Name of a context family, or a `Context` that shows what each layer's
-            own is to be, but for its seed.
+            own is to be, but for its seed; or `None`, if none will be asked for.
         num_tasks: Positive integer, the number of tasks.
         num_contexts: Positive integer, at most how many contexts will be asked for.
         learnable: Boolean, with a family's name: whether the contexts are trained.
@@ -25,7 +25,9 @@ class Parts:
 
     def __init__(self, context, num_tasks, num_contexts, learnable, seed):
         self.num_tasks = num_tasks
-        self._example = contexts.get(context, num_tasks=num_tasks, learnable=learnable)
+        if context is not None:
+            context = contexts.get(context, num_tasks=num_tasks, learnable=learnable)
+        self._example = context
         self._seeds = np.random.SeedSequence(seed).generate_state(num_contexts).tolist()
         self._rng = np.random.default_rng(seed)
 

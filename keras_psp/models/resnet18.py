@@ -40,7 +40,8 @@ def resnet18(
         num_classes: Positive integer, the number of logits.
         num_tasks: Positive integer, the number of tasks.
         context: Name of a context family, one of `keras_psp.contexts.FAMILIES`, or a
-            `Context` that shows what each layer's own is to be, but for its seed.
+            `Context` that shows what each layer's own is to be, but for its seed; or
+            `None` for plain `Conv2D` layers.
         context_over: `"kernel"` or `"channels"`, see `keras_psp.layers.PSPConv2D`.
         learnable: Boolean, with a family's name: whether the contexts are trained.
         head: `"superposed"`; `"multi"`, a `TaskDense`; or `"shared"`, a plain `Dense`
@@ -58,7 +59,8 @@ def resnet18(
 
     Returns:
         A functional model. Inputs: `{"image": float32 (batch, *input_shape), "task":
-        int32 (batch,)}`; output: logits, `(batch, num_classes)`.
+        int32 (batch,)}`; output: logits, `(batch, num_classes)`. A `TaskModel`, unless
+        no layer of it knows tasks.
 
     Raises:
         TypeError, ValueError: An argument that is not one of the above.
@@ -89,22 +91,22 @@ def resnet18(
         )
     if isinstance(width, bool) or not isinstance(width, (int, float)) or width <= 0:
         raise ValueError(f"`width` must be a positive number. Received: width={width}")
+    if context is None and head == "superposed":
+        raise ValueError("A superposed head needs a context. Received: context=None")
     parts = Parts(context, num_tasks, _NUM_CONTEXTS, learnable, seed)
     image = keras.Input(input_shape, name="image")
     task = keras.Input((), dtype="int32", name="task")
 
     def conv(x, filters, size, strides, name):
-        layer = PSPConv2D(
-            filters,
-            size,
-            strides=strides,
-            padding="same",
-            use_bias=False,
-            context=parts.context(),
-            context_over=context_over,
-            name=name,
-        )
-        y = layer(x, task)
+        options = {"strides": strides, "padding": "same", "use_bias": False}
+        options["name"] = name
+        if context is None:
+            layer = keras.layers.Conv2D(filters, size, **options)
+            y = layer(x)
+        else:
+            options |= {"context": parts.context(), "context_over": context_over}
+            layer = PSPConv2D(filters, size, **options)
+            y = layer(x, task)
         shape = layer.kernel.shape
         parts.draw(layer.kernel, shape, variance=2 / math.prod(shape[:-1]))
         return normalize(y, name.replace("conv", "norm"))
@@ -146,4 +148,6 @@ def resnet18(
     logits = parts.dense(
         x, task, num_classes, "logits", head, use_bias=head != "superposed"
     )
-    return TaskModel({"image": image, "task": task}, logits, name=name)
+    knows_tasks = context is not None or head != "shared" or norm == "task"
+    kind = TaskModel if knows_tasks else keras.Model
+    return kind({"image": image, "task": task}, logits, name=name)

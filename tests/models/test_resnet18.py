@@ -25,8 +25,19 @@ def count(model):
 
 
 def test_the_plain_network_has_the_standard_number_of_weights():
-    plain = {"context": "identity", "head": "shared", "norm": "shared"}
-    assert count(resnet18((32, 32, 3), 10, num_tasks=1, **plain)) == 11_173_962
+    plain = {"context": None, "head": "shared", "norm": "shared"}
+    model = resnet18((32, 32, 3), 10, num_tasks=1, **plain)
+    assert count(model) == 11_173_962
+    assert not any("keras_psp" in type(x).__module__ for x in [model, *model.layers])
+
+
+def test_identity_contexts_are_the_plain_network():
+    inputs = draw()
+    a = make(head="multi", context=None)
+    b = make(head="multi", context="identity")
+    np.testing.assert_allclose(
+        a.predict(inputs, verbose=0), b.predict(inputs, verbose=0), atol=1e-5
+    )
 
 
 def test_superposed_it_has_no_more_weights_but_the_norms():
@@ -130,6 +141,7 @@ def test_images_of_another_size_or_channel_count_are_refused():
         ({"norm": "layer"}, ValueError, "Known: batch, group, shared, task"),
         ({"stem": "mnist"}, ValueError, "Known: cifar, imagenet"),
         ({"context_over": "images"}, ValueError, "`context_over` must be one of"),
+        ({"context": None}, ValueError, "A superposed head needs a context"),
         ({"width": 0}, ValueError, "`width` must be a positive number"),
         ({"num_tasks": 0}, ValueError, "num_tasks=0"),
         ({"context": "hash"}, ValueError, "Known: binary, complex"),
