@@ -57,7 +57,8 @@ def test_readme_block(number, tmp_path, monkeypatch):
             # The command as it stands, but for how long it takes.
             words = [sys.executable, "-m", "keras_psp.cli", *words[1:]]
             if "run" in words:
-                words += ["--tasks", "2", "--steps", "6", "--units", "8"]
+                words += ["--tasks", "2", "--steps", "6"]
+                words += ["--units", "8"] if "permuted" in words else []
                 words += [] if "digits" in words else ["--source", "digits"]
             for i, word in enumerate(words):
                 if "*" in word:
