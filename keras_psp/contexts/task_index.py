@@ -160,9 +160,10 @@ def mask_unknown_tasks(outputs, known):
         return outputs
     if len(known.shape) == 1:
         known = ops.reshape(known, (-1,) + (1,) * (len(outputs.shape) - 1))
-    # Added, which is a pass less over the outputs than to select.
+    # A pass less over the outputs than to select. And not added, for TensorFlow takes
+    # what is added to a convolution for a bias, joins the two, and fails.
     mask = ops.cast(ops.where(known, 0.0, float("nan")), outputs.dtype)
-    return ops.add(outputs, mask)
+    return ops.subtract(outputs, mask)
 
 
 def by_task(index, one, mixed):

@@ -100,6 +100,12 @@ def make_channels(**kwargs):
     return make_strided(context_over="channels", **kwargs)
 
 
+def make_without_bias(**kwargs):
+    return make_binary(
+        context_over="channels", padding="same", use_bias=False, **kwargs
+    )
+
+
 def make_learnable(**kwargs):
     return make_binary(
         context=contexts.Binary(NUM_TASKS, learnable=True, name="context"),
@@ -109,7 +115,9 @@ def make_learnable(**kwargs):
 
 
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("make", [make_strided, make_channels, make_learnable])
+@pytest.mark.parametrize(
+    "make", [make_strided, make_channels, make_without_bias, make_learnable]
+)
 def test_layer(make, check):
     check(make, reference, SHAPE)
 
