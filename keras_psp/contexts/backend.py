@@ -19,21 +19,53 @@ def is_readable(task):
     if backend == "jax":
         return not isinstance(task, sys.modules["jax"].core.Tracer)
     if backend == "torch":
-        torch = sys.modules["torch"]
         # Reading from a GPU would stall it at every layer of every step.
-        return task.device.type == "cpu" and not torch.compiler.is_compiling()
+        return not is_on_gpu(task) and not _is_compiling()
     return hasattr(task, "numpy")
 
 
-def holds_one_task(index):
-    """Returns a boolean tensor, whether all of `index` are one task.
+def is_on_gpu(tensor):
+    """Whether a tensor of torch's is where reading it takes waiting."""
+    return tensor.device.type != "cpu"
 
-    Or `None` where the answer decides nothing at run time, or only after waiting for
-    a device: on torch, on a GPU or while it is exported.
+
+def remember_source(index, task):
+    """Notes which `task` an index was made of; see `holds_one_task()`."""
+    if keras.backend.backend() == "torch" and index is not task:
+        index.keras_psp_source = task
+
+
+def holds_one_task(index):
+    """Returns a boolean (tensor), whether all of `index` are one task.
+
+    Or `None` where the answer decides nothing at run time: on torch while it is
+    compiled or exported. On a GPU torch must wait for it: once for each `task` that a
+    model is given, whatever number of layers ask.
     """
-    if keras.backend.backend() == "torch" and not is_readable(index):
-        return None
+    if keras.backend.backend() == "torch":
+        if _is_compiling():
+            return None
+        if is_on_gpu(index):
+            return _read_once(getattr(index, "keras_psp_source", None))
+    return _all_equal(index)
+
+
+def _all_equal(index):
     return ops.all(ops.equal(index, index[:1]))
+
+
+def _read_once(task):
+    if task is None:
+        return None
+    version, answer = getattr(task, "keras_psp_one_task", (None, None))
+    if version != task._version:  # Or it has been written to since.
+        answer = bool(_all_equal(task))
+        task.keras_psp_one_task = task._version, answer
+    return answer
+
+
+def _is_compiling():
+    return sys.modules["torch"].compiler.is_compiling()
 
 
 def choose(uniform, one, mixed):

@@ -9,6 +9,7 @@ from keras import ops
 from keras_psp.contexts.backend import choose
 from keras_psp.contexts.backend import holds_one_task
 from keras_psp.contexts.backend import is_readable
+from keras_psp.contexts.backend import remember_source
 
 
 def check_num_tasks(num_tasks, name="num_tasks"):
@@ -122,7 +123,7 @@ def split_task(task, num_tasks, inputs_shape):
     if isinstance(task, int):
         return task, None
     readable = is_readable(task)
-    task = ops.convert_to_tensor(task)
+    given = task = ops.convert_to_tensor(task)
     soft = is_soft(task)
     if len(task.shape) == 2 and not soft:
         task = ops.squeeze(task, axis=1)
@@ -142,8 +143,10 @@ def split_task(task, num_tasks, inputs_shape):
         task = ops.cast(task, "int64" if dtype == "uint64" else "int32")
     if readable:
         return ops.cast(task, "int32"), None
-    index = ops.clip(task, 0, num_tasks - 1)
-    return ops.cast(index, "int32"), ops.equal(index, task)
+    clipped = ops.clip(task, 0, num_tasks - 1)
+    index = ops.cast(clipped, "int32")
+    remember_source(index, given)
+    return index, ops.equal(clipped, task)
 
 
 def mask_unknown_tasks(outputs, known):

@@ -1,4 +1,3 @@
-import context_reference
 import keras
 import layer_checks
 import numpy as np
@@ -170,40 +169,6 @@ def test_jit_compiled_training_and_unknown_tasks():
     model.fit({"image": x, "task": task}, np.ones((10, 4)), verbose=0)
     after = to_numpy(model.trainable_variables[0])
     assert np.isfinite(after).all() and np.abs(after - before).max() > 1e-4
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["binary-seed", "complex", "powers", "rotation", "fast_rotation", "permutation"],
-)
-def test_exported_model_masks_unknown_tasks(kind, tmp_path):
-    x, task = draw((10, 6))
-    layer = PSPDense(4, context=context_reference.make(kind), activation="relu")
-    expected = to_numpy(layer(x, task))
-    model = functional(layer, x.shape)
-    task[3] = NUM_TASKS
-    path = str(tmp_path / "model")
-    if BACKEND == "torch":
-        import torch
-
-        path += ".pt2"
-        batch = torch.export.Dim("batch")
-        shapes = ({"image": {0: batch}, "task": {0: batch}},)
-        model.export(path, format="torch", verbose=False, dynamic_shapes=shapes)
-        exported = torch.export.load(path).module()
-        serve, tensor = exported, torch.tensor
-    else:
-        import tensorflow as tf
-
-        model.export(path, format="tf_saved_model", verbose=False)
-        exported = tf.saved_model.load(path)
-        serve, tensor = exported.serve, tf.constant
-    for n in (10, 7, 4):
-        y = serve({"image": tensor(x[:n]), "task": tensor(task[:n])})
-        y = y.detach().numpy() if BACKEND == "torch" else y.numpy()
-        assert np.isnan(y[3]).all()
-        known = np.arange(n) != 3
-        np.testing.assert_allclose(y[known], expected[:n][known], atol=1e-5)
 
 
 def test_gradients_equal_finite_differences():
