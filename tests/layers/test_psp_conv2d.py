@@ -165,6 +165,8 @@ def test_every_family(kind):
     for i, k in enumerate(task):
         expected = reference(layer, x[i : i + 1], k)
         np.testing.assert_allclose(y[i : i + 1], expected, rtol=1e-5, atol=1e-5)
+    one = to_numpy(layer(x, 3))
+    np.testing.assert_allclose(one, reference(layer, x, 3), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("context_over", ["kernel", "channels"])
