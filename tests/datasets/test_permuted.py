@@ -152,3 +152,10 @@ def test_trains_a_model(arrays):
     model.fit(tasks.stream(2, 8), shuffle=False, verbose=0)
     logs = model.evaluate(tasks.test(1, 5), verbose=0, return_dict=True)
     assert 0 <= logs["accuracy"] <= 1
+
+
+def test_each_task_is_streamed_in_an_order_of_its_own(arrays):
+    tasks = permuted(arrays, num_tasks=3)
+    labels = [label.numpy() for _, label in tasks.stream(5, 8)]
+    orders = {tuple(np.concatenate(labels[5 * k : 5 * k + 5])) for k in range(3)}
+    assert len(orders) == 3
