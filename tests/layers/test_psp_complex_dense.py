@@ -29,9 +29,7 @@ def reference(layer, x, k):
 
 
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
-@pytest.mark.parametrize(
-    "make, shape", [(make, (10, 3, 6)), (make_binary, (10, 6))], ids=str
-)
+@pytest.mark.parametrize("make, shape", [(make, (10, 3, 6)), (make_binary, (10, 6))])
 def test_layer(make, shape, check):
     check(make, reference, shape)
 
