@@ -3,6 +3,7 @@
 import dataclasses
 from numbers import Integral
 from numbers import Real
+from typing import ClassVar
 
 import keras
 
@@ -36,6 +37,8 @@ class Config:
     Raises:
         TypeError, ValueError: A field is not what its help says.
     """
+
+    experiment: ClassVar[str]  # Its name on the command line.
 
     source: str = option("digits", "the images")
     tasks: int = option(10, "how many tasks are learned, one after the other")
@@ -74,11 +77,6 @@ class Config:
                 )
         # Raises if there is nothing to learn.
         contexts.get(self.context, num_tasks=self.tasks, learnable=self.learnable)
-
-    @property
-    def experiment(self) -> str:
-        """The experiment's name."""
-        raise NotImplementedError
 
     def build_tasks(self):
         """Returns the `TaskSequence` to learn."""

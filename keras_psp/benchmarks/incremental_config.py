@@ -1,6 +1,7 @@
 """The config of the incremental experiment."""
 
 import dataclasses
+from typing import ClassVar
 
 from keras_psp.benchmarks.config import OPTIMIZERS
 from keras_psp.benchmarks.config import Config
@@ -32,6 +33,8 @@ class IncrementalConfig(Config):
     'incremental'
     """
 
+    experiment: ClassVar[str] = "incremental"
+
     source: str = option(
         "cifar10+cifar100",
         "the images, of several sources one after the other",
@@ -48,11 +51,6 @@ class IncrementalConfig(Config):
     head: str = option("superposed", "its last layer", HEADS)
     norm: str = option("task", "its normalization", NORMS)
     context_over: str = option("kernel", "what contexts are bound to", CONTEXT_OVER)
-
-    @property
-    def experiment(self) -> str:
-        """The experiment's name."""
-        return "incremental"
 
     def build_tasks(self) -> TaskSequence:
         """Returns the tasks to learn."""

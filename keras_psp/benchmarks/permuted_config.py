@@ -1,6 +1,7 @@
 """The config of the permuting experiment."""
 
 import dataclasses
+from typing import ClassVar
 
 from keras_psp.benchmarks.config import Config
 from keras_psp.benchmarks.config import option
@@ -27,17 +28,14 @@ class PermutedConfig(Config):
     'permuted'
     """
 
+    experiment: ClassVar[str] = "permuted"
+
     source: str = option("digits", "the images", SOURCES)
     units: int = option(256, "width of a hidden layer")
     depth: int = option(3, "number of hidden layers")
     complex_valued: bool = option(
         False, "a network of complex numbers, as the paper's; twice the weights"
     )
-
-    @property
-    def experiment(self) -> str:
-        """The experiment's name."""
-        return "permuted"
 
     def build_tasks(self) -> TaskSequence:
         """Returns the tasks to learn."""

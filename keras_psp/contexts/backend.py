@@ -39,11 +39,11 @@ def holds_one_task(index):
     """Returns a boolean (tensor), whether all of `index` are one task.
 
     Or `None` where the answer decides nothing at run time: on torch while it is
-    compiled or exported. On a GPU torch must wait for it: once for each `task` that a
-    model is given, whatever number of layers ask.
+    compiled or exported, or a tensor has a shape alone. On a GPU torch must wait for
+    it: once for each `task` that a model is given, whatever number of layers ask.
     """
     if keras.backend.backend() == "torch":
-        if _is_compiling():
+        if _is_compiling() or index.is_meta:
             return None
         if is_on_gpu(index):
             return _read_once(getattr(index, "keras_psp_source", None))

@@ -91,24 +91,16 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
                 f"input_shape={input_shape}"
             )
         add = self.add_rows if self.affine_per_task else self._add_shared
-        if self.scale:
-            add(
-                "gamma",
-                (width,),
-                self.gamma_initializer,
-                regularizer=self.gamma_regularizer,
-                constraint=self.gamma_constraint,
-                autocast=False,
-            )
-        if self.center:
-            add(
-                "beta",
-                (width,),
-                self.beta_initializer,
-                regularizer=self.beta_regularizer,
-                constraint=self.beta_constraint,
-                autocast=False,
-            )
+        for name, wanted in (("gamma", self.scale), ("beta", self.center)):
+            if wanted:
+                add(
+                    name,
+                    (width,),
+                    getattr(self, f"{name}_initializer"),
+                    regularizer=getattr(self, f"{name}_regularizer"),
+                    constraint=getattr(self, f"{name}_constraint"),
+                    autocast=False,
+                )
         fixed = {"trainable": False, "autocast": False}
         self.add_rows("moving_mean", (width,), self.moving_mean_initializer, **fixed)
         self.add_rows(
