@@ -1,4 +1,4 @@
-"""The one module that knows the backends apart."""
+"""The one module that knows the backends apart, with `jax_branch` for JAX alone."""
 
 import sys
 
@@ -35,8 +35,11 @@ def remember_source(index, task):
         index.keras_psp_source = task
 
 
-def holds_one_task(index):
+def holds_one_task(index, known=None):
     """Returns a boolean (tensor), whether all of `index` are one task.
+
+    Tasks outside the range have been clipped to it, and differ from those that `known`
+    says have not.
 
     Or `None` where the answer decides nothing at run time: on torch while it is
     compiled or exported, or a tensor has a shape alone. On a GPU torch must wait for
@@ -47,7 +50,9 @@ def holds_one_task(index):
             return None
         if is_on_gpu(index):
             return _read_once(getattr(index, "keras_psp_source", None))
-    return _all_equal(index)
+    if known is None:
+        return _all_equal(index)
+    return ops.logical_and(_all_equal(index), _all_equal(known))
 
 
 def _all_equal(index):
@@ -70,13 +75,28 @@ def _is_compiling():
 
 def choose(uniform, one, mixed):
     """Returns `one()` where `uniform` is true, else `mixed()`, which is far dearer."""
-    if keras.backend.backend() != "jax":
-        return ops.cond(uniform, one, mixed)
-    # Inside a branch XLA computes the gradients of a convolution some 30 times slower
-    # on a CPU, and JAX keeps what those of both branches need, zeros for the one not
-    # taken: so the one is computed in any case, and the other anew for its gradients.
-    result = one()
-    return ops.cond(uniform, lambda: result, keras.remat(mixed))
+    if keras.backend.backend() == "jax":
+        from keras_psp.contexts import jax_branch
+
+        return jax_branch.choose(uniform, one, mixed)
+    return ops.cond(uniform, one, mixed)
+
+
+def convolve(inputs, kernel, strides, padding, data_format, dilation_rate):
+    """Keras' `ops.conv()`, for use inside `choose()`."""
+    if keras.backend.backend() == "jax":
+        from keras_psp.contexts import jax_branch
+
+        if sys.modules["jax"].default_backend() == "cpu":
+            if data_format == "channels_first":
+                inputs = ops.moveaxis(inputs, 1, -1)
+            outputs = jax_branch.convolve(
+                inputs, kernel, strides, padding, dilation_rate
+            )
+            if data_format == "channels_first":
+                outputs = ops.moveaxis(outputs, -1, 1)
+            return outputs
+    return ops.conv(inputs, kernel, strides, padding, data_format, dilation_rate)
 
 
 def gather_last(inputs, order):

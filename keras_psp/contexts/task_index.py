@@ -169,13 +169,15 @@ def mask_unknown_tasks(outputs, known):
     return ops.subtract(outputs, mask)
 
 
-def by_task(index, one, mixed):
+def by_task(index, one, mixed, known=None):
     """Computes for one task where a batch holds no other, which may be far cheaper.
 
     Args:
         index: what `split_task` returned.
-        one: function of an index without dimensions, the whole batch's task.
+        one: function of an index without dimensions, the whole batch's task; and of
+            its validity, if there is a `known`.
         mixed: function without arguments, for a batch of any tasks.
+        known: what `split_task` returned, if `one` uses it.
 
     Returns:
         What the function that was called returned. Both return alike.
@@ -183,8 +185,10 @@ def by_task(index, one, mixed):
     if is_soft(index):
         return mixed()
     if len(getattr(index, "shape", ())) == 0:
-        return one(index)
-    uniform = holds_one_task(index)
+        return one(index) if known is None else one(index, known)
+    uniform = holds_one_task(index, known)
     if uniform is None:
         return mixed()
-    return choose(uniform, lambda: one(index[0]), mixed)
+    if known is None:
+        return choose(uniform, lambda: one(index[0]), mixed)
+    return choose(uniform, lambda: one(index[0], known[0]), mixed)

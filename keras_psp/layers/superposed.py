@@ -53,14 +53,20 @@ class Superposed(TakesTask):
     def call_bound(self, layer_call, inputs, task):
         """Calls `layer_call` on the bound inputs, as it were the layer's own."""
         index, known = split_task(task, self.num_tasks, inputs.shape)
-        outputs = layer_call(self.bind_inputs(inputs, index))
-        # The outputs, not the bound inputs: an activation or an integer kernel may
-        # turn NaN into a number.
-        return mask_unknown_tasks(outputs, known)
+        outputs = layer_call(self.bind_inputs(inputs, index, known))
+        return self.mask_outputs(outputs, known)
 
-    def bind_inputs(self, inputs, index):
+    def bind_inputs(self, inputs, index, known):
         """Computes what the layer is called with; see `Context.transform()`."""
         return self.context.transform(inputs, index)
+
+    def mask_outputs(self, outputs, known):
+        """Makes outputs of unknown tasks NaN; see `mask_unknown_tasks()`.
+
+        The outputs, not the bound inputs: an activation or an integer kernel may turn
+        NaN into a number.
+        """
+        return mask_unknown_tasks(outputs, known)
 
     def get_config(self):
         context = keras.saving.serialize_keras_object(self.context)

@@ -3,10 +3,13 @@
 import itertools
 import math
 
+import keras
 from keras import ops
 
 from keras_psp.contexts import Identity
+from keras_psp.contexts.backend import convolve
 from keras_psp.contexts.task_index import by_task
+from keras_psp.contexts.task_index import mask_unknown_tasks
 from keras_psp.layers.superposed import Superposed
 
 CONTEXT_OVER = ("kernel", "channels")
@@ -51,31 +54,44 @@ class SuperposedConv(Superposed):
     def call(self, inputs, task):
         return self.call_bound(super().call, inputs, task)
 
-    def bind_inputs(self, inputs, index):
+    def bind_inputs(self, inputs, index, known):
         if self._binds_kernel:
-            return inputs, index  # What `convolution_op()` is given.
+            return inputs, index, known  # What `convolution_op()` is given.
         bound = ops.moveaxis(inputs, self._channel_axis, -1)
-        bound = self.context.transform(bound, index)
+        bound = super().bind_inputs(bound, index, known)
         return ops.moveaxis(bound, -1, self._channel_axis)
+
+    def mask_outputs(self, outputs, known):
+        if self._binds_kernel and self.activation is keras.activations.linear:
+            return outputs  # As `convolution_op()` has done so.
+        return super().mask_outputs(outputs, known)
 
     def convolution_op(self, inputs, kernel):
         if not self._binds_kernel:
             return super().convolution_op(inputs, kernel)
-        inputs, index = inputs
-        plain = super().convolution_op
+        inputs, index, known = inputs
         # Rows are what a context binds: one for each number that a filter looks at.
         flat = ops.reshape(kernel, (-1, self.filters))
 
-        def one(index):
+        def one(index, known=None):
             # C W = (W^T C^T)^T
             bound = ops.transpose(self.context.unbind(ops.transpose(flat), index))
-            return plain(inputs, ops.reshape(bound, kernel.shape))
+            # The kernel has far fewer numbers to mask than the outputs.
+            bound = mask_unknown_tasks(ops.reshape(bound, kernel.shape), known)
+            return convolve(
+                inputs,
+                bound,
+                self.strides,
+                self.padding,
+                self.data_format,
+                self.dilation_rate,
+            )
 
         def mixed():
             patches = self.context.transform(self._patches(inputs), index)
-            return self._multiply(patches, flat)
+            return mask_unknown_tasks(self._multiply(patches, flat), known)
 
-        return by_task(index, one, mixed)
+        return by_task(index, one, mixed, known)
 
     def get_config(self):
         return {**super().get_config(), "context_over": self.context_over}

@@ -265,6 +265,21 @@ def test_lora_trains_two_small_kernels(tmp_path):
     np.testing.assert_allclose(again.predict(inputs, verbose=0), after, atol=1e-5)
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="which reads tasks, and raises")
+@pytest.mark.parametrize("activation", [None, "hard_shrink"])
+def test_unknown_tasks_beside_the_task_they_are_clipped_to(activation):
+    # `hard_shrink` makes 0 of what is not beyond its threshold, NaN among it.
+    layer = make_binary(activation=activation)
+    image = keras.Input(SHAPE[1:], name="image")
+    index = keras.Input((), dtype="int32", name="task")
+    model = keras.Model({"image": image, "task": index}, layer(image, index))
+    x, last = draw(SHAPE)[0], NUM_TASKS - 1
+    for task in ([last, last + 3] * 5, [last + 2, last] * 5, [last + 1] * 10):
+        y = model.predict({"image": x, "task": np.array(task)}, verbose=0)
+        for example, k in zip(y, task, strict=True):
+            assert (np.isfinite if k == last else np.isnan)(example).all()
+
+
 def test_images_of_any_size_compiled():
     x, task = draw((10, 7, 6, 2))
     for strides, padding in itertools.product((1, 2), ("same", "valid")):

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from conftest import BACKEND
+from keras import ops
+
+pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="which alone has them")
+
+
+# Kernel size, strides, dilation rate, groups.
+ARGUMENTS = (
+    ((1, 1), (1, 1), (1, 1), 1),
+    ((1, 1), (2, 3), (1, 1), 2),
+    ((3, 2), (1, 1), (1, 1), 1),
+    ((3, 2), (2, 3), (1, 1), 2),
+    ((2, 3), (3, 1), (1, 1), 1),
+    ((3, 2), (1, 1), (2, 3), 2),
+)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+def test_gradients_are_those_of_keras(arguments, padding):
+    import jax
+
+    from keras_psp.contexts.jax_branch import convolve
+
+    size, strides, dilation, groups = arguments
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 7, 8, 4)).astype("float32")
+    kernel = rng.normal(size=(*size, 4 // groups, 6)).astype("float32")
+    results = []
+    for conv in (
+        lambda x, kernel: convolve(x, kernel, strides, padding, dilation),
+        lambda x, kernel: ops.conv(
+            x, kernel, strides, padding, "channels_last", dilation
+        ),
+    ):
+        y, pull_back = jax.vjp(conv, x, kernel)
+        weights = np.random.default_rng(1).normal(size=y.shape).astype("float32")
+        results.append((y, *pull_back(weights)))
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_branch_has_the_gradients_of_what_was_taken():
+    import jax
+
+    from keras_psp.contexts.backend import choose
+
+    def loss(x, w, uniform):
+        return ops.sum(choose(uniform, lambda: x * w * w, lambda: ops.sin(x)))
+
+    x = np.arange(3.0, dtype="float32")
+    for compile in (lambda f: f, jax.jit):
+        gradients = compile(jax.grad(loss, (0, 1)))
+        for taken, expected in (
+            (True, (4 + 0 * x, 4 * x)),
+            (False, (np.cos(x), 0 * x)),
+        ):
+            found = gradients(x, np.full(3, 2, "float32"), np.array(taken))
+            np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+            np.testing.assert_allclose(found[1], expected[1], rtol=1e-6)
+    # For the gradients of each example, as in differential privacy.
+    each = jax.vmap(jax.grad(loss), in_axes=(0, None, 0))
+    found = each(x, np.float32(2), np.array([True, False, True]))
+    np.testing.assert_allclose(found, [4, np.cos(1), 4], rtol=1e-6)
