@@ -1,12 +1,13 @@
 """Parameter superposition for Keras: many models in one set of weights."""
 
+from keras_psp import consolidation
 from keras_psp import contexts
 from keras_psp import layers
 from keras_psp import models
 
 __version__ = "0.1.0"
 
-__all__ = ["contexts", "datasets", "benchmarks", "layers", "models"]
+__all__ = ["consolidation", "contexts", "datasets", "benchmarks", "layers", "models"]
 
 
 def __getattr__(name):

@@ -122,6 +122,11 @@ def _add_run(parser):
             help="whether the folder may hold files already",
         )
         experiment.add_argument(
+            "--resume",
+            action="store_true",
+            help="go on with the run in the folder, from its last finished task",
+        )
+        experiment.add_argument(
             "--tensorboard",
             action="store_true",
             help="write logs for TensorBoard beside the result",
@@ -161,7 +166,8 @@ def _run(args):
         config,
         output=output,
         overwrite=args.overwrite,
-        callbacks=[RunProgress(config.tasks, config.steps, console)],
+        resume=args.resume,
+        callbacks=[RunProgress(config.num_visits, config.steps, console)],
         tensorboard=args.tensorboard,
     )
     console.print(

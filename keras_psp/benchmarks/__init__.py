@@ -5,30 +5,45 @@ the plots and rich for the command line: `pip install "keras-psp[bench]"`.
 """
 
 from keras_psp.benchmarks.accuracy_matrix import AccuracyMatrix
+from keras_psp.benchmarks.end_task import EndTask
 from keras_psp.benchmarks.fresh_start import FreshStart
 from keras_psp.benchmarks.incremental_config import IncrementalConfig
+from keras_psp.benchmarks.metrics import METRICS
 from keras_psp.benchmarks.metrics import average_accuracy
 from keras_psp.benchmarks.metrics import backward_transfer
 from keras_psp.benchmarks.metrics import forgetting
+from keras_psp.benchmarks.metrics import forward_transfer
+from keras_psp.benchmarks.metrics import learning_accuracy
+from keras_psp.benchmarks.metrics import retention
 from keras_psp.benchmarks.permuted_config import PermutedConfig
 from keras_psp.benchmarks.report import report
 from keras_psp.benchmarks.result import RunResult
+from keras_psp.benchmarks.rotating_config import RotatingConfig
 from keras_psp.benchmarks.run import run
 from keras_psp.benchmarks.task_accuracy import TaskAccuracy
 
-EXPERIMENTS = {"permuted": PermutedConfig, "incremental": IncrementalConfig}
+EXPERIMENTS = {
+    config.experiment: config
+    for config in (PermutedConfig, RotatingConfig, IncrementalConfig)
+}
 
 __all__ = [
     "EXPERIMENTS",
+    "METRICS",
     "AccuracyMatrix",
+    "EndTask",
     "FreshStart",
     "IncrementalConfig",
     "PermutedConfig",
+    "RotatingConfig",
     "RunResult",
     "TaskAccuracy",
     "average_accuracy",
     "backward_transfer",
     "forgetting",
+    "forward_transfer",
+    "learning_accuracy",
     "report",
+    "retention",
     "run",
 ]

@@ -13,9 +13,9 @@ from keras_psp.models import TaskModel
 class AccuracyMatrix(keras.callbacks.Callback):
     """Measures the accuracy on every task seen so far at the end of each.
 
-    For a `fit()` in which an epoch is a task. One pass over the test examples of all
-    those tasks gives a row of the matrix; the mean of the row joins the epoch's logs as
-    `average_accuracy`.
+    For a `fit()` in which an epoch is a visit to a task. One pass over the test examples
+    of all those tasks, and of the next, gives a row of the matrix; the mean of the row
+    joins the epoch's logs as `average_accuracy`.
 
     Args:
         tasks: The `TaskSequence` that is learned.
@@ -25,9 +25,12 @@ class AccuracyMatrix(keras.callbacks.Callback):
             earlier tasks stay what they are.
 
     Attributes:
-        matrix: Array `(num_tasks, num_tasks)`: R[i, j], the accuracy on task j after
-            training task i; NaN for j > i and for what is yet to come.
-        train_seconds: Seconds that each task's training took.
+        matrix: Array `(num_visits, num_tasks)`: R[i, j], the accuracy on task j after
+            visit i, which if tasks are visited once is the training of task i; NaN for
+            tasks not yet visited and for what is yet to come.
+        ahead: Array `(num_tasks,)`: the accuracy on each task right before its first
+            visit; NaN for task 0 and if `separate`.
+        train_seconds: Seconds that each visit's training took.
         test_seconds: Seconds that each row of the matrix took.
 
     Example:
@@ -62,7 +65,8 @@ class AccuracyMatrix(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         num_tasks = self.tasks.num_tasks
-        self.matrix = np.full((num_tasks, num_tasks), np.nan)
+        self.matrix = np.full((self.tasks.num_visits, num_tasks), np.nan)
+        self.ahead = np.full(num_tasks, np.nan)
         self.train_seconds, self.test_seconds = [], []
         # The same layers in a model of its own: the one in training keeps its metrics.
         self._metric = TaskAccuracy(num_tasks)
@@ -79,16 +83,39 @@ class AccuracyMatrix(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         trained = time.perf_counter()
         self.train_seconds.append(trained - self._start)
-        seen = epoch + 1
+        seen = min(epoch + 1, self.tasks.num_tasks)
         first = epoch if self.separate else 0
-        dataset = self.tasks.test_all(range(first, seen), self.batch_size)
+        last = seen if self.separate else min(epoch + 2, self.tasks.num_tasks)
+        dataset = self.tasks.test_all(range(first, last), self.batch_size, epoch)
         self._evaluator.evaluate(dataset, verbose=0)
-        row = np.array(keras.ops.convert_to_numpy(self._metric.result())[:seen])
+        row = np.array(keras.ops.convert_to_numpy(self._metric.result()))
         row[:first] = self.matrix[first - 1, :first]
-        self.matrix[epoch, :seen] = row
+        self.matrix[epoch, :seen] = row[:seen]
+        self.ahead[seen:last] = row[seen:last]
         self.test_seconds.append(time.perf_counter() - trained)
         if logs is not None:
-            logs["average_accuracy"] = float(row.mean())
+            logs["average_accuracy"] = float(row[:seen].mean())
+
+    def state(self) -> dict:
+        """Returns what has been measured, for a JSON file; see `restore()`."""
+        return {
+            "matrix": to_lists(self.matrix),
+            "ahead": to_lists(self.ahead),
+            "train_seconds": list(self.train_seconds),
+            "test_seconds": list(self.test_seconds),
+        }
+
+    def restore(self, state: dict):
+        """Takes up what an earlier `fit()` has measured, after this one's beginning."""
+        self.matrix = np.array(state["matrix"], dtype="float64")
+        self.ahead = np.array(state["ahead"], dtype="float64")
+        self.train_seconds = list(state["train_seconds"])
+        self.test_seconds = list(state["test_seconds"])
+
+
+def to_lists(array: np.ndarray) -> list:
+    """Returns an array as lists, `None` for NaN, which JSON has not."""
+    return np.where(np.isnan(array), None, array).tolist()
 
 
 def _label_loss(y_true, y_pred):

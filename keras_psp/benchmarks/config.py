@@ -8,6 +8,8 @@ from typing import ClassVar
 import keras
 
 from keras_psp import contexts
+from keras_psp.consolidation import EWC
+from keras_psp.consolidation import SynapticIntelligence
 from keras_psp.names import check_name
 
 OPTIMIZERS = sorted(
@@ -17,6 +19,13 @@ OPTIMIZERS = sorted(
     and issubclass(value, keras.optimizers.Optimizer)
     and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
 )
+# What wraps the optimizer, and options that make it what it is called.
+CONSOLIDATIONS = {
+    "none": None,
+    "ewc": (EWC, {}),
+    "online_ewc": (EWC, {"decay": 0.95}),
+    "si": (SynapticIntelligence, {}),
+}
 
 
 def option(default, help, names=None):
@@ -53,6 +62,13 @@ class Config:
     separate: bool = option(
         False, "a fresh network for each task: what as many networks would reach"
     )
+    joint: bool = option(
+        False, "all tasks at once, in batches of one each: what need not be kept"
+    )
+    consolidation: str = option(
+        "none", "what keeps earlier tasks while a task is trained", CONSOLIDATIONS
+    )
+    strength: float = option(0.0, "how much it weighs; 0 is each one's own default")
     optimizer: str = option(
         "rmsprop",
         "a Keras optimizer; rmsprop has the authors' rho of 0.99",
@@ -75,8 +91,30 @@ class Config:
                 raise TypeError(
                     f"`{field.name}` must be True or False. Received: {value!r}"
                 )
+        alone = [
+            name
+            for name in ("separate", "joint", "consolidation")
+            if getattr(self, name) not in (False, "none")
+        ]
+        if len(alone) > 1:
+            raise ValueError(
+                "A run has one of `separate`, `joint` and `consolidation`. "
+                f"Received: {' and '.join(alone)}"
+            )
         # Raises if there is nothing to learn.
-        contexts.get(self.context, num_tasks=self.tasks, learnable=self.learnable)
+        contexts.get(
+            self.context, num_tasks=self.num_contexts, learnable=self.learnable
+        )
+
+    @property
+    def num_contexts(self) -> int:
+        """How many tasks the model holds."""
+        return self.tasks
+
+    @property
+    def num_visits(self) -> int:
+        """How many times a task is trained, all tasks together."""
+        return self.tasks
 
     def build_tasks(self):
         """Returns the `TaskSequence` to learn."""
@@ -87,11 +125,19 @@ class Config:
         raise NotImplementedError
 
     def build_optimizer(self) -> keras.optimizers.Optimizer:
-        """Returns the optimizer of the whole stream."""
+        """Returns the optimizer of the whole stream, in its consolidation if any."""
         options = {"learning_rate": self.learning_rate}
         if self.optimizer == "rmsprop":
             options["rho"] = 0.99  # PyTorch's default, which the authors used.
-        return keras.optimizers.get({"class_name": self.optimizer, "config": options})
+        optimizer = keras.optimizers.get(
+            {"class_name": self.optimizer, "config": options}
+        )
+        if self.consolidation == "none":
+            return optimizer
+        consolidation, options = CONSOLIDATIONS[self.consolidation]
+        if self.strength:
+            options = {**options, "strength": self.strength}
+        return consolidation(optimizer, **options)
 
 
 def _check_number(name, value, kind, least, what):

@@ -10,6 +10,7 @@ from keras_psp.datasets import TaskSequence
 from keras_psp.datasets import permuted
 from keras_psp.models import TaskModel
 from keras_psp.models import mlp
+from keras_psp.models.parts import HEADS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PermutedConfig(Config):
     source: str = option("digits", "the images", SOURCES)
     units: int = option(256, "width of a hidden layer")
     depth: int = option(3, "number of hidden layers")
+    head: str = option("superposed", "its last layer", HEADS)
     complex_valued: bool = option(
         False, "a network of complex numbers, as the paper's; twice the weights"
     )
@@ -46,11 +48,13 @@ class PermutedConfig(Config):
         return mlp(
             tasks.image_shape,
             tasks.num_classes,
-            self.tasks,
+            tasks.num_contexts,
             units=self.units,
             depth=self.depth,
             context=self.context,
             learnable=self.learnable,
+            head=self.head,
             complex_valued=self.complex_valued,
+            soft=tasks.soft,
             seed=self.seed,
         )

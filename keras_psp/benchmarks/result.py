@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from keras_psp.benchmarks.files import open_atomically
+from keras_psp.benchmarks.metrics import METRICS
 from keras_psp.benchmarks.metrics import average_accuracy
-from keras_psp.benchmarks.metrics import backward_transfer
 from keras_psp.benchmarks.metrics import forgetting
+from keras_psp.benchmarks.metrics import forward_transfer
 
 FILE_NAME = "result.json"
 
@@ -30,12 +31,17 @@ class RunResult:
         contexts: What they cost and are: `bits_per_task` and `numbers_per_task` of all
             layers together, and `orthogonality_drift`, the largest element of
             |C_k C_k^T - I| of any, after training; `None` if they are not trained.
+        memory: Bytes: `weights`, of all that it takes to answer for every task (of all
+            networks, if each task has one), and `consolidation`, of what is kept
+            beside them while training.
         examples: How many examples each class of each task has: lists, `train` and
             `test`.
-        timings: Seconds: `train_seconds` and `test_seconds`, a number for each task
-            (the first includes compilation), and `total_seconds`.
-        matrix: R[i, j], the accuracy on task j after training task i: lists; `None`
-            for the tasks not yet seen.
+        timings: Seconds: `train_seconds` and `test_seconds`, a number for each visit to
+            a task (the first includes compilation), and `total_seconds`.
+        matrix: R[i, j], the accuracy on task j after training task i (after visit i, if
+            tasks are visited more than once): lists; `None` for the tasks not yet seen.
+        ahead: The accuracy on each task right before its first training; `None` for
+            task 0, and where each task has a network of its own.
     """
 
     experiment: str
@@ -46,14 +52,29 @@ class RunResult:
     device: dict
     jit_compile: bool
     contexts: dict
+    memory: dict
     examples: dict
     timings: dict
     matrix: list
+    ahead: list
 
     @property
     def accuracy_matrix(self) -> np.ndarray:
         """The matrix as an array, NaN for the tasks not yet seen."""
         return np.array(self.matrix, dtype="float64")
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the matrix says: each of `keras_psp.benchmarks.METRICS`, by name.
+
+        And `forward_transfer`; `None` where it is not known.
+        """
+        matrix = self.accuracy_matrix
+        found = {name: metric(matrix) for name, metric in METRICS.items()}
+        ahead = np.array(self.ahead, dtype="float64")
+        num_classes = len(self.examples["train"][0])
+        found["forward_transfer"] = forward_transfer(ahead, num_classes)
+        return {name: None if np.isnan(x) else x for name, x in found.items()}
 
     @property
     def average_accuracy(self) -> float:
@@ -65,23 +86,13 @@ class RunResult:
         """How far tasks fell from their best accuracy, on average."""
         return forgetting(self.accuracy_matrix)
 
-    @property
-    def backward_transfer(self) -> float:
-        """What training later tasks did to earlier ones, on average."""
-        return backward_transfer(self.accuracy_matrix)
-
     def save(self, folder: str | os.PathLike) -> Path:
         """Writes `result.json` into a folder, beside and renamed, and returns its path.
 
         Raises:
             OSError: The folder cannot be written.
         """
-        content = {
-            **dataclasses.asdict(self),
-            "average_accuracy": self.average_accuracy,
-            "forgetting": self.forgetting,
-            "backward_transfer": self.backward_transfer,
-        }
+        content = {**dataclasses.asdict(self), **self.metrics}
         path = Path(folder) / FILE_NAME
         with open_atomically(path) as file:
             file.write(json.dumps(content, indent=1, allow_nan=False).encode())
@@ -104,7 +115,7 @@ class RunResult:
             content = json.loads(path.read_text())
             names = [field.name for field in dataclasses.fields(cls)]
             result = cls(**{name: content[name] for name in names})
-            average_accuracy(result.accuracy_matrix)  # Raises if it is damaged.
+            result.metrics  # Raises if they are damaged.
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The result is damaged: {path} ({error!r})") from error
         return result

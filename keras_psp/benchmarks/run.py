@@ -1,32 +1,49 @@
 """A run: config -> `model.fit` over the stream of tasks -> result."""
 
-import dataclasses
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import time
+from pathlib import Path
 
 import keras
-import numpy as np
 
 from keras_psp.benchmarks.accuracy_matrix import AccuracyMatrix
+from keras_psp.benchmarks.checkpoint import Checkpoint
+from keras_psp.benchmarks.checkpoint import check_same_run
+from keras_psp.benchmarks.checkpoint import describe
+from keras_psp.benchmarks.checkpoint import has_checkpoint
+from keras_psp.benchmarks.end_task import EndTask
 from keras_psp.benchmarks.files import claim_folder
 from keras_psp.benchmarks.fresh_start import FreshStart
+from keras_psp.benchmarks.result import FILE_NAME
 from keras_psp.benchmarks.result import RunResult
 
 
-def run(config, output=None, overwrite=False, callbacks=(), tensorboard=False):
+def run(
+    config,
+    output=None,
+    overwrite=False,
+    resume=False,
+    callbacks=(),
+    tensorboard=False,
+):
     """Runs one experiment.
 
-    The model is trained by one `fit()` over the stream of tasks, an epoch a task, and
-    evaluated on all tasks seen so far at the end of each. The process's random seeds
-    are set to the config's: on a CPU, equal configs give equal matrices.
+    The model is trained by one `fit()` over the stream of tasks, an epoch a visit to a
+    task, and evaluated on all tasks seen so far at the end of each. The process's
+    random seeds are set to the config's: on a CPU, equal configs give equal matrices.
+
+    With an `output` folder the run can be killed at any moment and resumed from the
+    last task that it has finished, with the same matrix as if it had not been.
 
     Args:
         config: A config, one of the values of `keras_psp.benchmarks.EXPERIMENTS`.
         output: Folder for `result.json`, or `None` to write nothing.
         overwrite: Boolean, whether the folder may hold files already.
+        resume: Boolean, whether to go on with the run that is in the folder, if one is;
+            if it has its result, that is all.
         callbacks: More Keras callbacks for the `fit()`.
         tensorboard: Boolean, whether to write logs for TensorBoard beside the result.
 
@@ -34,10 +51,12 @@ def run(config, output=None, overwrite=False, callbacks=(), tensorboard=False):
         A `RunResult`.
 
     Raises:
-        FileExistsError: The folder holds files and `overwrite` is `False`.
+        FileExistsError: The folder holds files, but no run, or `overwrite` and `resume`
+            are `False`.
         OSError: The folder cannot be written.
-        ValueError: The config asks for what the source does not have; `tensorboard`
-            without `output`.
+        ValueError: The config asks for what the source does not have; `tensorboard` or
+            `resume` without `output`; the run in the folder has another config, or is
+            damaged.
 
     Example:
 
@@ -47,61 +66,87 @@ def run(config, output=None, overwrite=False, callbacks=(), tensorboard=False):
     >>> result.accuracy_matrix.shape
     (2, 2)
     """
-    if tensorboard and output is None:
-        raise ValueError("`tensorboard` needs an `output` folder to write to.")
+    for name, wanted in (("tensorboard", tensorboard), ("resume", resume)):
+        if wanted and output is None:
+            raise ValueError(f"`{name}` needs an `output` folder.")
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ModuleNotFoundError(
             "TensorBoard is not installed. Install it with: pip install tensorboard"
         )
-    if output is not None:
-        output = claim_folder(output, overwrite)
-    start = time.perf_counter()
+    if resume:
+        result = find_result(config, output)
+        if result is not None:
+            return result
+    start, earlier = time.perf_counter(), 0.0
     keras.utils.set_random_seed(config.seed)
     tasks = config.build_tasks()
-    stream = tasks.stream(config.steps, config.batch_size)
+    matrix = AccuracyMatrix(tasks, separate=config.separate)
+    callbacks = [matrix, *callbacks]
+    if config.consolidation != "none":
+        callbacks.insert(0, EndTask(tasks))
+    if config.separate:
+        callbacks.append(FreshStart())
+    checkpoint = None
+    if output is not None:
+        going_on = resume and has_checkpoint(output)
+        output = claim_folder(output, overwrite or going_on)
+        checkpoint = Checkpoint(output, config, matrix, resume)
+        callbacks.append(checkpoint)
+        earlier = checkpoint.seconds
+    first = checkpoint.visits if checkpoint else 0
+    if tensorboard:
+        log_dir = str(output / "tensorboard")
+        callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
+    stream = tasks.stream(config.steps, config.batch_size, first, config.joint)
     model = config.build_model(tasks)
     model.compile(
         optimizer=config.build_optimizer(),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         steps_per_execution=_steps_per_execution(config.steps),
     )
-    matrix = AccuracyMatrix(tasks, separate=config.separate)
-    callbacks = [matrix, *callbacks]
-    if config.separate:
-        callbacks.append(FreshStart())
-    if tensorboard:
-        log_dir = str(output / "tensorboard")
-        callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))
     model.fit(
         stream,
-        epochs=config.tasks,
+        initial_epoch=first,
+        epochs=tasks.num_visits,
         steps_per_epoch=config.steps,
         callbacks=callbacks,
         shuffle=False,  # The stream is shuffled.
         verbose=0,
     )
+    state = matrix.state()
     result = RunResult(
-        experiment=config.experiment,
-        config=dataclasses.asdict(config),
+        **describe(config),
         seed=config.seed,
         versions=_versions(),
-        backend=keras.backend.backend(),
         device=_device(model),
         jit_compile=bool(model.jit_compile),
         contexts=_contexts(model),
+        memory=_memory(model, config),
         examples=tasks.examples,
         timings={
-            "train_seconds": matrix.train_seconds,
-            "test_seconds": matrix.test_seconds,
-            "total_seconds": time.perf_counter() - start,
+            "train_seconds": state["train_seconds"],
+            "test_seconds": state["test_seconds"],
+            "total_seconds": earlier + time.perf_counter() - start,
         },
-        matrix=[
-            [None if np.isnan(accuracy) else float(accuracy) for accuracy in row]
-            for row in matrix.matrix
-        ],
+        matrix=state["matrix"],
+        ahead=state["ahead"],
     )
     if output is not None:
         result.save(output)
+        checkpoint.remove()
+    return result
+
+
+def find_result(config, output):
+    """Returns the `RunResult` of this very run, or `None` if it has not ended.
+
+    Raises:
+        ValueError: The folder's result is of another run, or damaged.
+    """
+    if has_checkpoint(output) or not (Path(output) / FILE_NAME).exists():
+        return None
+    result = RunResult.load(output)
+    check_same_run(Path(output) / FILE_NAME, vars(result), describe(config))
     return result
 
 
@@ -123,6 +168,19 @@ def _contexts(model):
         "bits_per_task": sum(context.bits_per_task for context in contexts),
         "numbers_per_task": sum(context.numbers_per_task for context in contexts),
         "orthogonality_drift": max(drifts, default=None),
+    }
+
+
+def _memory(model, config):
+    def count(variables):
+        return sum(keras.ops.convert_to_numpy(v).nbytes for v in variables)
+
+    optimizer, kept = model.optimizer, []
+    if config.consolidation != "none":
+        kept = optimizer.variables[: -len(optimizer.optimizer.variables)]
+    return {
+        "weights": count(model.weights) * (config.tasks if config.separate else 1),
+        "consolidation": count(kept),
     }
 
 

@@ -2,6 +2,7 @@
 
 from keras_psp.datasets.incremental import incremental
 from keras_psp.datasets.permuted import permuted
+from keras_psp.datasets.rotating import rotating
 from keras_psp.datasets.sources import SOURCES
 from keras_psp.datasets.sources import Source
 from keras_psp.datasets.sources import load_source
@@ -14,4 +15,5 @@ __all__ = [
     "incremental",
     "load_source",
     "permuted",
+    "rotating",
 ]

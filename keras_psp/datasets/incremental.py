@@ -88,7 +88,7 @@ def incremental(
     return TaskSequence(
         source,
         len(parts),
-        lambda images, task: images,
+        lambda images, task, moments: images,
         seed=seed,
         bounds=bounds,
         augment=_flip_and_shift if augment else None,

@@ -43,7 +43,7 @@ def permuted(source="digits", num_tasks=10, seed=0) -> TaskSequence:
     with tf.device("CPU"):
         orders = tf.constant(_permutations(num_tasks, num_pixels, seed))
 
-    def permute(images, task):
+    def permute(images, task, moments):
         # Permuting rows moves memory in blocks: twice as fast as permuting columns,
         # both transpositions included.
         pixels = tf.transpose(tf.reshape(images, (-1, num_pixels)))

@@ -23,11 +23,15 @@ class TaskSequence:
     are `({"image": float32, "task": int32}, label int32)`, images scaled as the source
     says.
 
+    Within a task there may be moments, numbers in [0, 1): in `stream()` how much of the
+    task is over, in all else they spread over the examples.
+
     Args:
         source: A `Source`.
         num_tasks: Positive integer, the number of tasks.
-        transform: Function of images `(batch, ...)` and a scalar int32 task; returns
-            the images as that task has them. Runs inside the pipeline.
+        transform: Function of images `(batch, ...)`, a scalar int32 task and the
+            moments, float32 `(batch,)`; returns the images as that task has them. Runs
+            inside the pipeline.
         seed: Non-negative integer, of the order in which `stream()` draws examples,
             and of `augment`.
         bounds: Which examples are a task's: a pair, for training and testing, of
@@ -35,6 +39,17 @@ class TaskSequence:
             before `bounds[k + 1]`. Defaults to all, for every task.
         augment: Function of scaled images and a seed, an int32 tensor of shape `(2,)`,
             that `stream()` applies; returns as many images of the same shape.
+        cycles: Positive integer, how often `stream()` goes through the tasks.
+        context: Function of a scalar int32 task, the moments and the number of the
+            visit (int32, counted over all cycles); returns what a model is given as
+            `task`. Defaults to the task itself.
+        num_contexts: Positive integer, the number of tasks that a model is to hold.
+            Defaults to `num_tasks`.
+        soft: Boolean, whether `context` returns weights `(batch, num_contexts)`.
+
+    Attributes:
+        num_tasks, cycles, num_contexts, soft: As above.
+        num_visits: `num_tasks * cycles`.
 
     Example:
 
@@ -53,11 +68,20 @@ class TaskSequence:
         seed: int = 0,
         bounds: tuple[np.ndarray, np.ndarray] | None = None,
         augment: Callable | None = None,
+        cycles: int = 1,
+        context: Callable | None = None,
+        num_contexts: int | None = None,
+        soft: bool = False,
     ):
         self.source = source
         self.num_tasks = check_num_tasks(num_tasks)
+        self.cycles = check_num_tasks(cycles, "cycles")
+        self.num_visits = self.num_tasks * self.cycles
+        self.num_contexts = num_contexts or self.num_tasks
+        self.soft = soft
         self.seed = seed
         self._transform = transform
+        self._context = context
         self._augment = augment
         self._tf = tf = import_tensorflow()
         self._train, self._test = (
@@ -102,32 +126,44 @@ class TaskSequence:
         """Returns the test examples of one task; arguments as for `train()`."""
         return self._ordered(self._test, [task], batch_size)
 
-    def test_all(self, tasks: Iterable[int], batch_size: int) -> "tf.data.Dataset":
+    def test_all(
+        self, tasks: Iterable[int], batch_size: int, visit: int | None = None
+    ) -> "tf.data.Dataset":
         """Returns the test examples of several tasks in one dataset.
 
         Args:
             tasks: Integers in `[0, num_tasks)`.
             batch_size: Positive integer.
+            visit: Integer, the last visit that `stream()` has made: the contexts are
+                those of the latest visit to each task. Defaults to all visits.
 
         Returns:
             A dataset as `test()` gives, but that its labels are `(batch, 2)`: label and
             task, as `keras_psp.benchmarks.TaskAccuracy` takes them.
         """
-        dataset = self._ordered(self._test, tasks, batch_size)
-        stack = self._tf.stack
-        return dataset.map(lambda x, y: (x, stack([y, x["task"]], axis=-1)))
+        return self._ordered(self._test, tasks, batch_size, visit, with_task=True)
 
-    def stream(self, steps_per_task: int, batch_size: int) -> "tf.data.Dataset":
+    def stream(
+        self,
+        steps_per_task: int,
+        batch_size: int,
+        start: int = 0,
+        joint: bool = False,
+    ) -> "tf.data.Dataset":
         """Returns one task after the other, in shuffled batches.
 
         Every pass over the source is shuffled anew and gives whole batches only.
 
         Args:
-            steps_per_task: Positive integer, the number of batches of each task.
+            steps_per_task: Positive integer, the number of batches of each visit to a
+                task.
             batch_size: Positive integer, at most the number of training examples.
+            start: Integer in `[0, num_visits)`, the visit to begin with.
+            joint: Boolean, whether every batch is of a random task (and its examples
+                are drawn anew): what can be learned if nothing need be kept.
 
         Returns:
-            A dataset of `num_tasks * steps_per_task` batches.
+            A dataset of `(num_visits - start) * steps_per_task` batches.
 
         Raises:
             ValueError: One of the arguments is out of range.
@@ -135,6 +171,10 @@ class TaskSequence:
         tf = self._tf
         _check_positive("steps_per_task", steps_per_task)
         _check_positive("batch_size", batch_size)
+        if not 0 <= start < self.num_visits:
+            raise ValueError(
+                f"`start` must lie in [0, {self.num_visits}). Received: start={start}"
+            )
         fewest = int(self._train.sizes.min())
         if batch_size > fewest:
             raise ValueError(
@@ -143,7 +183,8 @@ class TaskSequence:
             )
         starts, stops = tf.constant(self._train.starts), tf.constant(self._train.stops)
 
-        def one_task(task):
+        def one_visit(visit):
+            task = visit % self.num_tasks
             examples = tf.range(starts[task], stops[task])
             per_pass = tf.size(examples) // batch_size
             passes = -(-steps_per_task // per_pass)
@@ -156,36 +197,69 @@ class TaskSequence:
                 batches = tf.reshape(order, (per_pass, batch_size))
                 return tf.data.Dataset.from_tensor_slices(batches)
 
-            numbers = tf.range(task * passes, (task + 1) * passes)
+            numbers = tf.range(visit * passes, (visit + 1) * passes)
             batches = tf.data.Dataset.from_tensor_slices(numbers).flat_map(one_pass)
-            batches = batches.take(steps_per_task)
-            return batches.map(lambda indices: (task, indices))
+            batches = batches.take(steps_per_task).enumerate()
 
-        dataset = tf.data.Dataset.from_tensor_slices(tf.range(self.num_tasks))
-        dataset = self._gather(dataset.flat_map(one_task), self._train, self._augment)
-        return dataset.apply(
-            tf.data.experimental.assert_cardinality(self.num_tasks * steps_per_task)
-        )
+            def place(step, indices):
+                moment = tf.cast(step, tf.float32) / steps_per_task
+                return task, visit, tf.fill((batch_size,), moment), indices
 
-    def _ordered(self, split, tasks, batch_size):
+            return batches.map(place)
+
+        def any_task(number):
+            def draw(what, shape, low, high, dtype=tf.int32):
+                seed = tf.random.experimental.stateless_fold_in(
+                    tf.stack([self.seed, number]), what
+                )
+                return tf.random.stateless_uniform(shape, seed, low, high, dtype)
+
+            task = draw(0, (), 0, self.num_tasks)
+            indices = draw(1, (batch_size,), starts[task], stops[task])
+            moments = draw(2, (batch_size,), 0.0, 1.0, tf.float32)
+            return task, number // steps_per_task, moments, indices
+
+        visits = tf.range(start, self.num_visits)
+        if joint:
+            steps = tf.range(start * steps_per_task, self.num_visits * steps_per_task)
+            places = tf.data.Dataset.from_tensor_slices(steps).map(any_task)
+        else:
+            places = tf.data.Dataset.from_tensor_slices(visits).flat_map(one_visit)
+        first = start * steps_per_task
+        dataset = self._gather(places, self._train, self._augment, first)
+        steps = (self.num_visits - start) * steps_per_task
+        return dataset.apply(tf.data.experimental.assert_cardinality(steps))
+
+    def _ordered(self, split, tasks, batch_size, visit=None, with_task=False):
         tf = self._tf
         tasks = [check_task(task, self.num_tasks) for task in tasks]
         if batch_size is not None:
             _check_positive("batch_size", batch_size)
+        visit = self.num_visits - 1 if visit is None else visit
+        # The latest visit to each.
+        visits = [visit - (visit - task) % self.num_tasks for task in tasks]
         starts, stops = (
             tf.constant(ends, tf.int64) for ends in (split.starts, split.stops)
         )
 
         # A batch is of one task: one permutation serves all its images.
-        def one_task(task):
+        def one_task(task, visit):
             examples = tf.data.Dataset.range(
                 starts[task], stops[task], output_type=tf.int32
             )
             batches = examples.batch(batch_size or 256)
-            return batches.map(lambda indices: (task, indices))
 
-        pairs = tf.data.Dataset.from_tensor_slices(tf.constant(tasks, tf.int32))
-        dataset = self._gather(pairs.flat_map(one_task), split)
+            def place(indices):
+                # The golden ratio spreads whatever number of examples evenly.
+                moments = tf.cast(indices, tf.float64) * ((5**0.5 - 1) / 2) % 1
+                return task, visit, tf.cast(moments, tf.float32), indices
+
+            return batches.map(place)
+
+        pairs = tf.data.Dataset.from_tensor_slices(
+            (tf.constant(tasks, tf.int32), tf.constant(visits, tf.int32))
+        )
+        dataset = self._gather(pairs.flat_map(one_task), split, with_task=with_task)
         sizes = split.sizes[np.array(tasks, dtype=int)]
         if batch_size is None:
             dataset = dataset.unbatch()
@@ -193,27 +267,34 @@ class TaskSequence:
             sizes = -(-sizes // batch_size)
         return dataset.apply(tf.data.experimental.assert_cardinality(int(sizes.sum())))
 
-    def _gather(self, pairs, split, augment=None):
-        """Maps `(task, indices)` to batches."""
+    def _gather(self, places, split, augment=None, first=0, with_task=False):
+        """Maps `(task, visit, moments, indices)` to batches."""
         tf = self._tf
         x, y = split.x, split.y
         unit = 255 if x.dtype == tf.uint8 else 1
         offset, scale = unit * self.source.mean, unit * self.source.std
 
-        def gather(number, pair):
-            task, indices = pair
+        def gather(number, place):
+            task, visit, moments, indices = place
             images = tf.cast(tf.gather(x, indices), tf.float32)
             images = (images - offset) / scale
             if augment is not None:
                 seed = tf.stack([self.seed, tf.cast(number, tf.int32)])
                 images = augment(images, seed)
             images = tf.ensure_shape(
-                self._transform(images, task), [indices.shape[0], *self.image_shape]
+                self._transform(images, task, moments),
+                [indices.shape[0], *self.image_shape],
             )
             tasks = tf.fill(tf.shape(indices), task)
-            return {"image": images, "task": tasks}, tf.gather(y, indices)
+            labels = tf.gather(y, indices)
+            if with_task:
+                labels = tf.stack([labels, tasks], axis=-1)
+            if self._context is not None:
+                tasks = self._context(task, moments, visit)
+            return {"image": images, "task": tasks}, labels
 
-        batches = pairs.enumerate().map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+        batches = places.enumerate(first)
+        batches = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
         return batches.prefetch(tf.data.AUTOTUNE)
 
 

@@ -1,0 +1,7 @@
+"""Consolidation: what keeps earlier tasks while new ones are learned."""
+
+from keras_psp.consolidation.consolidation import Consolidation
+from keras_psp.consolidation.ewc import EWC
+from keras_psp.consolidation.synaptic_intelligence import SynapticIntelligence
+
+__all__ = ["Consolidation", "EWC", "SynapticIntelligence"]

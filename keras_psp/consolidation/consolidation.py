@@ -1,0 +1,152 @@
+"""What every way of consolidating tasks is: an optimizer around another."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+class Consolidation(keras.optimizers.Optimizer):
+    """An optimizer that pulls weights back to where earlier tasks need them.
+
+    It adds to the gradient of the loss that of the penalty
+
+    ```
+    strength / 2 * sum_i importance_i (w_i - anchor_i)^2
+    ```
+
+    over all trainable weights and lets another optimizer take the step. Its variables,
+    anchors and importances among them, are those of any Keras optimizer: on every
+    backend, under jit, in files and checkpoints. Subclasses say in `end_task()` what is
+    important.
+
+    Args:
+        optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
+        strength: Number, at least 0: how much the penalty weighs beside the loss.
+        name: Name of the optimizer.
+
+    Raises:
+        TypeError: `strength` is not a number.
+        ValueError: `strength` is negative, infinite or NaN.
+    """
+
+    def __init__(self, optimizer="rmsprop", strength=1.0, name=None):
+        super().__init__(learning_rate=0.0, name=name)
+        self.optimizer = keras.optimizers.get(optimizer)
+        self.strength = check_number("strength", strength)
+
+    def build(self, variables):
+        """Makes the variables, for the trainable variables of a model."""
+        if self.built:
+            return
+        if not self.optimizer.built:
+            self.optimizer.build(variables)
+        self.anchors = [
+            # What the variable is now, however its optimizer comes to be built.
+            self.add_variable_from_reference(
+                v, "anchor", lambda shape, dtype, v=v: ops.copy(v.value)
+            )
+            for v in variables
+        ]
+        self.importances = self._like(variables, "importance")
+        super().build(variables)
+
+    @property
+    def variables(self):
+        """The other optimizer's variables follow this one's own."""
+        return self._variables + self.optimizer.variables
+
+    def apply(self, grads, trainable_variables=None):
+        """Takes one step; `grads` are the gradients of the loss alone."""
+        if not self.built:
+            self.build(list(trainable_variables))
+        variables = list(trainable_variables or self._trainable_variables)
+        self._step(list(grads), variables)
+        self._iterations.assign_add(1)
+
+    def penalty(self):
+        """Returns the penalty, a scalar, for the weights as they are."""
+        terms = [
+            ops.sum(ops.multiply(f, ops.square(ops.subtract(v, a))))
+            for v, a, f in zip(
+                self._trainable_variables, self.anchors, self.importances, strict=True
+            )
+        ]
+        return ops.multiply(self.strength / 2, ops.sum(ops.stack(terms)))
+
+    def end_task(self, model, data=None):
+        """Makes what a task has learned important; call it when the task ends.
+
+        Args:
+            model: The model that was trained.
+            data: The task's training data: batches `(inputs, targets)`, as a
+                `tf.data.Dataset` or anything else to iterate over; or a tuple of two
+                arrays.
+        """
+        raise NotImplementedError
+
+    def _step(self, grads, variables):
+        self.optimizer.apply(self._penalize(grads, variables), variables)
+
+    def _penalize(self, grads, variables):
+        """The gradients of loss and penalty."""
+        penalized = []
+        for gradient, variable in zip(grads, variables, strict=True):
+            if gradient is not None:
+                i = self._get_variable_index(variable)
+                apart = ops.subtract(variable, self.anchors[i])
+                pull = ops.multiply(self.strength * self.importances[i], apart)
+                gradient = ops.add(gradient, ops.cast(pull, gradient.dtype))
+            penalized.append(gradient)
+        return penalized
+
+    def _like(self, variables, name):
+        return [self.add_variable_from_reference(v, name) for v in variables]
+
+    # What Keras' own optimizer around another, LossScaleOptimizer, hands through.
+
+    @property
+    def learning_rate(self):
+        """The other optimizer's."""
+        return self.optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate):
+        self.optimizer.learning_rate = learning_rate
+
+    @property
+    def iterations(self):
+        """The other optimizer's."""
+        return self.optimizer.iterations
+
+    def scale_loss(self, loss):
+        return self.optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list):
+        self.optimizer.finalize_variable_values(var_list)
+
+    def get_config(self):
+        # Keras' own arguments are the other optimizer's to have.
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "strength": self.strength,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        optimizer = keras.saving.deserialize_keras_object(
+            config["optimizer"], custom_objects=custom_objects
+        )
+        return cls(**{**config, "optimizer": optimizer})
+
+
+def check_number(name, value, least=0.0, most=float("inf")):
+    """Returns `value` as a float; raises if it is no finite number in that range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"`{name}` must be a number. Received: {name}={value!r}")
+    if not (least <= value <= most and value < float("inf")):
+        raise ValueError(
+            f"`{name}` must be a number in [{least:g}, {most:g}]. "
+            f"Received: {name}={value!r}"
+        )
+    return float(value)

@@ -1,0 +1,119 @@
+"""Elastic weight consolidation."""
+
+import keras
+import numpy as np
+
+from keras_psp.consolidation.consolidation import Consolidation
+from keras_psp.consolidation.consolidation import check_number
+from keras_psp.consolidation.fisher import LABELS
+from keras_psp.consolidation.fisher import Fisher
+from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp.names import check_name
+
+
+@keras.saving.register_keras_serializable(package="keras_psp")
+class EWC(Consolidation):
+    """Elastic weight consolidation: weights are important as the Fisher matrix says.
+
+    ```
+    strength / 2 * sum_k sum_i F_ki (w_i - w_ki)^2
+    ```
+
+    over all earlier tasks k: `F_k` is the diagonal of the task's Fisher information and
+    `w_k` are the weights at its end. A sum of such parabolas is one of them, so that
+    one importance and one anchor for each weight hold all tasks. With a `decay` it is
+    the online variant: the importances of earlier tasks fade with each that ends, and
+    the anchor is where the last one ended.
+
+    Args:
+        optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
+        strength: Number, at least 0: how much the penalty weighs beside the loss.
+        decay: `None`, or a number in [0, 1], which makes it online EWC.
+        examples: Positive integer, of how many examples of a task the Fisher
+            information is measured, or all if there are fewer.
+        labels: `"model"` for the Fisher information proper, whose labels the model
+            draws itself; it must be trained with a (sparse) categorical crossentropy.
+            `"data"` for the empirical one, which serves with any loss.
+        name: Name of the optimizer.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    >>> model.compile(keras_psp.consolidation.EWC("adam", strength=100.0), loss)
+    >>> rng = keras.random.SeedGenerator(0)
+    >>> for task in range(2):
+    ...     x = keras.random.normal((64, 4), seed=rng)
+    ...     y = keras.ops.argmax(keras.random.normal((64, 3), seed=rng), axis=1)
+    ...     history = model.fit(x, y, verbose=0)
+    ...     model.optimizer.end_task(model, (x, y))
+    >>> len(model.optimizer.importances)
+    2
+
+    Reference:
+        [Kirkpatrick et al., 2017](https://arxiv.org/abs/1612.00796), equation 3;
+        online: [Schwarz et al., 2018](https://arxiv.org/abs/1805.06370), section 3.
+    """
+
+    def __init__(
+        self,
+        optimizer="rmsprop",
+        strength=100.0,
+        decay=None,
+        examples=1024,
+        labels="model",
+        name="ewc",
+    ):
+        super().__init__(optimizer, strength, name)
+        if decay is not None:
+            decay = check_number("decay", decay, most=1.0)
+        self.decay = decay
+        self._fisher = Fisher(
+            check_num_tasks(examples, "examples"), check_name("labels", labels, LABELS)
+        )
+
+    def end_task(self, model, data=None):
+        """Measures the Fisher information of the task that has just been learned.
+
+        Args:
+            model: The model that was trained.
+            data: The task's training data: batches `(inputs, targets)`, as a
+                `tf.data.Dataset` or anything else to iterate over; or a tuple of two
+                arrays (or dictionaries of arrays).
+
+        Raises:
+            TypeError: `data` is neither.
+            ValueError: `labels="model"`, and the model is not trained with a
+                categorical crossentropy.
+        """
+        found = self._fisher(model, data)
+        for variable, anchor, importance, new in zip(
+            self._trainable_variables,
+            self.anchors,
+            self.importances,
+            found,
+            strict=True,
+        ):
+            value, old, where = (
+                keras.ops.convert_to_numpy(v) for v in (variable, importance, anchor)
+            )
+            if self.decay is None:
+                total = old + new
+                share = np.divide(new, total, out=np.ones_like(new), where=total > 0)
+                value = where + share * (value - where)
+            else:
+                total = self.decay * old + new
+            importance.assign(total)
+            anchor.assign(value)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "decay": self.decay,
+            "examples": self._fisher.examples,
+            "labels": self._fisher.labels,
+        }
