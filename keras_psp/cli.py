@@ -26,8 +26,10 @@ Parameter superposition: many models in one set of weights.
       learns ten tasks one after the other and measures what is kept of each
   keras-psp run permuted --context identity
       the same with a standard network, which forgets
-  keras-psp report runs/*
-      compares them: a table here, Markdown and plots beside them
+  keras-psp report runs
+      compares them: tables here, a page to open in a browser beside them
+  keras-psp run --suite paper-small
+      all of the paper's experiments on small data, in minutes
   keras-psp list
       names the experiments, sources and context families there are
 """
@@ -92,7 +94,16 @@ def _parser():
 
 
 def _add_run(parser):
-    experiments = parser.add_subparsers(required=True, metavar="EXPERIMENT")
+    parser.add_argument(
+        "--suite",
+        type=_known("suite", benchmarks.SUITES),
+        metavar="NAME",
+        help="run these experiments one after the other, but those that have been run: "
+        + ", ".join(benchmarks.SUITES),
+    )
+    _add_run_options(parser, "folder for the runs (default: runs/NAME)")
+    parser.set_defaults(command=_run_suite)
+    experiments = parser.add_subparsers(metavar="EXPERIMENT")
     for name, config in benchmarks.EXPERIMENTS.items():
         help = config.__doc__.splitlines()[0]
         experiment = experiments.add_parser(
@@ -103,18 +114,9 @@ def _add_run(parser):
         )
         for field in dataclasses.fields(config):
             _add_option(experiment, field)
-        experiment.add_argument(
-            "--backend",
-            type=_known("backend", BACKENDS),
-            default=keras.backend.backend(),
-            metavar="{" + ",".join(BACKENDS) + "}",
-            help="where Keras computes; KERAS_BACKEND does the same",
-        )
-        experiment.add_argument(
-            "--output",
-            type=Path,
-            default=argparse.SUPPRESS,
-            help="folder for result.json (default: one in runs/ named after the run)",
+        _add_run_options(
+            experiment,
+            "folder for result.json (default: one in runs/ named after the run)",
         )
         experiment.add_argument(
             "--overwrite",
@@ -132,6 +134,17 @@ def _add_run(parser):
             help="write logs for TensorBoard beside the result",
         )
         experiment.set_defaults(command=_run, config=config)
+
+
+def _add_run_options(parser, output):
+    parser.add_argument(
+        "--backend",
+        type=_known("backend", BACKENDS),
+        default=keras.backend.backend(),
+        metavar="{" + ",".join(BACKENDS) + "}",
+        help="where Keras computes; KERAS_BACKEND does the same",
+    )
+    parser.add_argument("--output", type=Path, default=argparse.SUPPRESS, help=output)
 
 
 def _add_option(parser, field):
@@ -158,45 +171,57 @@ def _known(what, names):
 
 
 def _run(args):
-    console = _console()
     fields = [field.name for field in dataclasses.fields(args.config)]
     config = args.config(**{name: getattr(args, name) for name in fields})
-    output = getattr(args, "output", None) or _default_output(config)
+    output = getattr(args, "output", Path("runs") / _name(config))
+    options = {"overwrite": args.overwrite, "tensorboard": args.tensorboard}
+    console = _console()
+    _run_one(console, config, output, resume=args.resume, **options)
+    console.print(f"plots:   keras-psp report {output}")
+
+
+def _run_suite(args):
+    if args.suite is None:
+        raise ValueError(
+            f"Name an experiment, one of {', '.join(benchmarks.EXPERIMENTS)}, or a "
+            f"--suite, one of {', '.join(benchmarks.SUITES)}."
+        )
+    console = _console()
+    suite = benchmarks.SUITES[args.suite]
+    output = getattr(args, "output", Path("runs") / args.suite)
+    for number, config in enumerate(suite, start=1):
+        console.print(f"[bold]{number} of {len(suite)}[/bold]")
+        _run_one(console, config, output / _name(config), resume=True)
+    console.print(f"report:  keras-psp report {output}")
+
+
+def _run_one(console, config, output, **options):
     result = benchmarks.run(
         config,
         output=output,
-        overwrite=args.overwrite,
-        resume=args.resume,
         callbacks=[RunProgress(config.num_visits, config.steps, console)],
-        tensorboard=args.tensorboard,
+        **options,
     )
     console.print(
-        f"{config.context} on {result.backend}: "
+        f"{benchmarks.describe_system(result)} on {result.backend}: "
         f"{100 * result.average_accuracy:.1f} % on average over {config.tasks} tasks, "
         f"{100 * result.accuracy_matrix[-1, 0]:.1f} % on task 0, "
         f"{100 * result.forgetting:.1f} % forgotten; "
         f"{result.timings['total_seconds']:.0f} s\n"
-        f"written: {output / 'result.json'}\n"
-        f"plots:   keras-psp report {output}"
+        f"written: {output / 'result.json'}"
     )
 
 
-def _default_output(config):
-    options = dataclasses.asdict(config)
-    defaults = dataclasses.asdict(type(config)())
-    always = ("source", "context")
-    changed = [
-        name.replace("_", "-") + (f"-{value}" if value is not True else "")
-        for name, value in options.items()
-        if name not in always and value != defaults[name]
-    ]
-    parts = [config.experiment, *(options[name] for name in always), *changed]
-    return Path("runs") / "-".join([*parts, keras.backend.backend()])
+def _name(config):
+    return f"{config.name}-{keras.backend.backend()}"
 
 
 def _add_report(parser):
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder of a run, or its result.json"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folder of a run, of many, or a result.json",
     )
     parser.add_argument(
         "--output",
@@ -207,19 +232,23 @@ def _add_report(parser):
 
 
 def _report(args):
-    rows, paths = benchmarks.report(args.runs, output=args.output)
-    table = Table(title="Test accuracy after the last task")
-    # What 80 columns can hold; report.md has the rest.
-    table.add_column("run", overflow="fold", min_width=12)
-    table.add_column("context")
-    numbers = ("average %", "task 0 %", "just trained %", "forgetting %", "ms/step")
-    for column in numbers:
-        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(row[column] for column in ("run", "context", *numbers)))
+    found = benchmarks.report(args.runs, output=args.output)
     console = _console()
-    console.print(table)
-    for path in paths:
+    for title, rows in found.tables.items():
+        table = Table(title=title, title_justify="left")
+        # What 80 columns can hold; the files have the rest.
+        table.add_column("system", overflow="fold", min_width=12)
+        numbers = ("runs", "average %", "task 0 %", "just trained %", "forgetting %")
+        for column in numbers:
+            table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(
+                *(row[column].replace("**", "") for column in ("system", *numbers))
+            )
+        console.print(table)
+    for reason in found.left_out:
+        console.print(f"left out: {reason}")
+    for path in found.paths:
         console.print(f"written: {path}")
 
 
@@ -231,6 +260,7 @@ def _list(args):
     console = _console()
     for what, names in (
         ("experiments", benchmarks.EXPERIMENTS),
+        ("suites", benchmarks.SUITES),
         ("sources", datasets.SOURCES),
         ("contexts", contexts.FAMILIES),
         ("backends", BACKENDS),

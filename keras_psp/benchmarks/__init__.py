@@ -16,10 +16,13 @@ from keras_psp.benchmarks.metrics import forward_transfer
 from keras_psp.benchmarks.metrics import learning_accuracy
 from keras_psp.benchmarks.metrics import retention
 from keras_psp.benchmarks.permuted_config import PermutedConfig
+from keras_psp.benchmarks.report import Report
 from keras_psp.benchmarks.report import report
 from keras_psp.benchmarks.result import RunResult
 from keras_psp.benchmarks.rotating_config import RotatingConfig
 from keras_psp.benchmarks.run import run
+from keras_psp.benchmarks.suites import SUITES
+from keras_psp.benchmarks.tables import describe_system
 from keras_psp.benchmarks.task_accuracy import TaskAccuracy
 
 EXPERIMENTS = {
@@ -35,11 +38,14 @@ __all__ = [
     "FreshStart",
     "IncrementalConfig",
     "PermutedConfig",
+    "Report",
     "RotatingConfig",
     "RunResult",
+    "SUITES",
     "TaskAccuracy",
     "average_accuracy",
     "backward_transfer",
+    "describe_system",
     "forgetting",
     "forward_transfer",
     "learning_accuracy",

@@ -13,9 +13,9 @@ from keras_psp.models import TaskModel
 class AccuracyMatrix(keras.callbacks.Callback):
     """Measures the accuracy on every task seen so far at the end of each.
 
-    For a `fit()` in which an epoch is a visit to a task. One pass over the test examples
-    of all those tasks, and of the next, gives a row of the matrix; the mean of the row
-    joins the epoch's logs as `average_accuracy`.
+    For a `fit()` in which an epoch is a visit to a task. One pass over the test
+    examples of all those tasks, and of the next, gives a row of the matrix; the mean of
+    the row joins the epoch's logs as `average_accuracy`.
 
     Args:
         tasks: The `TaskSequence` that is learned.

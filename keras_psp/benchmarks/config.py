@@ -48,6 +48,7 @@ class Config:
     """
 
     experiment: ClassVar[str]  # Its name on the command line.
+    published: ClassVar[dict]  # Fields as they are in the paper, or its authors' code.
 
     source: str = option("digits", "the images")
     tasks: int = option(10, "how many tasks are learned, one after the other")
@@ -105,6 +106,18 @@ class Config:
         contexts.get(
             self.context, num_tasks=self.num_contexts, learnable=self.learnable
         )
+
+    @property
+    def name(self) -> str:
+        """A name made of the source, the context and all that is not a default."""
+        options, defaults = dataclasses.asdict(self), dataclasses.asdict(type(self)())
+        always = ("source", "context")
+        changed = [
+            name.replace("_", "-") + (f"-{value}" if value is not True else "")
+            for name, value in options.items()
+            if name not in always and value != defaults[name]
+        ]
+        return "-".join([self.experiment, *(options[k] for k in always), *changed])
 
     @property
     def num_contexts(self) -> int:

@@ -34,6 +34,10 @@ class IncrementalConfig(Config):
     """
 
     experiment: ClassVar[str] = "incremental"
+    published: ClassVar[dict] = {
+        **{"source": "cifar10+cifar100", "tasks": 5, "classes_per_task": 10},
+        **{"model": "resnet18", "width": 1.0, "norm": "batch"},
+    }
 
     source: str = option(
         "cifar10+cifar100",

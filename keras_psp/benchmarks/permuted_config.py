@@ -30,6 +30,10 @@ class PermutedConfig(Config):
     """
 
     experiment: ClassVar[str] = "permuted"
+    published: ClassVar[dict] = {
+        **{"source": "mnist", "tasks": 50, "steps": 1000, "batch_size": 128},
+        **{"units": 256, "depth": 3, "optimizer": "rmsprop", "learning_rate": 1e-4},
+    }
 
     source: str = option("digits", "the images", SOURCES)
     units: int = option(256, "width of a hidden layer")

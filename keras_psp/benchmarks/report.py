@@ -1,29 +1,71 @@
-"""Reports: a table and plots of one run or many."""
+"""Reports: tables and plots of one run or many, to read and to open in a browser."""
 
+import base64
+import csv
+import dataclasses
 import io
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-
 from keras_psp.benchmarks.files import open_atomically
+from keras_psp.benchmarks.plots import draw
+from keras_psp.benchmarks.result import FILE_NAME
 from keras_psp.benchmarks.result import RunResult
+from keras_psp.benchmarks.tables import describe_system
+from keras_psp.benchmarks.tables import group
+
+LEGEND = (
+    "Average: mean accuracy over all tasks after the last one; in bold the best of the "
+    "systems that learn task after task in one network. Just trained: mean accuracy on "
+    "each task right after its training. Forgetting: how far tasks fell from their "
+    "best. Backward transfer: what later tasks did to earlier ones. Forward transfer: "
+    "how much better than guessing a task is before its training. Weights: of all that "
+    "it takes to answer for every task; beside: what consolidation keeps while "
+    "training. Context bits/task: what the contexts of one more task take. Drift: the "
+    "largest element of |C C^T - I| of any layer's contexts C, if they are learned. "
+    "Numbers with ± are means and standard deviations over runs with different seeds."
+)
+CAPTIONS = {
+    "retention": "Accuracy over the course of the tasks",
+    "matrices": "Accuracy on each task after each task",
+    "memory": "Accuracy against memory",
+    "sizes": "Accuracy against the size of the network",
+}
 
 
-def report(runs, output=None):
-    """Writes `report.md`, `retention.png` and `matrices.png` of some runs.
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `report()` has written.
+
+    Attributes:
+        tables: By title, a dictionary of strings for each row; the best average is in
+            `**`.
+        paths: The files: `report.html`, a page with everything in it, `report.md`,
+            `runs.csv`, and the plots.
+        left_out: Why a run is not in it, for each that is not.
+    """
+
+    tables: dict[str, list[dict[str, str]]]
+    paths: list[Path]
+    left_out: list[str]
+
+
+def report(
+    runs: Iterable[str | os.PathLike], output: str | os.PathLike | None = None
+) -> Report:
+    """Writes tables and plots of some runs, those with equal settings in one table.
 
     Args:
-        runs: Folders of runs, or their `result.json` files.
-        output: Folder to write to. Defaults to the innermost that holds all the runs.
+        runs: Folders of runs, folders that hold such folders, or `result.json` files.
+        output: Folder to write to. Defaults to the innermost that holds all of `runs`.
 
     Returns:
-        `(rows, paths)`: the table, a dictionary of strings for each run, and the paths
-        of the three files.
+        A `Report`. Runs whose result is damaged or not there yet are left out of it.
 
     Raises:
-        FileNotFoundError: A run has no result.
-        ValueError: No runs, a damaged result, or one run named twice.
+        FileNotFoundError: There is nothing there, or no result in it.
+        ValueError: No runs; one named twice; two that have the same config and seed.
         OSError: The folder cannot be written.
 
     Example:
@@ -33,161 +75,150 @@ def report(runs, output=None):
     >>> folder = tempfile.mkdtemp()
     >>> config = benchmarks.PermutedConfig(tasks=2, steps=20, units=32)
     >>> result = benchmarks.run(config, output=folder, overwrite=True)
-    >>> rows, paths = benchmarks.report([folder])
-    >>> [path.name for path in paths]
-    ['report.md', 'retention.png', 'matrices.png']
+    >>> [path.name for path in benchmarks.report([folder]).paths[:3]]
+    ['report.html', 'report.md', 'runs.csv']
     """
-    folders = [Path(os.path.abspath(run)) for run in runs]
-    folders = [path if path.is_dir() else path.parent for path in folders]
-    if not folders:
+    given = [Path(os.path.abspath(run)) for run in runs]
+    given = [path.parent if path.name == FILE_NAME else path for path in given]
+    if not given:
         raise ValueError("A report needs at least one run.")
-    if len(set(folders)) < len(folders):
-        raise ValueError(f"Each run may be named once. Received: {[*map(str, runs)]}")
-    results = [RunResult.load(run) for run in runs]
-    common = Path(os.path.commonpath(folders))
-    output = common if output is None else Path(output)
+    if len(set(given)) < len(given):
+        raise ValueError(f"Each run may be named once. Received: {[*map(str, given)]}")
+    folders = list(dict.fromkeys(found for path in given for found in _find(path)))
+    loaded, left_out = [], []
+    for folder in folders:
+        try:
+            loaded.append((folder, RunResult.load(folder)))
+        except (FileNotFoundError, ValueError) as error:
+            left_out.append(str(error))
+    if not loaded:
+        raise FileNotFoundError(f"There is no result there. {' '.join(left_out)}")
+    # Here, because the experiments' configs need TensorFlow.
+    from keras_psp.benchmarks import EXPERIMENTS
+
+    published = {name: config.published for name, config in EXPERIMENTS.items()}
+    groups = group(loaded, published)
+    output = Path(os.path.commonpath(given)) if output is None else Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    names = [
-        folder.name if folder == common else str(folder.relative_to(common))
-        for folder in folders
+
+    pictures = {}
+    for one in groups:
+        for name, figure in draw(one).items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=110)
+            pictures[one.slug, name] = buffer.getvalue()
+    names = {folder: _name(folder, output) for folder, _ in loaded}
+    sections = [
+        {
+            "title": one.title,
+            "note": one.note,
+            "rows": one.rows(),
+            "pictures": [
+                (CAPTIONS[name], f"{slug}-{name}.png", data)
+                for (slug, name), data in pictures.items()
+                if slug == one.slug
+            ],
+        }
+        for one in groups
     ]
-    rows = [_row(name, result) for name, result in zip(names, results, strict=True)]
-    plots = {
-        "retention.png": _plot_retention(names, results),
-        "matrices.png": _plot_matrices(names, results),
+    described = [(names[folder], _describe_run(result)) for folder, result in loaded]
+    files = {
+        "report.html": _page(sections, described, left_out),
+        "report.md": _markdown(sections, described, left_out),
+        "runs.csv": _csv((names[folder], result) for folder, result in loaded),
+        **{name: data for section in sections for _, name, data in section["pictures"]},
     }
-    with open_atomically(output / "report.md") as file:
-        file.write(_markdown(rows, results).encode())
-    for name, figure in plots.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
+    for name, content in files.items():
         with open_atomically(output / name) as file:
-            file.write(buffer.getvalue())
-    return rows, [output / name for name in ("report.md", *plots)]
+            file.write(content if isinstance(content, bytes) else content.encode())
+    tables = {section["title"]: section["rows"] for section in sections}
+    return Report(tables, [output / name for name in files], left_out)
 
 
-def _row(name, result):
-    matrix = result.accuracy_matrix
-    # The first task's time includes compilation.
-    seconds = result.timings["train_seconds"][1:] or result.timings["train_seconds"]
-    drift = result.contexts["orthogonality_drift"]
-    return {
-        "run": name,
-        "context": _describe_context(result),
-        "tasks": str(len(matrix)),
-        "average %": f"{100 * result.average_accuracy:.1f}",
-        "task 0 %": f"{100 * matrix[-1, 0]:.1f}",
-        "just trained %": f"{100 * np.diagonal(matrix).mean():.1f}",
-        "forgetting %": f"{100 * result.forgetting:.1f}",
-        "backward transfer %": f"{100 * result.backward_transfer:.1f}",
-        "bits/task": str(result.contexts["bits_per_task"]),
-        "drift": "—" if drift is None else f"{drift:.1e}",
-        "backend": result.backend,
-        "ms/step": f"{1000 * np.median(seconds) / result.config['steps']:.2f}",
-    }
+def _find(path):
+    """The folders of runs in a folder; itself, if it is one or holds none."""
+    if not path.exists():
+        raise FileNotFoundError(f"There is no result there. Received: {path}")
+    if (path / FILE_NAME).exists():
+        return [path]
+    return sorted(found.parent for found in path.rglob(FILE_NAME)) or [path]
 
 
-def _describe_context(result):
-    config = result.config
-    parts = [config["context"]]
-    parts += ["learned"] if config["learnable"] else []
-    parts += ["complex network"] if config.get("complex_valued") else []
-    parts += [f"{config[k]} {k}" for k in ("head", "norm") if k in config]
-    parts += ["separate networks"] if config["separate"] else []
-    return ", ".join(parts)
+def _name(folder, output):
+    return folder.name if folder == output else os.path.relpath(folder, output)
 
 
-def _markdown(rows, results):
+def _describe_run(result):
+    config = ", ".join(f"{key}={value}" for key, value in result.config.items())
+    versions = ", ".join(f"{k} {v}" for k, v in result.versions.items())
+    device = result.device
+    return (
+        f"{result.experiment}: {config}. {versions}. {device['name']} of "
+        f"{device['platform']}, {device['cpus']} CPUs; "
+        f"jit_compile={result.jit_compile}; "
+        f"{result.timings['total_seconds']:.0f} s in all."
+    )
+
+
+def _markdown(sections, described, left_out):
     lines = ["# Report", ""]
-    lines += ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-    lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
-    lines += [
-        "",
-        "Average: mean accuracy over all tasks after the last one. Just trained: mean "
-        "accuracy on each task right after its training. Bits/task: what the contexts "
-        "of one more task take. Drift: the largest element of |C C^T - I| of any "
-        "layer's contexts C, if they are learned.",
-        "",
-        "![Accuracy over the course of the tasks](retention.png)",
-        "",
-        "![Accuracy on each task after each task](matrices.png)",
-        "",
-    ]
-    for row, result in zip(rows, results, strict=True):
-        config = ", ".join(f"{key}={value}" for key, value in result.config.items())
-        versions = ", ".join(f"{k} {v}" for k, v in result.versions.items())
-        device = result.device
-        lines += [
-            f"- **{row['run']}**: {result.experiment}: {config}. {versions}. "
-            f"{device['name']} of {device['platform']}, {device['cpus']} CPUs; "
-            f"jit_compile={result.jit_compile}; "
-            f"{result.timings['total_seconds']:.0f} s in all.",
-        ]
+    for section in sections:
+        rows = section["rows"]
+        lines += [f"## {section['title']}", "", section["note"], ""]
+        lines += ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+        lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+        lines += [""]
+        for caption, name, _ in section["pictures"]:
+            lines += [f"![{caption}]({name})", ""]
+    lines += [LEGEND, "", "## Runs", ""]
+    lines += [f"- **{name}**: {text}" for name, text in described]
+    lines += [f"- Left out: {reason}" for reason in left_out]
     return "\n".join(lines) + "\n"
 
 
-def _figure(width, height):
+def _page(sections, described, left_out):
     try:
-        from matplotlib.figure import Figure
+        import jinja2
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "A report needs matplotlib for its plots. Install it with: "
+            "A report needs Jinja2 for its page. Install it with: "
             'pip install "keras-psp[plots]"'
         ) from error
-    return Figure(figsize=(width, height), layout="constrained")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("keras_psp.benchmarks", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["base64"] = lambda data: base64.b64encode(data).decode()
+    return environment.get_template("report.html.jinja").render(
+        sections=sections, described=described, left_out=left_out, legend=LEGEND
+    )
 
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; then line styles.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", ":", "-.")
-
-
-def _plot_retention(names, results):
-    figure = _figure(10, 4.5 + 0.12 * len(results))
-    axes = figure.subplots(1, 2, sharey=True)
-    for i, (name, result) in enumerate(zip(names, results, strict=True)):
-        matrix = 100 * result.accuracy_matrix
-        style = {
-            "color": _COLORS[i % len(_COLORS)],
-            "linestyle": _STYLES[i // len(_COLORS) % len(_STYLES)],
-            "marker": "o" if len(matrix) <= 20 else None,
-            "markersize": 4,
-            "label": f"{name} ({_describe_context(result)})",
-        }
-        trained = np.arange(1, len(matrix) + 1)
-        axes[0].plot(trained, matrix[:, 0], **style)
-        axes[1].plot(trained, np.nanmean(matrix, axis=1), **style)
-    axes[0].set(title="Task 0", xlabel="tasks trained", ylabel="test accuracy (%)")
-    axes[1].set(title="Mean of the tasks seen so far", xlabel="tasks trained")
-    for axis in axes:
-        axis.set_ylim(0, 101)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    return figure
-
-
-def _plot_matrices(names, results):
-    columns = min(3, len(results))
-    rows = -(-len(results) // columns)
-    figure = _figure(4.5 * columns + 1, 4.2 * rows)
-    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axis in axes[len(results) :]:
-        axis.set_visible(False)
-    axes = axes[: len(results)]
-    for axis, name, result in zip(axes, names, results, strict=True):
-        matrix = 100 * result.accuracy_matrix
-        # cividis looks the same to the colour-blind.
-        image = axis.imshow(matrix, cmap="cividis", vmin=0, vmax=100)
-        axis.set(title=name, xlabel="accuracy on task", ylabel="after training task")
-        for locator in (axis.xaxis, axis.yaxis):
-            locator.get_major_locator().set_params(integer=True)
-        if len(matrix) > 12:
-            continue  # Numbers would be too small to read.
-        for i, j in np.argwhere(np.tril(np.ones_like(matrix))):
-            color = "white" if matrix[i, j] < 50 else "black"
-            text = f"{matrix[i, j]:.0f}"
-            axis.text(j, i, text, ha="center", va="center", color=color, fontsize=7)
-    figure.colorbar(image, ax=axes.tolist(), label="test accuracy (%)", shrink=0.8)
-    return figure
+def _csv(runs):
+    """A line for each run, with all numbers as they are."""
+    lines = []
+    for name, result in runs:
+        lines.append(
+            {
+                "run": name,
+                "system": describe_system(result),
+                "experiment": result.experiment,
+                "backend": result.backend,
+                **result.config,
+                **result.metrics,
+                "task_0": result.accuracy_matrix[-1, 0],
+                "weights_bytes": result.memory["weights"],
+                "consolidation_bytes": result.memory["consolidation"],
+                "train_seconds": sum(result.timings["train_seconds"]),
+                "total_seconds": result.timings["total_seconds"],
+            }
+        )
+    fields = list(dict.fromkeys(field for line in lines for field in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()

@@ -115,7 +115,7 @@ class RunResult:
             content = json.loads(path.read_text())
             names = [field.name for field in dataclasses.fields(cls)]
             result = cls(**{name: content[name] for name in names})
-            result.metrics  # Raises if they are damaged.
+            average_accuracy(result.accuracy_matrix)  # Raises if it is damaged.
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"The result is damaged: {path} ({error!r})") from error
         return result

@@ -29,6 +29,10 @@ class RotatingConfig(PermutedConfig):
     """
 
     experiment: ClassVar[str] = "rotating"
+    published: ClassVar[dict] = {
+        **PermutedConfig.published,
+        **{"tasks": 10, "steps": 100, "cycles": 50},
+    }
 
     tasks: int = option(10, "how many arcs the circle is cut into")
     steps: int = option(100, "training steps of each arc, which are its angles")

@@ -119,9 +119,9 @@ def _find_from_logits(loss):
         "sparsecategoricalcrossentropy",
     ):
         raise ValueError(
-            'With `labels="model"` a model must be compiled with a (sparse) categorical '
-            'crossentropy, from which it can draw labels; use `labels="data"` with '
-            f"others. Received: loss={name or loss!r}"
+            'With `labels="model"` a model must be compiled with a (sparse) '
+            "categorical crossentropy, from which it can draw labels; use "
+            f'`labels="data"` with others. Received: loss={name}'
         )
     return bool(config.get("from_logits", False))
 

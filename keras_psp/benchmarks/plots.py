@@ -1,0 +1,165 @@
+"""Plots of a group of runs."""
+
+import numpy as np
+
+from keras_psp.benchmarks.tables import Entry
+from keras_psp.benchmarks.tables import Group
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; then line styles.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLES = ("-", "--", ":", "-.")
+
+
+def draw(group: Group) -> dict:
+    """Returns the figures that a group has the runs for, by name.
+
+    `retention`, `matrices`, `memory` if there is more than one system, and `sizes` if a
+    system has been run in more than one size.
+    """
+    figures = {
+        "retention": _plot_retention(group.entries),
+        "matrices": _plot_matrices(group.entries),
+    }
+    if len(group.entries) > 1:
+        figures["memory"] = _plot_memory(group.entries)
+    sizes = _find_sizes(group.entries)
+    if sizes:
+        figures["sizes"] = _plot_sizes(*sizes)
+    return figures
+
+
+def _figure(width, height):
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "A report needs matplotlib for its plots. Install it with: "
+            'pip install "keras-psp[plots]"'
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _style(i):
+    return {
+        "color": _COLORS[i % len(_COLORS)],
+        "linestyle": _STYLES[i // len(_COLORS) % len(_STYLES)],
+    }
+
+
+def _plot_retention(entries: list[Entry]):
+    figure = _figure(10, 4.5 + 0.12 * len(entries))
+    axes = figure.subplots(1, 2, sharey=True)
+    for i, entry in enumerate(entries):
+        matrix = 100 * entry.matrix
+        style = {
+            **_style(i),
+            "marker": "o" if len(matrix) <= 20 else None,
+            "markersize": 4,
+            "label": entry.name,
+        }
+        trained = np.arange(1, len(matrix) + 1)
+        axes[0].plot(trained, matrix[:, 0], **style)
+        axes[1].plot(trained, np.nanmean(matrix, axis=1), **style)
+    axes[0].set(title="Task 0", xlabel="tasks trained", ylabel="test accuracy (%)")
+    axes[1].set(title="Mean of the tasks seen so far", xlabel="tasks trained")
+    for axis in axes:
+        axis.set_ylim(0, 101)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _plot_matrices(entries: list[Entry]):
+    columns = min(3, len(entries))
+    rows = -(-len(entries) // columns)
+    figure = _figure(4.5 * columns + 1, 4.2 * rows)
+    axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axis in axes[len(entries) :]:
+        axis.set_visible(False)
+    axes = axes[: len(entries)]
+    for axis, entry in zip(axes, entries, strict=True):
+        matrix = 100 * entry.matrix
+        # cividis looks the same to the colour-blind.
+        image = axis.imshow(matrix, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        axis.set_title("\n".join(_wrap(entry.name)), fontsize=10)
+        axis.set(xlabel="accuracy on task", ylabel="after training task")
+        for locator in (axis.xaxis, axis.yaxis):
+            locator.get_major_locator().set_params(integer=True)
+        if len(matrix) > 12:
+            continue  # Numbers would be too small to read.
+        for i, j in np.argwhere(~np.isnan(matrix)):
+            color = "white" if matrix[i, j] < 50 else "black"
+            text = f"{matrix[i, j]:.0f}"
+            axis.text(j, i, text, ha="center", va="center", color=color, fontsize=7)
+    figure.colorbar(image, ax=axes.tolist(), label="test accuracy (%)", shrink=0.8)
+    return figure
+
+
+def _wrap(text, width=36):
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def _plot_memory(entries: list[Entry]):
+    figure = _figure(8, 4.5 + 0.18 * len(entries))
+    axis = figure.subplots()
+    markers = "osD^v<>PX*"
+    for i, entry in enumerate(entries):
+        axis.plot(
+            entry.results[0].memory["weights"] / 1e6,
+            100 * entry.mean("average_accuracy"),
+            marker=markers[i % len(markers)],
+            color=_COLORS[i % len(_COLORS)],
+            linestyle="",
+            markersize=8,
+            label=entry.name,
+        )
+    axis.set_xscale("log")
+    axis.set(
+        title="Accuracy against memory",
+        xlabel="weights that answer for all tasks (MB)",
+        ylabel="average test accuracy (%)",
+    )
+    axis.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _find_sizes(entries):
+    """`(field, lines)`: for a system in several sizes, the entries by size."""
+    for field in ("units", "width", "depth"):
+        lines = {}
+        for entry in entries:
+            size = entry.results[0].config.get(field)
+            name = entry.name.replace(f", {field} {size}", "")
+            lines.setdefault(name, {})[size] = entry
+        lines = {name: line for name, line in lines.items() if len(line) > 1}
+        if lines:
+            return field, lines
+    return None
+
+
+def _plot_sizes(field, lines):
+    figure = _figure(8, 4.5 + 0.12 * len(lines))
+    axis = figure.subplots()
+    for i, (name, line) in enumerate(lines.items()):
+        sizes = sorted(line)
+        averages = [100 * line[size].mean("average_accuracy") for size in sizes]
+        axis.plot(sizes, averages, marker="o", label=name, **_style(i))
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+    axis.minorticks_off()
+    axis.set(
+        title=f"Accuracy against {field}",
+        xlabel=field,
+        ylabel="average test accuracy (%)",
+    )
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure

@@ -1,0 +1,87 @@
+"""Suites: lists of configs, to run one after the other and report on together."""
+
+from keras_psp.benchmarks.incremental_config import IncrementalConfig as Incremental
+from keras_psp.benchmarks.permuted_config import PermutedConfig as Permuted
+from keras_psp.benchmarks.rotating_config import RotatingConfig as Rotating
+
+# Every way of learning task after task, and what bounds them.
+SYSTEMS = (
+    {"context": "identity"},
+    {"context": "identity", "head": "multi"},
+    {"context": "identity", "consolidation": "ewc"},
+    {"context": "identity", "consolidation": "online_ewc"},
+    {"context": "identity", "consolidation": "si"},
+    {"context": "binary"},
+    {"context": "binary", "consolidation": "ewc"},
+    {"context": "binary", "consolidation": "si"},
+    {"context": "identity", "separate": True},
+    {"context": "identity", "joint": True},
+)
+FAMILIES = (
+    {"context": "binary", "learnable": True},
+    {"context": "complex"},
+    {"context": "powers"},
+    {"context": "fast_rotation"},
+    {"context": "hadamard"},
+    {"context": "signed_permutation"},
+    {"context": "permutation"},
+    {"context": "complex", "complex_valued": True},
+)
+TURNS = (
+    {"context": "identity"},
+    {"context": "binary"},
+    {"context": "binary", "assignment": "step"},
+    {"context": "binary", "assignment": "random"},
+    {"context": "binary", "assignment": "mixture"},
+)
+HEADS = (
+    {"context": "identity", "head": "shared"},
+    {"context": "identity", "head": "multi"},
+    {"context": "binary"},
+    {"context": "identity", "head": "shared", "separate": True},
+)
+
+# Minutes on two cores: the digits that scikit-learn brings along.
+DIGITS = {"source": "digits", "units": 128, "depth": 2, "learning_rate": 1e-3}
+PERMUTED_DIGITS = {**DIGITS, "tasks": 10, "steps": 100}
+ROTATING_DIGITS = {**DIGITS, "steps": 50, "cycles": 4}
+INCREMENTAL_DIGITS = {
+    **{"source": "digits", "classes_per_task": 2, "steps": 60, "batch_size": 64},
+    **{"width": 0.0625},
+}
+
+# The published settings.
+MNIST = {"source": "mnist", "tasks": 50}
+
+SUITES = {
+    "paper-small": [
+        *(
+            Permuted(**PERMUTED_DIGITS, **system, seed=seed)
+            for system in SYSTEMS
+            for seed in range(2)
+        ),
+        *(Permuted(**PERMUTED_DIGITS, **family) for family in FAMILIES),
+        *(
+            Permuted(**{**PERMUTED_DIGITS, "units": units}, context=context)
+            for units in (32, 64, 256)
+            for context in ("identity", "binary")
+        ),
+        *(Rotating(**ROTATING_DIGITS, **turns) for turns in TURNS),
+        *(Incremental(**INCREMENTAL_DIGITS, **head) for head in HEADS),
+    ],
+    "paper": [
+        *(Permuted(**MNIST, **system) for system in SYSTEMS),
+        *(Permuted(**MNIST, **family) for family in FAMILIES),
+        *(
+            Permuted(**MNIST, units=units, context=context)
+            for units in (128, 512, 1024, 2048)
+            for context in ("identity", "binary")
+        ),
+        *(
+            Rotating(source=source, cycles=50, **turns)
+            for source in ("mnist", "fashion_mnist")
+            for turns in TURNS
+        ),
+        *(Incremental(**head, augment=True, steps=5000) for head in HEADS),
+    ],
+}

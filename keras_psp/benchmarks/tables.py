@@ -1,0 +1,259 @@
+"""Runs put together: a table for each experiment, a row for each system."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_psp.benchmarks.result import RunResult
+
+# The fields that make a system what it is. Those that make it larger are of it too, but
+# are told only where they differ. All others must be equal for runs to be compared.
+SYSTEM = (
+    *("context", "learnable", "complex_valued", "assignment", "context_over"),
+    *("head", "norm", "separate", "joint", "consolidation", "strength"),
+)
+SIZES = ("units", "depth", "width")
+
+CONSOLIDATION_NAMES = {"ewc": "EWC", "online_ewc": "online EWC", "si": "SI"}
+ASSIGNMENT_NAMES = {
+    "step": "a context every step",
+    "random": "random contexts",
+    "mixture": "mixed contexts",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """The runs of one system, which differ in their seeds alone.
+
+    Attributes:
+        name: What it is called.
+        results: The runs.
+        is_bound: Whether it shows what can be had at most, as it need not keep
+            anything: separate networks, or all tasks at once.
+    """
+
+    name: str
+    results: Sequence[RunResult]
+    is_bound: bool
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The mean of the accuracy matrices."""
+        return np.mean([result.accuracy_matrix for result in self.results], axis=0)
+
+    def mean(self, metric: str) -> float:
+        """The mean of one of the runs' metrics, NaN where it is not known."""
+        return float(np.mean(self._values(metric)))
+
+    def describe(self, metric: str) -> str:
+        """The mean in percent, and the standard deviation if there is more than one."""
+        values = 100 * self._values(metric)
+        if np.isnan(values).any():
+            return "—"
+        deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.1f}{deviation}"
+
+    def _values(self, metric):
+        return np.array(
+            [result.metrics[metric] for result in self.results], dtype=float
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The runs that can be compared.
+
+    Attributes:
+        title: What they have in common, in a few words.
+        slug: The same for the name of a file.
+        note: What differs from the published setting.
+        entries: The systems.
+    """
+
+    title: str
+    slug: str
+    note: str
+    entries: Sequence[Entry]
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table; the best average that is not a bound is marked with `**`."""
+        averages = [
+            -1.0 if entry.is_bound else entry.mean("average_accuracy")
+            for entry in self.entries
+        ]
+        rows = [_row(entry) for entry in self.entries]
+        if len(rows) > 1:
+            best = rows[int(np.argmax(averages))]
+            best["average %"] = f"**{best['average %']}**"
+        return rows
+
+
+def describe_system(result: RunResult, but: Sequence[str] = ()) -> str:
+    """Says in words what system a run is of; `but` names fields to leave out."""
+    config = {name: result.config.get(name) for name in SYSTEM}
+    if config["context"] == "identity":
+        parts = ["standard"]
+        if config["head"] == "multi":
+            parts.append("a head for each task")
+    else:
+        learned = ", learned" if config["learnable"] else ""
+        kind = "complex-valued" if config["complex_valued"] else "superposed"
+        parts = [f"{kind} ({config['context']}{learned})"]
+        if config["head"] != "superposed":
+            parts.append(f"{config['head']} head")
+    if config["assignment"] in ASSIGNMENT_NAMES:
+        parts.append(ASSIGNMENT_NAMES[config["assignment"]])
+    if config["context_over"] == "channels" and config["context"] != "identity":
+        parts.append("over channels")
+    if config["norm"] not in (None, "task"):
+        parts.append(f"{config['norm']} norms")
+    if config["separate"]:
+        parts.append("a network for each task")
+    if config["joint"]:
+        parts.append("all tasks at once")
+    name = ", ".join(parts)
+    if config["consolidation"] != "none":
+        strength = f" ({config['strength']:g})" if config["strength"] else ""
+        name += f" + {CONSOLIDATION_NAMES[config['consolidation']]}{strength}"
+    return name
+
+
+def group(runs: Sequence[tuple[str, RunResult]], published: dict) -> list[Group]:
+    """Puts runs together.
+
+    Args:
+        runs: Pairs of a path, for error messages, and a result.
+        published: The published settings, fields and values, by experiment.
+
+    Raises:
+        ValueError: Two runs differ in nothing.
+    """
+    settings = {}
+    for path, result in runs:
+        setting = _without(result.config, (*SYSTEM, *SIZES, "seed"))
+        key = (result.experiment, *sorted(setting.items()))
+        settings.setdefault(key, []).append((path, result))
+    groups, slugs = [], {}
+    for members in settings.values():
+        first = members[0][1]
+        slug = f"{first.experiment}-{first.config['source']}".replace("+", "-")
+        slugs[slug] = slugs.get(slug, 0) + 1
+        if slugs[slug] > 1:
+            slug += f"-{slugs[slug]}"
+        note = _compare(
+            [result for _, result in members], published.get(first.experiment, {})
+        )
+        title = _title(first)
+        groups.append(Group(title, slug, note, _entries(members)))
+    return groups
+
+
+def _entries(members):
+    differing = [
+        name
+        for name in (*SIZES, "backend")
+        if len({_field(result, name) for _, result in members}) > 1
+    ]
+    systems = {}
+    for path, result in members:
+        name = ", ".join(
+            [
+                describe_system(result),
+                *(f"{name} {_field(result, name)}" for name in differing),
+            ]
+        )
+        seeds = systems.setdefault(name, {})
+        if result.seed in seeds:
+            raise ValueError(
+                "Two runs have the same config and seed, and count as one: "
+                f"{seeds[result.seed][0]} and {path}. Leave one out."
+            )
+        seeds[result.seed] = path, result
+    return [
+        Entry(
+            name,
+            [result for _, result in seeds.values()],
+            any(
+                result.config["separate"] or result.config["joint"]
+                for _, result in seeds.values()
+            ),
+        )
+        for name, seeds in systems.items()
+    ]
+
+
+def _field(result, name):
+    return result.backend if name == "backend" else result.config.get(name)
+
+
+def _title(result):
+    config = result.config
+    cycles = config.get("cycles", 1)
+    rounds = f", {cycles} times round" if cycles > 1 else ""
+    return (
+        f"{result.experiment.capitalize()} {config['source']}: {config['tasks']} tasks "
+        f"of {config['steps']} steps{rounds}"
+    )
+
+
+def _compare(results, published):
+    differing = []
+    for name, value in published.items():
+        found = list(dict.fromkeys(result.config[name] for result in results))
+        if found != [value]:
+            given = ", ".join(str(x) for x in found)
+            differing.append(f"{name.replace('_', ' ')} {given} (published: {value})")
+    if not differing:
+        return "The published setting."
+    return f"Not the published setting: {'; '.join(differing)}."
+
+
+def _row(entry):
+    first = entry.results[0]
+    tasks = first.config["tasks"]
+    drifts = [result.contexts["orthogonality_drift"] for result in entry.results]
+    # The first visit's time includes compilation.
+    seconds = [
+        np.median(
+            result.timings["train_seconds"][1:] or result.timings["train_seconds"]
+        )
+        for result in entry.results
+    ]
+    return {
+        "system": entry.name,
+        "runs": str(len(entry.results)),
+        "average %": entry.describe("average_accuracy"),
+        "task 0 %": _percent(result.accuracy_matrix[-1, 0] for result in entry.results),
+        "just trained %": entry.describe("learning_accuracy"),
+        "forgetting %": entry.describe("forgetting"),
+        "backward transfer %": entry.describe("backward_transfer"),
+        "forward transfer %": entry.describe("forward_transfer"),
+        "weights": format_bytes(first.memory["weights"]),
+        "weights/task": format_bytes(first.memory["weights"] / tasks),
+        "beside": format_bytes(first.memory["consolidation"]),
+        "context bits/task": str(first.contexts["bits_per_task"]),
+        "drift": "—" if None in drifts else f"{max(drifts):.1e}",
+        "s/visit": f"{np.median(seconds):.2f}",
+        "backend": first.backend,
+    }
+
+
+def _percent(values):
+    values = 100 * np.array(list(values))
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}"
+
+
+def format_bytes(count: float) -> str:
+    """Writes a number of bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def _without(config, names):
+    return {name: value for name, value in config.items() if name not in names}
