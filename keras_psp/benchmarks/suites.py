@@ -12,8 +12,8 @@ SYSTEMS = (
     {"context": "identity", "consolidation": "online_ewc"},
     {"context": "identity", "consolidation": "si"},
     {"context": "binary"},
-    {"context": "binary", "consolidation": "ewc"},
-    {"context": "binary", "consolidation": "si"},
+    {"context": "binary", "consolidation": "ewc", "strength": 1.0},
+    {"context": "binary", "consolidation": "si", "strength": 1.0},
     {"context": "identity", "separate": True},
     {"context": "identity", "joint": True},
 )

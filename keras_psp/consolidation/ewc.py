@@ -62,7 +62,7 @@ class EWC(Consolidation):
     def __init__(
         self,
         optimizer="rmsprop",
-        strength=100.0,
+        strength=10.0,
         decay=None,
         examples=1024,
         labels="model",

@@ -48,7 +48,7 @@ class SynapticIntelligence(Consolidation):
         [Zenke et al., 2017](https://arxiv.org/abs/1703.04200), equations 3 to 5.
     """
 
-    def __init__(self, optimizer="rmsprop", strength=1.0, damping=0.1, name="si"):
+    def __init__(self, optimizer="rmsprop", strength=10.0, damping=0.1, name="si"):
         super().__init__(optimizer, strength, name)
         self.damping = check_number("damping", damping)
         if self.damping == 0:
