@@ -46,8 +46,7 @@ class Fisher:
             self._probe = _Probe(model, self.labels)  # Compiled once.
             self._probe.compile(_SquaredGradients())
         probe = self._probe
-        for variable in (probe.count, *probe.optimizer.squares):
-            variable.assign(ops.zeros(variable.shape, variable.dtype))
+        probe.reset()
         batch_size = 1 if self.labels == "data" else BATCH_SIZE
         probe.fit(x, y, batch_size=batch_size, verbose=0, shuffle=False)
         count = int(ops.convert_to_numpy(probe.count))
@@ -90,8 +89,15 @@ class _Probe(keras.Model):
             shape=(), dtype="int32", initializer="zeros", trainable=False, name="count"
         )
         self.seed_generator = keras.random.SeedGenerator(0)
+        self._seed = ops.convert_to_numpy(self.seed_generator.state).copy()
         if labels == "model":
             self._from_logits = _find_from_logits(self.loss_function)
+
+    def reset(self):
+        """Begins anew, with equal draws: what was measured before does not matter."""
+        for variable in (self.count, *self.optimizer.squares):
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
+        self.seed_generator.state.assign(self._seed)
 
     def call(self, inputs):
         return self.inner(inputs, training=False)

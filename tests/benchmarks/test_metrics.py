@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 
+from keras_psp.benchmarks import METRICS
 from keras_psp.benchmarks import TaskAccuracy
 from keras_psp.benchmarks import average_accuracy
 from keras_psp.benchmarks import backward_transfer
 from keras_psp.benchmarks import forgetting
+from keras_psp.benchmarks import forward_transfer
+from keras_psp.benchmarks import learning_accuracy
+from keras_psp.benchmarks import retention
 
 NAN = float("nan")
 MATRIX = np.array([[0.9, NAN, NAN], [0.95, 0.8, NAN], [0.6, 0.7, 0.85]])
@@ -14,14 +18,30 @@ def test_values_worked_out_by_hand():
     assert average_accuracy(MATRIX) == pytest.approx((0.6 + 0.7 + 0.85) / 3)
     assert backward_transfer(MATRIX) == pytest.approx((-0.3 - 0.1) / 2)
     assert forgetting(MATRIX) == pytest.approx((0.35 + 0.1) / 2)
+    assert learning_accuracy(MATRIX) == pytest.approx((0.9 + 0.8 + 0.85) / 3)
+    assert retention(MATRIX) == pytest.approx(0.6 / 0.9)
+    assert retention(MATRIX, task=1) == pytest.approx(0.7 / 0.8)
+    assert forward_transfer([NAN, 0.3, 0.2], 5) == pytest.approx(0.05)
+
+
+def test_tasks_that_come_back():
+    # Two tasks, visited twice.
+    matrix = [[0.5, NAN], [0.3, 0.6], [0.7, 0.4], [0.6, 0.8]]
+    assert average_accuracy(matrix) == pytest.approx(0.7)
+    assert learning_accuracy(matrix) == pytest.approx((0.7 + 0.8) / 2)
+    assert backward_transfer(matrix) == pytest.approx(0.6 - 0.7)
+    assert forgetting(matrix) == pytest.approx(0.7 - 0.6)
+    assert retention(matrix) == pytest.approx(0.6 / 0.7)
 
 
 def test_one_task_forgets_nothing():
     assert average_accuracy([[0.5]]) == 0.5
     assert backward_transfer([[0.5]]) == forgetting([[0.5]]) == 0.0
+    assert np.isnan(forward_transfer([NAN], 5))
+    assert np.isnan(retention([[0.0]]))
 
 
-@pytest.mark.parametrize("metric", [average_accuracy, backward_transfer, forgetting])
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 def test_bad_matrices(metric):
     for bad in (np.zeros((2, 3)), np.zeros(4), np.zeros((0, 0))):
         with pytest.raises(ValueError, match="has shape"):

@@ -84,9 +84,16 @@ def test_result_tells_how_it_came_about(result, tmp_path):
     assert "cpu" in content["device"]["name"].lower()
     assert content["jit_compile"] is (BACKEND == "jax")
     assert content["matrix"][0][1] is None
-    for name in ("average_accuracy", "forgetting", "backward_transfer"):
-        expected = getattr(benchmarks, name)(result.accuracy_matrix)
-        assert content[name] == expected == getattr(result, name)
+    for name, metric in benchmarks.METRICS.items():
+        assert content[name] == metric(result.accuracy_matrix) == result.metrics[name]
+    assert content["ahead"][0] is None
+    expected = benchmarks.forward_transfer(result.ahead, num_classes=10)
+    assert content["forward_transfer"] == expected
+    model = SMALL.build_model(SMALL.build_tasks())
+    weights = 4 * (64 * 64 + 64 * 64 + 64 * 10)
+    assert weights < content["memory"]["weights"] < weights + 3 * 2 * (64 + 64 + 64)
+    assert len(model.weights) == 6
+    assert content["memory"]["consolidation"] == 0
     timings = content["timings"]
     assert len(timings["train_seconds"]) == len(timings["test_seconds"]) == 3
     assert 0 < sum(timings["train_seconds"]) < timings["total_seconds"]
@@ -163,7 +170,9 @@ def test_killed_run_leaves_the_old_files_or_none(result, tmp_path, before):
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    assert os.listdir(tmp_path) == (["result.json"] if before else [])
+    left = {name for name in os.listdir(tmp_path) if not name.startswith(".")}
+    left -= {name for name in left if name.endswith(".weights.h5")}
+    assert left - {"progress.json"} == ({"result.json"} if before else set())
     if before:
         assert RunResult.load(tmp_path) == result
 
