@@ -23,7 +23,7 @@ def test_run_report_list(tmp_path, monkeypatch, capsys):
     assert cli.main(RUN) == 0
     out = capsys.readouterr().out
     folder = f"runs/permuted-digits-binary-tasks-2-steps-6-units-8-{BACKEND}"
-    assert re.search(r"binary on .*: \d+\.\d % on average over 2 tasks", out)
+    assert re.search(r"\(binary\) on .*: \d+\.\d % on average over 2 tasks", out)
     assert f"written: {folder}/result.json" in out
     content = json.loads((tmp_path / folder / "result.json").read_text())
     assert content["config"]["steps"] == 6
@@ -35,15 +35,47 @@ def test_run_report_list(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert cli.main(["report", folder, other]) == 0
     out = capsys.readouterr().out
-    for name in ("identity", "binary", "average", "forgetting", "ms/step"):
-        assert name in out  # Whole, whatever the length of the runs' names.
-    for name in ("report.md", "retention.png", "matrices.png"):
+    for name in ("Permuted digits", "standard", "binary", "average", "forgetting"):
+        assert name in out  # Whole.
+    for name in ("report.html", "report.md", "permuted-digits-retention.png"):
         assert f"written: {tmp_path / 'runs' / name}" in out
         assert (tmp_path / "runs" / name).exists()
     assert cli.main(["list"]) == 0
     out = capsys.readouterr().out
     assert "contexts:    identity, binary, hadamard, complex, " in out
-    assert "mnist" in out
+    assert "mnist" in out and "paper-small" in out
+
+
+def test_a_suite_resumes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    configs = [
+        PermutedConfig(tasks=2, steps=6, units=8, context=context)
+        for context in ("identity", "binary")
+    ]
+    monkeypatch.setitem(cli.benchmarks.SUITES, "paper-small", configs)
+    folder = tmp_path / "runs" / "paper-small"
+    assert cli.main(["run", "--suite", "paper-small"]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 2\nstandard on" in out and "2 of 2\nsuperposed (binary) on" in out
+    names = {f"{config.name}-{BACKEND}" for config in configs}
+    assert set(os.listdir(folder)) == names
+    before = {name: (folder / name / "result.json").read_bytes() for name in names}
+    assert cli.main(["run", "--suite", "paper-small"]) == 0
+    for name in names:
+        assert (folder / name / "result.json").read_bytes() == before[name]
+    capsys.readouterr()
+    assert cli.main(["report", "runs/paper-small"]) == 0
+    assert f"written: {folder / 'report.html'}" in capsys.readouterr().out
+
+
+def test_a_run_resumes(tmp_path, capsys):
+    arguments = [*RUN, "--output", str(tmp_path / "run")]
+    assert cli.main(arguments) == 0
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+    assert cli.main([*arguments, "--resume", "--seed", "1"]) == 2
+    assert "seed=0 there and seed=1 here" in capsys.readouterr().err
 
 
 def test_folder_is_overwritten_when_asked(tmp_path, capsys):
@@ -71,7 +103,11 @@ def test_folder_is_overwritten_when_asked(tmp_path, capsys):
         ([*RUN, "--tasks", "1.5"], "invalid int value"),
         ([*RUN, "--batch-size", "100000"], "at most 1438"),
         (["report", "no-such-run"], "no-such-run"),
-        (["run"], "EXPERIMENT"),
+        (["run"], "Name an experiment, one of permuted, rotating"),
+        (["run", "--suite", "papr"], "Did you mean 'paper'"),
+        ([*RUN, "--joint", "--separate"], "separate and joint"),
+        ([*RUN, "--consolidation", "ewk"], "Did you mean 'ewc'"),
+        ([*RUN, "--strength", "-1"], "strength=-1.0"),
         ([], "COMMAND"),
     ],
 )
@@ -109,7 +145,7 @@ def test_another_backend_in_its_own_process(tmp_path):
     command = [sys.executable, "-m", "keras_psp.cli", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"binary on {other}" in done.stdout
+    assert f"(binary) on {other}" in done.stdout
     content = json.loads((tmp_path / "run" / "result.json").read_text())
     assert content["backend"] == other
 

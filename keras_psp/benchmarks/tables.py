@@ -7,13 +7,14 @@ import numpy as np
 
 from keras_psp.benchmarks.result import RunResult
 
-# The fields that make a system what it is. Those that make it larger are of it too, but
-# are told only where they differ. All others must be equal for runs to be compared.
+# The fields that make a system what it is. Its sizes, and how it is trained, are told
+# only where they differ. All other fields must be equal for runs to be compared.
 SYSTEM = (
     *("context", "learnable", "complex_valued", "assignment", "context_over"),
     *("head", "norm", "separate", "joint", "consolidation", "strength"),
 )
 SIZES = ("units", "depth", "width")
+TOLD = (*SIZES, "optimizer", "learning_rate")
 
 CONSOLIDATION_NAMES = {"ewc": "EWC", "online_ewc": "online EWC", "si": "SI"}
 ASSIGNMENT_NAMES = {
@@ -132,12 +133,11 @@ def group(runs: Sequence[tuple[str, RunResult]], published: dict) -> list[Group]
     """
     settings = {}
     for path, result in runs:
-        setting = _without(result.config, (*SYSTEM, *SIZES, "seed"))
-        key = (result.experiment, *sorted(setting.items()))
+        key = (result.experiment, *sorted(_setting(result).items()))
         settings.setdefault(key, []).append((path, result))
+    firsts = [members[0][1] for members in settings.values()]
     groups, slugs = [], {}
-    for members in settings.values():
-        first = members[0][1]
+    for first, members in zip(firsts, settings.values(), strict=True):
         slug = f"{first.experiment}-{first.config['source']}".replace("+", "-")
         slugs[slug] = slugs.get(slug, 0) + 1
         if slugs[slug] > 1:
@@ -145,15 +145,20 @@ def group(runs: Sequence[tuple[str, RunResult]], published: dict) -> list[Group]
         note = _compare(
             [result for _, result in members], published.get(first.experiment, {})
         )
-        title = _title(first)
-        groups.append(Group(title, slug, note, _entries(members)))
+        groups.append(Group(_title(first, firsts), slug, note, _entries(members)))
     return groups
+
+
+def _setting(result):
+    """The fields in which runs must be equal to be compared."""
+    others = (*SYSTEM, *TOLD, "seed")
+    return {name: x for name, x in result.config.items() if name not in others}
 
 
 def _entries(members):
     differing = [
         name
-        for name in (*SIZES, "backend")
+        for name in (*TOLD, "backend")
         if len({_field(result, name) for _, result in members}) > 1
     ]
     systems = {}
@@ -161,7 +166,7 @@ def _entries(members):
         name = ", ".join(
             [
                 describe_system(result),
-                *(f"{name} {_field(result, name)}" for name in differing),
+                *(f"{_words(name)} {_field(result, name)}" for name in differing),
             ]
         )
         seeds = systems.setdefault(name, {})
@@ -184,11 +189,27 @@ def _entries(members):
     ]
 
 
+def _words(name):
+    return name.replace("_", " ")
+
+
 def _field(result, name):
     return result.backend if name == "backend" else result.config.get(name)
 
 
-def _title(result):
+def _title(result, others):
+    """Says what was learned; and more, where others would be called the same."""
+    title = _short_title(result)
+    alike = [_setting(other) for other in others if _short_title(other) == title]
+    more = [
+        f"{_words(name)} {value}"
+        for name, value in _setting(result).items()
+        if any(setting[name] != value for setting in alike)
+    ]
+    return ", ".join([title, *more])
+
+
+def _short_title(result):
     config = result.config
     cycles = config.get("cycles", 1)
     rounds = f", {cycles} times round" if cycles > 1 else ""
@@ -204,7 +225,7 @@ def _compare(results, published):
         found = list(dict.fromkeys(result.config[name] for result in results))
         if found != [value]:
             given = ", ".join(str(x) for x in found)
-            differing.append(f"{name.replace('_', ' ')} {given} (published: {value})")
+            differing.append(f"{_words(name)} {given} (published: {value})")
     if not differing:
         return "The published setting."
     return f"Not the published setting: {'; '.join(differing)}."
@@ -253,7 +274,3 @@ def format_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
-
-
-def _without(config, names):
-    return {name: value for name, value in config.items() if name not in names}

@@ -1,117 +1,272 @@
+import csv
 import dataclasses
 import os
+import re
 
 import numpy as np
 import pytest
 
+from keras_psp.benchmarks import EXPERIMENTS
+from keras_psp.benchmarks import IncrementalConfig
 from keras_psp.benchmarks import PermutedConfig
+from keras_psp.benchmarks import RotatingConfig
 from keras_psp.benchmarks import RunResult
+from keras_psp.benchmarks import describe_system
 from keras_psp.benchmarks import report
+from keras_psp.benchmarks.plots import draw
+from keras_psp.benchmarks.tables import group
 
 
-def make_result(num_tasks, context="binary", **config):
+def make_result(config, best=0.9, backend="jax"):
     matrix = [
-        [0.9 - 0.01 * (i - j) if j <= i else None for j in range(num_tasks)]
-        for i in range(num_tasks)
+        [best - 0.01 * (i - j) if j <= i else None for j in range(config.tasks)]
+        for i in range(config.tasks)
     ]
-    fields = dataclasses.asdict(PermutedConfig(context=context, steps=100, **config))
     return RunResult(
-        experiment="permuted",
-        config=fields,
-        seed=0,
+        experiment=config.experiment,
+        config=dataclasses.asdict(config),
+        seed=config.seed,
         versions={"keras": "3"},
-        backend="jax",
+        backend=backend,
         device={"name": "cpu:0", "platform": "here", "cpus": 2},
         jit_compile=True,
         contexts={
             "bits_per_task": 800,
             "numbers_per_task": 100,
-            "orthogonality_drift": 0.25,
+            "orthogonality_drift": 0.25 if config.learnable else None,
         },
-        examples={"train": [[9, 9]] * num_tasks, "test": [[5, 5]] * num_tasks},
+        memory={"weights": 1_100_000, "consolidation": 0},
+        examples={"train": [[9, 9]] * config.tasks, "test": [[5, 5]] * config.tasks},
         timings={
-            "train_seconds": [9.0] + [0.2] * (num_tasks - 1),
-            "test_seconds": [0.1] * num_tasks,
+            "train_seconds": [9.0] + [0.2] * (config.tasks - 1),
+            "test_seconds": [0.1] * config.tasks,
             "total_seconds": 10.0,
         },
         matrix=matrix,
+        ahead=[None] + [0.6] * (config.tasks - 1),
     )
 
 
-def save(folder, result):
+def permuted(tasks=11, **options):
+    return PermutedConfig(tasks=tasks, steps=100, **options)
+
+
+def save(folder, config, *args, **kwargs):
     folder.mkdir(parents=True)
-    result.save(folder)
+    make_result(config, *args, **kwargs).save(folder)
     return folder
 
 
-def test_table(tmp_path):
-    one = save(tmp_path / "one", make_result(11))
-    two = save(tmp_path / "two", make_result(3, "identity"))
-    three = save(tmp_path / "three", make_result(1, learnable=True))
-    rows, paths = report([one, two / "result.json", str(three)])
-    assert rows[0] == {
-        "run": "one",
-        "context": "binary",
-        "tasks": "11",
-        "average %": "85.0",
-        "task 0 %": "80.0",
-        "just trained %": "90.0",
-        "forgetting %": "5.5",
-        "backward transfer %": "-5.5",
-        "bits/task": "800",
-        "drift": "2.5e-01",
-        "backend": "jax",
-        "ms/step": "2.00",
-    }
-    assert rows[1]["context"] == "identity"
-    assert rows[2]["context"] == "binary, learned"
-    complex_valued = save(tmp_path / "four", make_result(2, complex_valued=True))
-    assert report([complex_valued])[0][0]["context"] == "binary, complex network"
-    assert rows[2]["ms/step"] == "90.00"  # The only task it has.
-    assert [os.path.relpath(path, tmp_path) for path in paths] == [
-        "report.md",
-        "retention.png",
-        "matrices.png",
+def test_rows_are_systems_and_tables_settings(tmp_path):
+    runs = [
+        save(tmp_path / "a0", permuted()),
+        save(tmp_path / "a1", permuted(seed=1), best=0.8),
+        save(tmp_path / "b", permuted(context="identity"), best=0.7),
+        save(tmp_path / "c", permuted(context="identity", separate=True), best=0.99),
+        save(tmp_path / "d", permuted(tasks=2, learnable=True)),
     ]
-    text = paths[0].read_text()
-    for row in rows:
+    found = report(runs)
+    assert [*found.tables] == [
+        "Permuted digits: 11 tasks of 100 steps",
+        "Permuted digits: 2 tasks of 100 steps",
+    ]
+    first, second = found.tables.values()
+    assert first[0] == {
+        "system": "superposed (binary)",
+        "runs": "2",
+        "average %": "**80.0 ± 7.1**",  # The best, but for a network for each task.
+        "task 0 %": "75.0 ± 7.1",
+        "just trained %": "85.0 ± 7.1",
+        "forgetting %": "5.5 ± 0.0",
+        "backward transfer %": "-5.5 ± 0.0",
+        "forward transfer %": "10.0 ± 0.0",
+        "weights": "1.1 MB",
+        "weights/task": "100 kB",
+        "beside": "0 B",
+        "context bits/task": "800",
+        "drift": "—",
+        "s/visit": "0.20",
+        "backend": "jax",
+    }
+    assert [row["system"] for row in first[1:]] == [
+        "standard",
+        "standard, a network for each task",
+    ]
+    assert second[0]["system"] == "superposed (binary, learned)"
+    assert second[0]["average %"] == "89.5"  # There is none to be better than.
+    assert second[0]["drift"] == "2.5e-01"
+
+
+def test_no_two_tables_have_one_title(tmp_path):
+    runs = [
+        save(tmp_path / "a", permuted(learning_rate=1e-3)),
+        save(tmp_path / "b", permuted(context="identity")),
+        save(tmp_path / "c", permuted(batch_size=64)),
+    ]
+    found = report(runs)
+    title = "Permuted digits: 11 tasks of 100 steps, batch size "
+    assert [*found.tables] == [title + "128", title + "64"]
+    assert [row["system"] for row in found.tables[title + "128"]] == [
+        "superposed (binary), learning rate 0.001",
+        "standard, learning rate 0.0001",
+    ]
+    assert (tmp_path / "permuted-digits-2-retention.png").exists()
+
+
+def test_what_differs_from_the_published_setting_is_said(tmp_path):
+    runs = [
+        save(tmp_path / "a", permuted()),
+        save(tmp_path / "b", permuted(units=64)),
+        save(tmp_path / "c", PermutedConfig(source="mnist", tasks=50)),
+    ]
+    found = report(runs)
+    text = (tmp_path / "report.md").read_text()
+    assert "source digits (published: mnist); tasks 11 (published: 50)" in text
+    assert "units 256, 64 (published: 256)" in text
+    assert text.count("\nThe published setting.\n") == 1
+    first = next(iter(found.tables.values()))
+    assert [row["system"] for row in first] == [
+        "superposed (binary), units 256",
+        "superposed (binary), units 64",
+    ]
+    assert (tmp_path / "permuted-digits-sizes.png").exists()
+    for config in EXPERIMENTS.values():
+        fields = {field.name for field in dataclasses.fields(config)}
+        assert set(config.published) <= fields
+
+
+@pytest.mark.parametrize(
+    "config, name",
+    [
+        (permuted(), "superposed (binary)"),
+        (permuted(context="identity", head="multi"), "standard, a head for each task"),
+        (
+            permuted(complex_valued=True, context="complex", learnable=True),
+            "complex-valued (complex, learned)",
+        ),
+        (
+            permuted(context="identity", consolidation="ewc", strength=3.0),
+            "standard + EWC (3)",
+        ),
+        (permuted(consolidation="si"), "superposed (binary) + SI"),
+        (permuted(context="identity", joint=True), "standard, all tasks at once"),
+        (
+            RotatingConfig(assignment="mixture"),
+            "superposed (binary), mixed contexts",
+        ),
+        (
+            IncrementalConfig(norm="shared", context_over="channels"),
+            "superposed (binary), over channels, shared norms",
+        ),
+    ],
+)
+def test_systems_have_names(config, name):
+    assert describe_system(make_result(config)) == name
+
+
+def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
+    runs = [
+        save(tmp_path / "a", permuted()),
+        save(tmp_path / "<b>", permuted(context="identity")),
+    ]
+    found = report(runs, output=tmp_path / "made" / "here")
+    assert [path.name for path in found.paths] == [
+        "report.html",
+        "report.md",
+        "runs.csv",
+        "permuted-digits-retention.png",
+        "permuted-digits-matrices.png",
+        "permuted-digits-memory.png",
+    ]
+    assert sorted(os.listdir(tmp_path / "made" / "here")) == sorted(
+        path.name for path in found.paths
+    )
+    page = found.paths[0].read_text()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert page.count("data:image/png;base64,") == 3
+    assert "<strong>85.0</strong>" in page and "**" not in page
+    assert "&lt;b&gt;" in page and "<b>" not in page
+    assert 'name="viewport"' in page
+    text = found.paths[1].read_text()
+    for row in found.tables["Permuted digits: 11 tasks of 100 steps"]:
         assert "| " + " | ".join(row.values()) + " |" in text
     assert "learning_rate=0.0001" in text and "keras 3" in text
+    with open(found.paths[2], newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [line["context"] for line in lines] == ["binary", "identity"]
+    assert float(lines[0]["average_accuracy"]) == pytest.approx(0.85)
 
 
 @pytest.mark.parametrize("sizes", [(50,), (2, 3), (1,), (4,) * 4])
 def test_plots_are_pictures(tmp_path, sizes):
     from matplotlib.image import imread
 
-    runs = [save(tmp_path / str(i), make_result(n)) for i, n in enumerate(sizes)]
-    _, paths = report(runs, output=tmp_path / "made" / "here")
-    for path in paths[1:]:
+    runs = [save(tmp_path / str(i), permuted(n, seed=i)) for i, n in enumerate(sizes)]
+    paths = report(runs, output=tmp_path / "made").paths
+    pictures = [path for path in paths if path.suffix == ".png"]
+    assert pictures
+    for path in pictures:
         pixels = imread(path)
         assert min(pixels.shape[:2]) > 300
         assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 20
-    assert sorted(os.listdir(tmp_path / "made" / "here")) == [
-        "matrices.png",
-        "report.md",
-        "retention.png",
+
+
+def test_lines_are_the_means_of_the_runs():
+    runs = [
+        ("a", make_result(permuted(3), 0.9)),
+        ("b", make_result(permuted(3, seed=1), 0.7)),
+        ("c", make_result(permuted(3, context="identity"), 0.5)),
     ]
+    figures = draw(group(runs, {})[0])
+    assert set(figures) == {"retention", "matrices", "memory"}
+    task_0, mean = figures["retention"].axes
+    np.testing.assert_allclose(task_0.lines[0].get_ydata(), [80, 79, 78])
+    np.testing.assert_allclose(mean.lines[0].get_ydata(), [80, 79.5, 79])
+    np.testing.assert_allclose(mean.lines[1].get_ydata(), [50, 49.5, 49])
+    (point, other) = figures["memory"].axes[0].lines
+    np.testing.assert_allclose([*point.get_xdata(), *point.get_ydata()], [1.1, 79])
+    np.testing.assert_allclose(other.get_ydata(), [49])
 
 
-def test_one_run_is_reported_beside_itself(tmp_path):
-    run = save(tmp_path / "run", make_result(2))
-    rows, paths = report([run])
-    assert rows[0]["run"] == "run" and {path.parent for path in paths} == {run}
-    report([run])  # A report is made from results and may be made again.
+def test_a_run_or_a_folder_of_runs(tmp_path):
+    run = save(tmp_path / "runs" / "one", permuted(2))
+    found = report([run])
+    assert {path.parent for path in found.paths} == {run}
+    report([run / "result.json"])  # It is made from results and may be made again.
+    save(tmp_path / "runs" / "deep" / "two", permuted(2, context="identity"))
+    found = report([tmp_path / "runs"])
+    (rows,) = found.tables.values()
+    assert len(rows) == 2
+    assert {path.parent for path in found.paths} == {tmp_path / "runs"}
+
+
+def test_damaged_runs_are_named_and_the_others_reported(tmp_path):
+    good = save(tmp_path / "good", permuted(2))
+    bad = save(tmp_path / "bad", permuted(2, seed=1))
+    (bad / "result.json").write_text("{")
+    (tmp_path / "unfinished").mkdir()
+    found = report([good, bad, tmp_path / "unfinished"])
+    (rows,) = found.tables.values()
+    assert [row["runs"] for row in rows] == ["1"]
+    assert len(found.left_out) == 2
+    for reason, name in zip(found.left_out, ("bad/result", "unfinished"), strict=True):
+        assert name in reason
+        assert reason in (tmp_path / "report.md").read_text()
+    assert "unfinished" in (tmp_path / "report.html").read_text()
+    with pytest.raises(FileNotFoundError, match="damaged: .*bad"):
+        report([bad])
+    assert os.listdir(bad) == ["result.json"]
 
 
 def test_bad_runs(tmp_path):
-    run = save(tmp_path / "run", make_result(2))
+    run = save(tmp_path / "run", permuted(2))
     with pytest.raises(ValueError, match="at least one run"):
         report([])
     with pytest.raises(ValueError, match="named once"):
         report([run, run / "result.json"])
     with pytest.raises(FileNotFoundError, match="other"):
         report([run, tmp_path / "other"])
-    (run / "result.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
-        report([run])
+    save(tmp_path / "again", permuted(2))
+    with pytest.raises(ValueError, match="same config and seed.*run and .*again"):
+        report([run, tmp_path / "again"])
     assert os.listdir(run) == ["result.json"]

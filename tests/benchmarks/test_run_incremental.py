@@ -33,8 +33,8 @@ def test_it_is_a_run_like_any_other(result, folder):
     assert (np.diagonal(result.accuracy_matrix) > 0.6).all()
     assert result.examples["train"] == [[145, 147], [136, 148], [149, 149]]
     assert result.contexts["bits_per_task"] > 0
-    rows, _ = report([folder / "superposed"])
-    assert rows[0]["context"] == "binary, superposed head, task norm"
+    (rows,) = report([folder / "superposed"]).tables.values()
+    assert rows[0]["system"] == "superposed (binary)"
 
 
 def test_separate_networks_forget_nothing(folder):
@@ -49,8 +49,8 @@ def test_separate_networks_forget_nothing(folder):
     # Each is what a network would be that learned this task alone.
     alone = run(dataclasses.replace(config, tasks=1))
     assert alone.accuracy_matrix[0, 0] == matrix[0, 0]
-    rows, _ = report([folder / "separate"])
-    assert rows[0]["context"].endswith("separate networks")
+    (rows,) = report([folder / "separate"]).tables.values()
+    assert rows[0]["system"].endswith("shared norms, a network for each task")
 
 
 def test_each_option_reaches_the_model():

@@ -110,9 +110,7 @@ def test_a_mixture_is_of_the_neighbours(arrays):
 
 def test_a_stream_can_begin_at_any_visit(arrays):
     tasks = rotating(arrays, period=12, context_every=3, cycles=2, assignment="random")
-    whole, rest = (
-        collect(tasks.stream(3, 8, start=start)) for start in (0, 5)
-    )
+    whole, rest = (collect(tasks.stream(3, 8, start=start)) for start in (0, 5))
     for a, b in zip(whole, rest, strict=True):
         np.testing.assert_array_equal(a[5 * 3 * 8 :], b)
     with pytest.raises(ValueError, match=r"`start` must lie in \[0, 8\)"):
