@@ -91,8 +91,16 @@ class Group:
         return rows
 
 
-def describe_system(result: RunResult, but: Sequence[str] = ()) -> str:
-    """Says in words what system a run is of; `but` names fields to leave out."""
+def describe_system(result: RunResult) -> str:
+    """Says in words what system a run is of.
+
+    Example:
+
+    >>> from keras_psp import benchmarks
+    >>> config = benchmarks.PermutedConfig(tasks=2, steps=5, units=8)
+    >>> benchmarks.describe_system(benchmarks.run(config))
+    'superposed (binary)'
+    """
     config = {name: result.config.get(name) for name in SYSTEM}
     if config["context"] == "identity":
         parts = ["standard"]
