@@ -23,7 +23,8 @@ OPTIMIZERS = sorted(
 CONSOLIDATIONS = {
     "none": None,
     "ewc": (EWC, {}),
-    "online_ewc": (EWC, {"decay": 0.95}),
+    "per_task_ewc": (EWC, {"decay": None}),
+    "online_ewc": (EWC, {"decay": 0.9}),
     "si": (SynapticIntelligence, {}),
 }
 

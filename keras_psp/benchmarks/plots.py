@@ -60,8 +60,9 @@ def _plot_retention(entries: list[Entry]):
         trained = np.arange(1, len(matrix) + 1)
         axes[0].plot(trained, matrix[:, 0], **style)
         axes[1].plot(trained, np.nanmean(matrix, axis=1), **style)
-    axes[0].set(title="Task 0", xlabel="tasks trained", ylabel="test accuracy (%)")
-    axes[1].set(title="Mean of the tasks seen so far", xlabel="tasks trained")
+    trained = "tasks trained" if len(matrix) == matrix.shape[1] else "visits to tasks"
+    axes[0].set(title="Task 0", xlabel=trained, ylabel="test accuracy (%)")
+    axes[1].set(title="Mean of the tasks seen so far", xlabel=trained)
     for axis in axes:
         axis.set_ylim(0, 101)
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -81,10 +82,11 @@ def _plot_matrices(entries: list[Entry]):
     axes = axes[: len(entries)]
     for axis, entry in zip(axes, entries, strict=True):
         matrix = 100 * entry.matrix
+        trained = "task" if len(matrix) == matrix.shape[1] else "visit"
         # cividis looks the same to the colour-blind.
         image = axis.imshow(matrix, cmap="cividis", vmin=0, vmax=100, aspect="auto")
         axis.set_title("\n".join(_wrap(entry.name)), fontsize=10)
-        axis.set(xlabel="accuracy on task", ylabel="after training task")
+        axis.set(xlabel="accuracy on task", ylabel=f"after training {trained}")
         for locator in (axis.xaxis, axis.yaxis):
             locator.get_major_locator().set_params(integer=True)
         if len(matrix) > 12:
@@ -108,6 +110,8 @@ def _wrap(text, width=36):
 
 def _plot_memory(entries: list[Entry]):
     figure = _figure(8, 4.5 + 0.18 * len(entries))
+    from matplotlib.ticker import LogLocator  # Once `_figure()` has said if it lacks.
+
     axis = figure.subplots()
     markers = "osD^v<>PX*"
     for i, entry in enumerate(entries):
@@ -121,6 +125,9 @@ def _plot_memory(entries: list[Entry]):
             label=entry.name,
         )
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
     axis.set(
         title="Accuracy against memory",
         xlabel="weights that answer for all tasks (MB)",

@@ -16,7 +16,12 @@ SYSTEM = (
 SIZES = ("units", "depth", "width")
 TOLD = (*SIZES, "optimizer", "learning_rate")
 
-CONSOLIDATION_NAMES = {"ewc": "EWC", "online_ewc": "online EWC", "si": "SI"}
+CONSOLIDATION_NAMES = {
+    "ewc": "EWC",
+    "per_task_ewc": "EWC, anchored to each task",
+    "online_ewc": "EWC, fading",
+    "si": "SI",
+}
 ASSIGNMENT_NAMES = {
     "step": "a context every step",
     "random": "random contexts",
@@ -70,7 +75,7 @@ class Group:
         title: What they have in common, in a few words.
         slug: The same for the name of a file.
         note: What differs from the published setting.
-        entries: The systems.
+        entries: The systems, those that keep most first.
     """
 
     title: str
@@ -184,7 +189,7 @@ def _entries(members):
                 f"{seeds[result.seed][0]} and {path}. Leave one out."
             )
         seeds[result.seed] = path, result
-    return [
+    entries = [
         Entry(
             name,
             [result for _, result in seeds.values()],
@@ -195,6 +200,7 @@ def _entries(members):
         )
         for name, seeds in systems.items()
     ]
+    return sorted(entries, key=lambda entry: -entry.mean("average_accuracy"))
 
 
 def _words(name):

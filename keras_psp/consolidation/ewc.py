@@ -16,19 +16,22 @@ class EWC(Consolidation):
     """Elastic weight consolidation: weights are important as the Fisher matrix says.
 
     ```
-    strength / 2 * sum_k sum_i F_ki (w_i - w_ki)^2
+    strength / 2 * sum_i (sum_k decay^(K - k) F_ki) (w_i - w_Ki)^2
     ```
 
-    over all earlier tasks k: `F_k` is the diagonal of the task's Fisher information and
-    `w_k` are the weights at its end. A sum of such parabolas is one of them, so that
-    one importance and one anchor for each weight hold all tasks. With a `decay` it is
-    the online variant: the importances of earlier tasks fade with each that ends, and
-    the anchor is where the last one ended.
+    over all earlier tasks k = 1 ... K: `F_k` is the diagonal of the task's Fisher
+    information at its end, and `w_K` are the weights at the end of the last.
+
+    In the first paper every task has an anchor of its own, `sum_k F_ki (w_i - w_ki)^2`.
+    That is `decay=None`: a sum of such parabolas is one of them, so that it too keeps
+    one importance and one anchor for each weight. It pulls back to the first tasks what
+    the later ones had moved with good reason, and forgets these (Huszár, 2018).
 
     Args:
         optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
         strength: Number, at least 0: how much the penalty weighs beside the loss.
-        decay: `None`, or a number in [0, 1], which makes it online EWC.
+        decay: Number in [0, 1] by which the importances of earlier tasks fade with each
+            that ends, or `None` for an anchor for each task.
         examples: Positive integer, of how many examples of a task the Fisher
             information is measured, or all if there are fewer.
         labels: `"model"` for the Fisher information proper, whose labels the model
@@ -56,14 +59,15 @@ class EWC(Consolidation):
 
     Reference:
         [Kirkpatrick et al., 2017](https://arxiv.org/abs/1612.00796), equation 3;
-        online: [Schwarz et al., 2018](https://arxiv.org/abs/1805.06370), section 3.
+        one anchor: [Huszár, 2018](https://arxiv.org/abs/1712.03847); decay: [Schwarz et
+        al., 2018](https://arxiv.org/abs/1805.06370), section 3.
     """
 
     def __init__(
         self,
         optimizer="rmsprop",
         strength=10.0,
-        decay=None,
+        decay=1.0,
         examples=1024,
         labels="model",
         name="ewc",
