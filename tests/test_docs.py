@@ -59,7 +59,7 @@ def test_readme_block(number, tmp_path, monkeypatch):
             words = [sys.executable, "-m", "keras_psp.cli", *words[1:]]
             if "run" in words:
                 words += ["--tasks", "2", "--steps", "6"]
-                words += ["--units", "8"] if "permuted" in words else []
+                words += [] if "incremental" in words else ["--units", "8"]
                 words += [] if "digits" in words else ["--source", "digits"]
             for i, word in enumerate(words):
                 if "*" in word:

@@ -18,11 +18,8 @@ from keras_psp.benchmarks import run
 SMALL = PermutedConfig(tasks=4, steps=20, units=16, depth=1, learning_rate=1e-3)
 EWC = dataclasses.replace(SMALL, context="identity", consolidation="ewc")
 CONFIGS = {
-    "superposed": dataclasses.replace(SMALL, optimizer="adam"),
     "ewc": EWC,
-    "si": dataclasses.replace(EWC, consolidation="si", learnable=False),
     "separate": dataclasses.replace(SMALL, separate=True),
-    "joint": dataclasses.replace(SMALL, joint=True),
     "rotating": RotatingConfig(
         **{"tasks": 3, "steps": 10, "cycles": 2, "units": 16, "depth": 1},
         **{"learning_rate": 1e-3, "assignment": "random"},
