@@ -65,7 +65,11 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.load_weights(path)
         except (KeyError, OSError, ValueError) as error:
             raise ValueError(f"The checkpoint is damaged: {path} ({error})") from error
-        self.matrix.restore(self._progress["matrix"])
+        try:
+            self.matrix.restore(self._progress["matrix"])
+        except (KeyError, TypeError, ValueError) as error:
+            path = self.folder / FILE_NAME
+            raise ValueError(f"The checkpoint is damaged: {path} ({error})") from error
 
     def on_epoch_end(self, epoch, logs=None):
         if epoch + 1 == self.matrix.tasks.num_visits:
@@ -92,11 +96,13 @@ class Checkpoint(keras.callbacks.Callback):
 
     def remove(self):
         """Removes the files: the run has a result."""
-        (self.folder / FILE_NAME).unlink(missing_ok=True)
+        for path in self.folder.glob(f"*{FILE_NAME}*"):
+            path.unlink()
         self._remove_weights()
 
     def _remove_weights(self, but=None):
-        for path in self.folder.glob("visit-*.weights.h5"):
+        # And what a kill has left beside.
+        for path in self.folder.glob("*visit-*.weights.h5"):
             if path.name != but:
                 path.unlink()
 

@@ -103,6 +103,9 @@ def test_without_resume_it_begins_anew(tmp_path):
     interrupt(SMALL, tmp_path, 2)
     with pytest.raises(FileExistsError, match="not empty"):
         run(SMALL, output=tmp_path)
+    # What a kill may have left beside.
+    (tmp_path / ".visit-3.weights.h5").touch()
+    (tmp_path / ".progress.json.abc").touch()
     config = dataclasses.replace(SMALL, seed=1, tasks=2)
     equal(run(config, output=tmp_path, overwrite=True), run(config))
     assert os.listdir(tmp_path) == ["result.json"]
@@ -126,6 +129,10 @@ def test_a_damaged_checkpoint_is_named(content, tmp_path):
     progress = tmp_path / "progress.json"
     whole = progress.read_bytes()
     progress.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged: .*progress.json"):
+        run(SMALL, output=tmp_path, resume=True)
+    no_matrix = {**json.loads(whole), "matrix": {"matrix": [[1]]}}
+    progress.write_text(json.dumps(no_matrix))
     with pytest.raises(ValueError, match="damaged: .*progress.json"):
         run(SMALL, output=tmp_path, resume=True)
     progress.write_bytes(whole)
