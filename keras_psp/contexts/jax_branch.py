@@ -4,6 +4,8 @@ import functools
 
 import jax
 from jax import lax
+from jax.extend.core import ClosedJaxpr
+from jax.extend.core import jaxpr_as_fun
 
 
 def choose(uniform, one, mixed):
@@ -13,33 +15,60 @@ def choose(uniform, one, mixed):
     taken. Here they compute the branch that was taken anew; what its gradients do not
     need of that, XLA leaves out.
     """
-    (one, of_one), (mixed, of_mixed) = map(jax.closure_convert, (one, mixed))
+    # All that they use must come in by the front door: a backward pass may be traced
+    # where what they have closed over is not known any more, as in an export.
+    (one, of_one), (mixed, of_mixed) = map(_open_up, (one, mixed))
 
     @jax.custom_vjp
-    def run(of_one, of_mixed):
+    def run(uniform, of_one, of_mixed):
         return lax.cond(uniform, lambda: one(*of_one), lambda: mixed(*of_mixed))
 
-    def forward(of_one, of_mixed):
-        return run(of_one, of_mixed), (of_one, of_mixed)
+    def forward(uniform, of_one, of_mixed):
+        return run(uniform, of_one, of_mixed), (uniform, of_one, of_mixed)
 
     def backward(operands, gradient):
-        of_one, of_mixed = operands
-        return lax.cond(
+        uniform, of_one, of_mixed = operands
+        gradients = lax.cond(
             uniform,
             lambda: (_pull_back(one, of_one, gradient), _zeros(of_mixed)),
             lambda: (_zeros(of_one), _pull_back(mixed, of_mixed, gradient)),
         )
+        return None, *((floats, None) for floats in gradients)
 
     run.defvjp(forward, backward)
-    return run(of_one, of_mixed)
+    return run(uniform, of_one, of_mixed)
+
+
+def _open_up(function):
+    """Returns a function of what another has closed over, and that.
+
+    It has two arguments, lists of what is of a float dtype and of the others.
+    """
+    closed = jax.make_jaxpr(function)()
+    is_float = [
+        jax.numpy.issubdtype(x.dtype, jax.numpy.floating) for x in closed.consts
+    ]
+
+    def call(floats, others):
+        floats, others = iter(floats), iter(others)
+        values = [next(floats if which else others) for which in is_float]
+        (result,) = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, values))()
+        return result
+
+    floats, others = (
+        [x for x, which in zip(closed.consts, is_float, strict=True) if which == wanted]
+        for wanted in (True, False)
+    )
+    return call, (floats, others)
 
 
 def _pull_back(function, operands, gradient):
-    return jax.vjp(lambda operands: function(*operands), operands)[1](gradient)[0]
+    floats, others = operands
+    return jax.vjp(lambda floats: function(floats, others), floats)[1](gradient)[0]
 
 
 def _zeros(operands):
-    return jax.tree.map(jax.numpy.zeros_like, operands)
+    return jax.tree.map(jax.numpy.zeros_like, operands[0])
 
 
 def convolve(inputs, kernel, strides, padding, dilation_rate):
