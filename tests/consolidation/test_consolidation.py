@@ -19,7 +19,8 @@ def draw(seed, n=64, num_inputs=3):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(n, num_inputs)).astype("float32")
     w = rng.normal(size=(num_inputs, 1)).astype("float32")
-    return x, x @ w
+    # Noise, for else the Fisher information of what fits would be none.
+    return x, x @ w + rng.normal(scale=0.7, size=(n, 1)).astype("float32")
 
 
 def train(model, x, y, steps=200):
@@ -61,6 +62,7 @@ def test_three_tasks_end_where_the_sum_of_parabolas_is_least(decay):
         ewc.end_task(model, (x, y))
         residual = x @ kernel(model) - y
         fisher = np.mean((2 * residual * x) ** 2, axis=0)[:, None]
+        assert fisher.min() > 0.3
         past.append((fisher, kernel(model)))
 
 
@@ -129,6 +131,19 @@ def test_the_paths_of_synaptic_intelligence_are_the_fall_of_the_loss():
     np.testing.assert_allclose(kernel(model), np.linalg.solve(a, b), rtol=1e-3)
     last = model.evaluate(x, y, verbose=0)
     np.testing.assert_allclose(to_numpy(si.paths[0]).sum(), first - last, rtol=3e-2)
+
+
+def test_importances_add_up_and_are_not_negative():
+    si = SynapticIntelligence("sgd", damping=0.5)
+    model = regression(si)
+    si.build(model.trainable_variables)
+    anchor, old = kernel(model), np.array([[1.0], [2.0], [3.0]])
+    si.importances[0].assign(old)
+    si.paths[0].assign([[0.3], [-0.4], [0.0]])
+    model.trainable_variables[0].assign(anchor + 0.5)
+    si.end_task()
+    expected = old + [[0.3 / 0.75], [0], [0]]
+    np.testing.assert_allclose(to_numpy(si.importances[0]), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", [EWC, SynapticIntelligence])
