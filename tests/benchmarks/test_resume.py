@@ -55,6 +55,7 @@ def test_the_matrix_is_as_if_nothing_had_happened(name, tmp_path):
     whole = run(config)
     interrupt(config, tmp_path, 2)
     assert json.loads((tmp_path / "progress.json").read_text())["visits"] == 2
+    assert sorted(os.listdir(tmp_path)) == ["progress.json", "visit-2.weights.h5"]
     seen = []
     count = keras.callbacks.LambdaCallback(on_epoch_begin=lambda i, _: seen.append(i))
     resumed = run(config, output=tmp_path, resume=True, callbacks=[count])
