@@ -6,6 +6,7 @@ the plots and rich for the command line: `pip install "keras-psp[bench]"`.
 
 from keras_psp.benchmarks.accuracy_matrix import AccuracyMatrix
 from keras_psp.benchmarks.end_task import EndTask
+from keras_psp.benchmarks.experiments import EXPERIMENTS
 from keras_psp.benchmarks.fresh_start import FreshStart
 from keras_psp.benchmarks.incremental_config import IncrementalConfig
 from keras_psp.benchmarks.metrics import METRICS
@@ -24,11 +25,6 @@ from keras_psp.benchmarks.run import run
 from keras_psp.benchmarks.suites import SUITES
 from keras_psp.benchmarks.tables import describe_system
 from keras_psp.benchmarks.task_accuracy import TaskAccuracy
-
-EXPERIMENTS = {
-    config.experiment: config
-    for config in (PermutedConfig, RotatingConfig, IncrementalConfig)
-}
 
 __all__ = [
     "EXPERIMENTS",

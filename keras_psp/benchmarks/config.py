@@ -2,7 +2,6 @@
 
 import dataclasses
 from numbers import Integral
-from numbers import Real
 from typing import ClassVar
 
 import keras
@@ -10,6 +9,7 @@ import keras
 from keras_psp import contexts
 from keras_psp.consolidation import EWC
 from keras_psp.consolidation import SynapticIntelligence
+from keras_psp.consolidation.consolidation import check_number
 from keras_psp.names import check_name
 
 OPTIMIZERS = sorted(
@@ -86,9 +86,9 @@ class Config:
                 check_name(field.name, value, field.metadata["names"])
             elif field.type is int:
                 least = 0 if field.name in ("seed", "depth") else 1
-                _check_number(field.name, value, Integral, least, "an integer")
+                _check_integer(field.name, value, least)
             elif field.type is float:
-                _check_number(field.name, value, Real, 0, "a number")
+                check_number(field.name, value)
             elif not isinstance(value, bool):
                 raise TypeError(
                     f"`{field.name}` must be True or False. Received: {value!r}"
@@ -154,10 +154,10 @@ class Config:
         return consolidation(optimizer, **options)
 
 
-def _check_number(name, value, kind, least, what):
-    if isinstance(value, bool) or not isinstance(value, kind):
-        raise TypeError(f"`{name}` must be {what}. Received: {name}={value!r}")
-    if not least <= value < float("inf"):
+def _check_integer(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an integer. Received: {name}={value!r}")
+    if value < least:
         raise ValueError(
-            f"`{name}` must be {what}, at least {least}. Received: {name}={value!r}"
+            f"`{name}` must be an integer, at least {least}. Received: {name}={value!r}"
         )

@@ -1,7 +1,10 @@
 """Plots of a group of runs."""
 
+import textwrap
+
 import numpy as np
 
+from keras_psp.benchmarks.tables import SIZES
 from keras_psp.benchmarks.tables import Entry
 from keras_psp.benchmarks.tables import Group
 
@@ -85,7 +88,7 @@ def _plot_matrices(entries: list[Entry]):
         trained = "task" if len(matrix) == matrix.shape[1] else "visit"
         # cividis looks the same to the colour-blind.
         image = axis.imshow(matrix, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-        axis.set_title("\n".join(_wrap(entry.name)), fontsize=10)
+        axis.set_title(textwrap.fill(entry.name, 36), fontsize=10)
         axis.set(xlabel="accuracy on task", ylabel=f"after training {trained}")
         for locator in (axis.xaxis, axis.yaxis):
             locator.get_major_locator().set_params(integer=True)
@@ -97,15 +100,6 @@ def _plot_matrices(entries: list[Entry]):
             axis.text(j, i, text, ha="center", va="center", color=color, fontsize=7)
     figure.colorbar(image, ax=axes.tolist(), label="test accuracy (%)", shrink=0.8)
     return figure
-
-
-def _wrap(text, width=36):
-    lines = [""]
-    for word in text.split():
-        if lines[-1] and len(lines[-1]) + len(word) > width:
-            lines.append("")
-        lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
 
 
 def _plot_memory(entries: list[Entry]):
@@ -140,7 +134,7 @@ def _plot_memory(entries: list[Entry]):
 
 def _find_sizes(entries):
     """`(field, lines)`: for a system in several sizes, the entries by size."""
-    for field in ("units", "width", "depth"):
+    for field in SIZES:
         lines = {}
         for entry in entries:
             size = entry.results[0].config.get(field)
@@ -160,6 +154,7 @@ def _plot_sizes(field, lines):
         averages = [100 * line[size].mean("average_accuracy") for size in sizes]
         axis.plot(sizes, averages, marker="o", label=name, **_style(i))
     axis.set_xscale("log", base=2)
+    sizes = sorted({size for line in lines.values() for size in line})
     axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axis.minorticks_off()
     axis.set(

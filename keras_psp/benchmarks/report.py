@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from keras_psp.benchmarks.experiments import EXPERIMENTS
 from keras_psp.benchmarks.files import open_atomically
 from keras_psp.benchmarks.plots import draw
 from keras_psp.benchmarks.result import FILE_NAME
@@ -93,9 +94,6 @@ def report(
             left_out.append(str(error))
     if not loaded:
         raise FileNotFoundError(f"There is no result there. {' '.join(left_out)}")
-    # Here, because the experiments' configs need TensorFlow.
-    from keras_psp.benchmarks import EXPERIMENTS
-
     published = {name: config.published for name, config in EXPERIMENTS.items()}
     groups = group(loaded, published)
     output = Path(os.path.commonpath(given)) if output is None else Path(output)

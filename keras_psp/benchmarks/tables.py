@@ -36,13 +36,16 @@ class Entry:
     Attributes:
         name: What it is called.
         results: The runs.
-        is_bound: Whether it shows what can be had at most, as it need not keep
-            anything: separate networks, or all tasks at once.
     """
 
     name: str
     results: Sequence[RunResult]
-    is_bound: bool
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it need not keep anything, and shows what can be had at most."""
+        config = self.results[0].config
+        return config["separate"] or config["joint"]
 
     @property
     def matrix(self) -> np.ndarray:
@@ -55,11 +58,7 @@ class Entry:
 
     def describe(self, metric: str) -> str:
         """The mean in percent, and the standard deviation if there is more than one."""
-        values = 100 * self._values(metric)
-        if np.isnan(values).any():
-            return "—"
-        deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-        return f"{np.mean(values):.1f}{deviation}"
+        return _describe(self._values(metric))
 
     def _values(self, metric):
         return np.array(
@@ -85,13 +84,10 @@ class Group:
 
     def rows(self) -> list[dict[str, str]]:
         """The table; the best average that is not a bound is marked with `**`."""
-        averages = [
-            -1.0 if entry.is_bound else entry.mean("average_accuracy")
-            for entry in self.entries
-        ]
         rows = [_row(entry) for entry in self.entries]
-        if len(rows) > 1:
-            best = rows[int(np.argmax(averages))]
+        others = [i for i, entry in enumerate(self.entries) if not entry.is_bound]
+        if others and len(rows) > 1:
+            best = rows[others[0]]
             best["average %"] = f"**{best['average %']}**"
         return rows
 
@@ -190,14 +186,7 @@ def _entries(members):
             )
         seeds[result.seed] = path, result
     entries = [
-        Entry(
-            name,
-            [result for _, result in seeds.values()],
-            any(
-                result.config["separate"] or result.config["joint"]
-                for _, result in seeds.values()
-            ),
-        )
+        Entry(name, [result for _, result in seeds.values()])
         for name, seeds in systems.items()
     ]
     return sorted(entries, key=lambda entry: -entry.mean("average_accuracy"))
@@ -260,7 +249,7 @@ def _row(entry):
         "system": entry.name,
         "runs": str(len(entry.results)),
         "average %": entry.describe("average_accuracy"),
-        "task 0 %": _percent(result.accuracy_matrix[-1, 0] for result in entry.results),
+        "task 0 %": _describe([r.accuracy_matrix[-1, 0] for r in entry.results]),
         "just trained %": entry.describe("learning_accuracy"),
         "forgetting %": entry.describe("forgetting"),
         "backward transfer %": entry.describe("backward_transfer"),
@@ -275,8 +264,11 @@ def _row(entry):
     }
 
 
-def _percent(values):
-    values = 100 * np.array(list(values))
+def _describe(values):
+    """The mean in percent, and the standard deviation if there is more than one."""
+    values = 100 * np.asarray(values)
+    if np.isnan(values).any():
+        return "—"
     deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{deviation}"
 

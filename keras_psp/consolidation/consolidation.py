@@ -26,12 +26,20 @@ class Consolidation(keras.optimizers.Optimizer):
 
     Raises:
         TypeError: `strength` is not a number.
-        ValueError: `strength` is negative, infinite or NaN.
+        ValueError: `strength` is negative, infinite or NaN; `optimizer` has a
+            `loss_scale_factor`.
     """
 
     def __init__(self, optimizer="rmsprop", strength=1.0, name=None):
         super().__init__(learning_rate=0.0, name=name)
         self.optimizer = keras.optimizers.get(optimizer)
+        if self.optimizer.loss_scale_factor is not None:
+            # It would take the penalty for a part of the scaled loss.
+            raise ValueError(
+                "The optimizer must not scale the loss; use a `LossScaleOptimizer` "
+                "around this one. Received: "
+                f"loss_scale_factor={self.optimizer.loss_scale_factor}"
+            )
         self.strength = check_number("strength", strength)
 
     def build(self, variables):
@@ -61,7 +69,6 @@ class Consolidation(keras.optimizers.Optimizer):
             self.build(list(trainable_variables))
         variables = list(trainable_variables or self._trainable_variables)
         self._step(list(grads), variables)
-        self._iterations.assign_add(1)
 
     def penalty(self):
         """Returns the penalty, a scalar, for the weights as they are."""
@@ -117,9 +124,6 @@ class Consolidation(keras.optimizers.Optimizer):
     def iterations(self):
         """The other optimizer's."""
         return self.optimizer.iterations
-
-    def scale_loss(self, loss):
-        return self.optimizer.scale_loss(loss)
 
     def finalize_variable_values(self, var_list):
         self.optimizer.finalize_variable_values(var_list)

@@ -49,7 +49,7 @@ class Fisher:
         probe.reset()
         batch_size = 1 if self.labels == "data" else BATCH_SIZE
         probe.fit(x, y, batch_size=batch_size, verbose=0, shuffle=False)
-        count = int(ops.convert_to_numpy(probe.count))
+        count = len(keras.tree.flatten(x)[0])
         return [
             ops.convert_to_numpy(square).astype("float32") / count
             for square in probe.optimizer.squares
@@ -85,9 +85,6 @@ class _Probe(keras.Model):
         self.labels = labels
         self.loss_function = keras.losses.get(model.loss)
         self.inner = model
-        self.count = self.add_weight(
-            shape=(), dtype="int32", initializer="zeros", trainable=False, name="count"
-        )
         self.seed_generator = keras.random.SeedGenerator(0)
         self._seed = ops.convert_to_numpy(self.seed_generator.state).copy()
         if labels == "model":
@@ -95,8 +92,8 @@ class _Probe(keras.Model):
 
     def reset(self):
         """Begins anew, with equal draws: what was measured before does not matter."""
-        for variable in (self.count, *self.optimizer.squares):
-            variable.assign(ops.zeros(variable.shape, variable.dtype))
+        for square in self.optimizer.squares:
+            square.assign(ops.zeros(square.shape, square.dtype))
         self.seed_generator.state.assign(self._seed)
 
     def call(self, inputs):
@@ -105,16 +102,14 @@ class _Probe(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        size = ops.shape(y_pred)[0]
-        self.count.assign_add(ops.cast(size, "int32"))
-        if self.labels == "model":
-            logits = y_pred if self._from_logits else ops.log(y_pred)
-            drawn = keras.random.categorical(logits, 1, seed=self.seed_generator)
-            chosen = ops.one_hot(drawn[:, 0], y_pred.shape[-1], dtype=logits.dtype)
-            if self._from_logits:
-                logits = ops.log_softmax(logits, axis=-1)
-            return -ops.sum(ops.multiply(logits, chosen))
-        return ops.sum(self.loss_function(y, y_pred))
+        if self.labels == "data":  # Of one example.
+            return self.loss_function(y, y_pred)
+        logits = y_pred if self._from_logits else ops.log(y_pred)
+        drawn = keras.random.categorical(logits, 1, seed=self.seed_generator)
+        losses = keras.losses.sparse_categorical_crossentropy(
+            drawn[:, 0], y_pred, from_logits=self._from_logits
+        )
+        return ops.sum(losses)
 
 
 def _find_from_logits(loss):

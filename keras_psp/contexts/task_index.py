@@ -169,15 +169,16 @@ def mask_unknown_tasks(outputs, known):
     return ops.subtract(outputs, mask)
 
 
-def by_task(index, one, mixed, known=None):
+def by_task(index, one, mixed, *known):
     """Computes for one task where a batch holds no other, which may be far cheaper.
 
     Args:
         index: what `split_task` returned.
-        one: function of an index without dimensions, the whole batch's task; and of
-            its validity, if there is a `known`.
+        one: function of an index without dimensions, the whole batch's task, and of
+            its validity, if that is given.
         mixed: function without arguments, for a batch of any tasks.
-        known: what `split_task` returned, if `one` uses it.
+        *known: the validity that `split_task` returned, if it is a tensor and `one`
+            uses it.
 
     Returns:
         What the function that was called returned. Both return alike.
@@ -185,10 +186,8 @@ def by_task(index, one, mixed, known=None):
     if is_soft(index):
         return mixed()
     if len(getattr(index, "shape", ())) == 0:
-        return one(index) if known is None else one(index, known)
-    uniform = holds_one_task(index, known)
+        return one(index, *known)
+    uniform = holds_one_task(index, *known)
     if uniform is None:
         return mixed()
-    if known is None:
-        return choose(uniform, lambda: one(index[0]), mixed)
-    return choose(uniform, lambda: one(index[0], known[0]), mixed)
+    return choose(uniform, lambda: one(*(x[0] for x in (index, *known))), mixed)

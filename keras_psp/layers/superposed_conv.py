@@ -91,7 +91,7 @@ class SuperposedConv(Superposed):
             patches = self.context.transform(self._patches(inputs), index)
             return mask_unknown_tasks(self._multiply(patches, flat), known)
 
-        return by_task(index, one, mixed, known)
+        return by_task(index, one, mixed, *([] if known is None else [known]))
 
     def get_config(self):
         return {**super().get_config(), "context_over": self.context_over}

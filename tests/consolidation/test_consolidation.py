@@ -90,6 +90,10 @@ def test_the_fisher_information_is_that_of_the_models_own_labels():
     twin.optimizer.end_task(twin, (x, np.zeros(len(x), "int32")))
     again = to_numpy(twin.optimizer.importances[0])
     np.testing.assert_allclose(again, found, rtol=1e-3)
+    # Even from those that are none.
+    twin.layers[0].layers[0].kernel.assign(1e3 * kernel(model))
+    twin.optimizer.end_task(twin, (x, np.zeros(len(x), "int32")))
+    assert np.isfinite(to_numpy(twin.optimizer.importances[0])).all()
 
 
 def test_labels_of_the_data_give_the_empirical_fisher_information():
@@ -236,6 +240,8 @@ def test_bad_arguments():
     ):
         with pytest.raises(error, match=match):
             EWC(**arguments)
+    with pytest.raises(ValueError, match="loss_scale_factor=8"):
+        EWC(keras.optimizers.SGD(loss_scale_factor=8))
     with pytest.raises(ValueError, match="`damping` must be positive"):
         SynapticIntelligence(damping=0)
     ewc = EWC("sgd")
