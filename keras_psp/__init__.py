@@ -4,10 +4,25 @@ from keras_psp import consolidation
 from keras_psp import contexts
 from keras_psp import layers
 from keras_psp import models
+from keras_psp import surgery
+from keras_psp.surgery import convert
+from keras_psp.surgery import extract
+from keras_psp.surgery import superpose
 
 __version__ = "0.1.0"
 
-__all__ = ["consolidation", "contexts", "datasets", "benchmarks", "layers", "models"]
+__all__ = [
+    "benchmarks",
+    "consolidation",
+    "contexts",
+    "convert",
+    "datasets",
+    "extract",
+    "layers",
+    "models",
+    "superpose",
+    "surgery",
+]
 
 
 def __getattr__(name):

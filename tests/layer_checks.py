@@ -27,6 +27,24 @@ def draw(shape, seed=0):
     return x, task
 
 
+def fill(layer, shape):
+    """Builds a layer and gives all weights but the contexts numbers of their own."""
+    layer.build(shape)
+    rng = np.random.default_rng(1)
+    for weight in layer.weights:
+        if weight is not layer.context.contexts:
+            weight.assign(rng.normal(scale=0.5, size=weight.shape))
+    return layer
+
+
+def shares(layer, k):
+    """What task k has beside the superposed kernel: a base kernel and a bias."""
+    base = 0.0 if layer.base is None else to_numpy(layer.base_kernel)
+    if layer.task_bias is not None:
+        return base, to_numpy(layer.task_bias.bias)[k]
+    return base, 0.0 if layer.bias is None else to_numpy(layer.bias)
+
+
 def functional(layer, shape, batch=None):
     """A model of the layer alone."""
     inputs = keras.Input(batch_shape=(batch, *shape[1:]), name="image")

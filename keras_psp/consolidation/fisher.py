@@ -103,7 +103,7 @@ class _Probe(keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         if self.labels == "data":  # Of one example.
-            return self.loss_function(y, y_pred)
+            return ops.sum(self.loss_function(y, y_pred))
         logits = y_pred if self._from_logits else ops.log(y_pred)
         drawn = keras.random.categorical(logits, 1, seed=self.seed_generator)
         losses = keras.losses.sparse_categorical_crossentropy(

@@ -1,6 +1,7 @@
 """The context families by name."""
 
 import keras
+import numpy as np
 
 from keras_psp.contexts.binary import Binary
 from keras_psp.contexts.complex import Complex
@@ -79,3 +80,26 @@ def get(identifier, num_tasks=None, seed=0, **kwargs):
             f"num_tasks={num_tasks}, and a context of {context.num_tasks} tasks"
         )
     return context
+
+
+def series(context, num_tasks, number, learnable=False, seed=0):
+    """Returns contexts that differ by their seeds alone, one for each layer of a model.
+
+    Args:
+        context: Name of a context family, or a `Context` that shows what each is to be.
+        num_tasks: Positive integer, the number of tasks.
+        number: Integer, how many contexts.
+        learnable: Boolean, with a family's name: whether the contexts are trained.
+        seed: Non-negative integer. Equal seeds give equal contexts.
+
+    Returns:
+        A list of `Context`s.
+    """
+    example = get(context, num_tasks=num_tasks, learnable=learnable)
+    seeds = np.random.SeedSequence(seed).generate_state(number).tolist()
+    return [
+        type(example).from_config(
+            {**example.get_config(), "seed": seed, "name": "context"}
+        )
+        for seed in seeds
+    ]

@@ -31,6 +31,11 @@ class PSPConv2D(SuperposedConv, keras.layers.Conv2D):
         context: Name of a context family, `keras_psp.contexts.Context`, or its
             serialized form. Defaults to `"binary"`.
         context_over: `"kernel"`, as in the paper, or `"channels"`.
+        base: Boolean, whether there is a kernel `W_0` beside that every task sees as
+            it is, so that task k sees `W_0 + C_k W`. It is the attribute
+            `base_kernel`, zeros at first, and is not trained.
+        bias_per_task: Boolean, whether each task has a bias of its own. An optimizer
+            with momentum goes on moving it for a while after the task's last example.
         **kwargs: `keras.layers.Conv2D` arguments.
 
     Call arguments:

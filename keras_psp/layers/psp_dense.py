@@ -3,7 +3,10 @@
 import functools
 
 import keras
+from keras import ops
 
+from keras_psp.contexts.task_index import by_task
+from keras_psp.contexts.task_index import split_task
 from keras_psp.layers.superposed import Superposed
 
 
@@ -16,7 +19,8 @@ class PSPDense(Superposed, keras.layers.Dense):
     ```
 
     so that task k sees the kernel `C_k W`. Everything else is Dense's: regularizers,
-    constraints, dtype policies, LoRA, quantization, saving.
+    constraints, dtype policies, LoRA, quantization (of a kernel without a base and
+    without biases for each task), saving.
 
     Args:
         units: Positive integer, dimensionality of the output space.
@@ -24,6 +28,11 @@ class PSPDense(Superposed, keras.layers.Dense):
             `context` knows it.
         context: Name of a context family, `keras_psp.contexts.Context`, or its
             serialized form. Defaults to `"binary"`.
+        base: Boolean, whether there is a kernel `W_0` beside that every task sees as
+            it is, so that task k sees `W_0 + C_k W`. It is the attribute
+            `base_kernel`, zeros at first, and is not trained.
+        bias_per_task: Boolean, whether each task has a bias of its own. An optimizer
+            with momentum goes on moving it for a while after the task's last example.
         **kwargs: `keras.layers.Dense` arguments.
 
     Call arguments:
@@ -53,22 +62,60 @@ class PSPDense(Superposed, keras.layers.Dense):
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3.
     """
 
-    def __init__(self, units, num_tasks=None, context="binary", **kwargs):
+    def __init__(
+        self,
+        units,
+        num_tasks=None,
+        context="binary",
+        base=False,
+        bias_per_task=False,
+        **kwargs,
+    ):
         super().__init__(units, **kwargs)
         self.set_context(context, num_tasks)
+        self.set_shares(base, bias_per_task)
 
     def build(self, input_shape):
         self.build_context(input_shape[-1])
         super().build(input_shape)
+        self.build_shares(self.units)
 
     def call(self, inputs, task, training=None):
-        dense = functools.partial(super().call, training=training)
-        return self.call_bound(dense, inputs, task)
+        index, known = split_task(task, self.num_tasks, inputs.shape)
+        outputs = self._multiply(inputs, index)
+        if self.task_bias is not None:
+            outputs = self.task_bias.add_to(outputs, index)
+        elif self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return self.mask_outputs(outputs, known)
 
     def quantized_call(self, inputs, task, training=None):
         dense = functools.partial(super().quantized_call, training=training)
         return self.call_bound(dense, inputs, task)
 
     def quantize(self, mode=None, type_check=True, config=None):
+        if self.base is not None or self.task_bias is not None:
+            raise ValueError(
+                "A PSPDense with a base kernel or a bias for each task cannot be "
+                f"quantized. Received: {self.name}"
+            )
         # Dense refuses its subclasses, which might compute something else.
         super().quantize(mode, type_check=False, config=config)
+
+    def _multiply(self, inputs, index):
+        def mixed():
+            bound = self.context.transform(inputs, index)
+            return ops.matmul(bound, self.kernel)
+
+        if self.base is None:
+            return mixed()
+
+        def one(index):  # One product with the sum of the kernels.
+            return ops.matmul(inputs, self.task_kernel(index))
+
+        def both():
+            return ops.add(mixed(), ops.matmul(inputs, self.base_kernel))
+
+        return by_task(index, one, both)

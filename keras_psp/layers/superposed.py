@@ -1,18 +1,23 @@
 """What every superposed layer is, beside the Keras layer it replaces."""
 
 import keras
+from keras import ops
 
 from keras_psp import contexts
 from keras_psp.contexts.task_index import mask_unknown_tasks
 from keras_psp.contexts.task_index import split_task
+from keras_psp.layers.base_kernel import BaseKernel
 from keras_psp.layers.takes_task import TakesTask
+from keras_psp.layers.task_bias import TaskBias
 
 
 class Superposed(TakesTask):
     """Mixin of the layers that bind their inputs to a task's context.
 
     It stands before a Keras layer among the bases. `__init__` calls `set_context()`,
-    `build()` calls `build_context()`, and `call()` does `call_bound()`.
+    and `set_shares()` if the layer can have a base kernel and biases for each task;
+    `build()` calls `build_context()` and `build_shares()`; and `call()` does
+    `call_bound()`.
     """
 
     def set_context(self, context, num_tasks):
@@ -21,6 +26,32 @@ class Superposed(TakesTask):
         # the same in every process: distribution layouts and checkpoints match on it.
         name = {"name": "context"} if isinstance(context, str) else {}
         self.context = contexts.get(context, num_tasks=num_tasks, **name)
+        self.base = self.task_bias = None
+
+    def set_shares(self, base, bias_per_task):
+        """Sets what all tasks share, and what none do.
+
+        Args:
+            base: Boolean, whether there is a fixed kernel beside the superposed one.
+            bias_per_task: Boolean, whether each task has a bias of its own.
+        """
+        if base:
+            self.base = BaseKernel(name="base", dtype=self.dtype_policy)
+        if bias_per_task and self.use_bias:
+            self.task_bias = TaskBias(
+                self.num_tasks,
+                self.bias_initializer,
+                self.bias_regularizer,
+                self.bias_constraint,
+                name="task_bias",
+                dtype=self.dtype_policy,
+            )
+            self.use_bias = False  # The Keras layer's own.
+
+    @property
+    def base_kernel(self):
+        """The kernel that all tasks share, or `None`."""
+        return None if self.base is None else self.base.kernel
 
     @property
     def num_tasks(self):
@@ -33,6 +64,8 @@ class Superposed(TakesTask):
         See `Context.add_tasks()`; it returns the layer itself.
         """
         self.context.add_tasks(n)
+        if self.task_bias is not None:
+            self.task_bias.add_tasks(n)
         return self
 
     def check_can_hold(self, num_tasks):
@@ -49,6 +82,40 @@ class Superposed(TakesTask):
                 f"The context was built for {known} inputs; a layer of another width "
                 f"needs one of its own. Received: a layer of {width}"
             )
+
+    def build_shares(self, units):
+        """Builds what `set_shares()` has set; `units`: how many numbers a bias has."""
+        if self.base is not None:
+            self.base.build(self.kernel.shape)
+        if self.task_bias is not None:
+            self.task_bias.build((units,))
+
+    def kernel_rows(self, kernel):
+        """Returns a kernel as `(M, N)`, a row for each number that a context binds."""
+        return kernel
+
+    def kernel_of_rows(self, rows):
+        """Returns the kernel whose `kernel_rows()` these are."""
+        return rows
+
+    def input_rows(self, inputs):
+        """Returns what each group of filters is multiplied with, `(n, groups, M)`."""
+        return ops.reshape(inputs, (-1, 1, inputs.shape[-1]))
+
+    def task_kernel(self, index):
+        """Returns the kernel that one task sees: `C_k W`, and the base kernel.
+
+        Args:
+            index: Integer or scalar int32 tensor, a task.
+
+        Returns:
+            Tensor like `kernel`.
+        """
+        # C W = (W^T C^T)^T
+        columns = ops.transpose(self.kernel_rows(self.kernel))
+        bound = ops.transpose(self.context.unbind(columns, index))
+        kernel = self.kernel_of_rows(bound)
+        return kernel if self.base is None else ops.add(kernel, self.base_kernel)
 
     def call_bound(self, layer_call, inputs, task):
         """Calls `layer_call` on the bound inputs, as it were the layer's own."""
@@ -72,11 +139,16 @@ class Superposed(TakesTask):
         context = keras.saving.serialize_keras_object(self.context)
         # `build()` builds it, and so gives its weights the same path as in a new layer.
         context.pop("build_config", None)
-        return {
+        config = {
             **super().get_config(),
             "num_tasks": self.num_tasks,
             "context": context,
         }
+        if self.base is not None:
+            config["base"] = True
+        if self.task_bias is not None:
+            config |= {"use_bias": True, "bias_per_task": True}
+        return config
 
     def _flatten_layers(self, include_self=True, recursive=True):
         # `Model.quantize()` passes over layers that contain others, without a word.

@@ -28,6 +28,8 @@ class SuperposedConv(Superposed):
         num_tasks=None,
         context="binary",
         context_over="kernel",
+        base=False,
+        bias_per_task=False,
         **kwargs,
     ):
         super().__init__(filters, kernel_size, **kwargs)
@@ -38,6 +40,12 @@ class SuperposedConv(Superposed):
             )
         self.context_over = context_over
         self.set_context(context, num_tasks)
+        if base and context_over == "channels" and self.groups > 1:
+            raise ValueError(
+                "Groups of filters have no kernel that is bound over channels, to add "
+                f"a base to. Received: groups={self.groups}, base=True"
+            )
+        self.set_shares(base, bias_per_task)
 
     def build(self, input_shape):
         channels = input_shape[self._channel_axis]
@@ -50,16 +58,13 @@ class SuperposedConv(Superposed):
         if self.context_over == "kernel":
             channels = math.prod(self.kernel_size) * channels // self.groups
         self.build_context(channels)
+        self.build_shares(self.filters)
 
     def call(self, inputs, task):
         return self.call_bound(super().call, inputs, task)
 
     def bind_inputs(self, inputs, index, known):
-        if self._binds_kernel:
-            return inputs, index, known  # What `convolution_op()` is given.
-        bound = ops.moveaxis(inputs, self._channel_axis, -1)
-        bound = super().bind_inputs(bound, index, known)
-        return ops.moveaxis(bound, -1, self._channel_axis)
+        return inputs, index, known  # What `convolution_op()` is given.
 
     def mask_outputs(self, outputs, known):
         if self._binds_kernel and self.activation is keras.activations.linear:
@@ -67,31 +72,70 @@ class SuperposedConv(Superposed):
         return super().mask_outputs(outputs, known)
 
     def convolution_op(self, inputs, kernel):
-        if not self._binds_kernel:
-            return super().convolution_op(inputs, kernel)
         inputs, index, known = inputs
-        # Rows are what a context binds: one for each number that a filter looks at.
-        flat = ops.reshape(kernel, (-1, self.filters))
+        if self._binds_kernel:
+            outputs = self._by_task(inputs, index, known)
+        else:
+            outputs = super().convolution_op(self._bind_channels(inputs, index), kernel)
+        if self.task_bias is None:
+            return outputs
+        return self.task_bias.add_to(outputs, index, self._channel_axis)
+
+    def kernel_rows(self, kernel):
+        if self.context_over == "kernel":
+            return ops.reshape(kernel, (-1, self.filters))
+        kernel = ops.moveaxis(kernel, -2, 0)
+        return ops.reshape(kernel, (kernel.shape[0], -1))
+
+    def kernel_of_rows(self, rows):
+        shape = self.kernel.shape
+        if self.context_over == "kernel":
+            return ops.reshape(rows, shape)
+        return ops.moveaxis(
+            ops.reshape(rows, (shape[-2], *shape[:-2], shape[-1])), 0, -2
+        )
+
+    def input_rows(self, inputs):
+        patches = self._patches(inputs)
+        return ops.reshape(patches, (-1, *patches.shape[-2:]))
+
+    def _by_task(self, inputs, index, known):
+        """Convolves with the task's kernel if there is one task, and no more."""
 
         def one(index, known=None):
-            # C W = (W^T C^T)^T
-            bound = ops.transpose(self.context.unbind(ops.transpose(flat), index))
             # The kernel has far fewer numbers to mask than the outputs.
-            bound = mask_unknown_tasks(ops.reshape(bound, kernel.shape), known)
-            return convolve(
-                inputs,
-                bound,
-                self.strides,
-                self.padding,
-                self.data_format,
-                self.dilation_rate,
+            return self._convolve(
+                inputs, mask_unknown_tasks(self.task_kernel(index), known)
             )
 
         def mixed():
-            patches = self.context.transform(self._patches(inputs), index)
-            return mask_unknown_tasks(self._multiply(patches, flat), known)
+            if self.context_over == "kernel":
+                patches = self.context.transform(self._patches(inputs), index)
+                outputs = self._multiply(patches, self.kernel_rows(self.kernel))
+            else:
+                bound = self._bind_channels(inputs, index)
+                outputs = self._convolve(bound, self.kernel)
+            if self.base is not None:
+                base = self._convolve(inputs, self.base_kernel)
+                outputs = ops.add(outputs, base)
+            return mask_unknown_tasks(outputs, known)
 
         return by_task(index, one, mixed, *([] if known is None else [known]))
+
+    def _bind_channels(self, inputs, index):
+        bound = ops.moveaxis(inputs, self._channel_axis, -1)
+        bound = self.context.transform(bound, index)
+        return ops.moveaxis(bound, -1, self._channel_axis)
+
+    def _convolve(self, inputs, kernel):
+        return convolve(
+            inputs,
+            ops.convert_to_tensor(kernel),
+            self.strides,
+            self.padding,
+            self.data_format,
+            self.dilation_rate,
+        )
 
     def get_config(self):
         return {**super().get_config(), "context_over": self.context_over}
@@ -102,6 +146,8 @@ class SuperposedConv(Superposed):
 
     @property
     def _binds_kernel(self):
+        if self.base is not None:
+            return True  # One convolution, with the sum of the kernels.
         # To bind the inputs with no context costs nothing.
         return self.context_over == "kernel" and not isinstance(self.context, Identity)
 

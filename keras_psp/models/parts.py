@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_psp import contexts
+from keras_psp.contexts.families import series
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers import PSPDense
 from keras_psp.layers import TaskDense
@@ -25,17 +25,14 @@ class Parts:
 
     def __init__(self, context, num_tasks, num_contexts, learnable, seed):
         self.num_tasks = num_tasks
+        self._contexts = []
         if context is not None:
-            context = contexts.get(context, num_tasks=num_tasks, learnable=learnable)
-        self._example = context
-        self._seeds = np.random.SeedSequence(seed).generate_state(num_contexts).tolist()
+            self._contexts = series(context, num_tasks, num_contexts, learnable, seed)
         self._rng = np.random.default_rng(seed)
 
     def context(self):
         """Returns a context of its own for one more layer."""
-        config = self._example.get_config()
-        config |= {"seed": self._seeds.pop(), "name": "context"}
-        return type(self._example).from_config(config)
+        return self._contexts.pop()
 
     def dense(self, x, task, units, name, kind="superposed", use_bias=False):
         """Adds a dense layer with kernels from N(0, 2 / (in + out)).

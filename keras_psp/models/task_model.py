@@ -77,11 +77,9 @@ class TaskModel(keras.Model):
                 "A model that takes soft contexts has an input of `num_tasks` weights "
                 f"and cannot grow. Received: n={n}"
             )
-        layers = self._task_layers()
-        for layer in layers:
-            layer.check_can_hold(total)
+        self.check_can_hold(total)
         trained = [id(v) for v in self.trainable_variables]
-        for layer in layers:
+        for layer in self._task_layers():
             if layer.num_tasks < total:  # Layers may share a context.
                 layer.add_tasks(total - layer.num_tasks)
         # What was compiled has the old weights, and number of tasks, in it.
@@ -89,6 +87,11 @@ class TaskModel(keras.Model):
         if self.compiled and trained != [id(v) for v in self.trainable_variables]:
             self.compile_from_config(self.get_compile_config())
         return self
+
+    def check_can_hold(self, num_tasks):
+        """Raises a `ValueError` if a layer's context cannot hold `num_tasks`."""
+        for layer in self._task_layers():
+            layer.check_can_hold(num_tasks)
 
     def call(self, inputs, training=None, mask=None):
         self._check(inputs, check_task_type)

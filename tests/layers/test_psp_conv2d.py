@@ -9,7 +9,9 @@ from conftest import BACKEND
 from keras import ops
 from layer_checks import NUM_TASKS
 from layer_checks import draw
+from layer_checks import fill
 from layer_checks import functional
+from layer_checks import shares
 from layer_checks import to_numpy
 
 from keras_psp import contexts
@@ -67,7 +69,7 @@ def convolve(layer, x, kernel):
 
 
 def reference(layer, x, k):
-    kernel = to_numpy(layer.kernel).astype("float64")
+    original, kernel = x, to_numpy(layer.kernel).astype("float64")
     matrix = context_reference.matrix(layer.context, k)
     if layer.context_over == "kernel":
         kernel = (matrix @ kernel.reshape(-1, layer.filters)).reshape(kernel.shape)
@@ -75,11 +77,12 @@ def reference(layer, x, k):
         x = np.moveaxis(np.moveaxis(x, 1, -1) @ matrix, -1, 1)
     else:
         x = x @ matrix
+    base, bias = shares(layer, k)
     y = convolve(layer, x, kernel)
-    if layer.use_bias:
-        shape = (-1, 1, 1) if layer.data_format == "channels_first" else (-1,)
-        y = y + to_numpy(layer.bias).reshape(shape)
-    return np.tanh(y)
+    if layer.base is not None:
+        y = y + convolve(layer, original, base)
+    shape = (-1, 1, 1) if layer.data_format == "channels_first" else (-1,)
+    return np.tanh(y + np.reshape(bias, shape))
 
 
 def make_binary(filters=3, kernel_size=3, **kwargs):
@@ -114,9 +117,27 @@ def make_learnable(**kwargs):
     )
 
 
+def make_base(**kwargs):
+    layer = make_strided(base=True, bias_per_task=True, **kwargs)
+    return fill(layer, SHAPE)
+
+
+def make_base_over_channels(**kwargs):
+    layer = make_binary(context_over="channels", base=True, **kwargs)
+    return fill(layer, SHAPE)
+
+
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(
-    "make", [make_strided, make_channels, make_without_bias, make_learnable]
+    "make",
+    [
+        make_strided,
+        make_channels,
+        make_without_bias,
+        make_learnable,
+        make_base,
+        make_base_over_channels,
+    ],
 )
 def test_layer(make, check):
     check(make, reference, SHAPE)

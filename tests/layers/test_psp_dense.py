@@ -6,7 +6,9 @@ from conftest import BACKEND
 from keras import ops
 from layer_checks import NUM_TASKS
 from layer_checks import draw
+from layer_checks import fill
 from layer_checks import functional
+from layer_checks import shares
 from layer_checks import to_numpy
 
 from keras_psp import contexts
@@ -16,8 +18,9 @@ SHAPES = ((10, 6), (10, 3, 6), (10, 2, 3, 6))
 
 
 def reference(layer, x, k):
-    y = x @ to_numpy(layer.context.bind_kernel(layer.kernel, k)) + to_numpy(layer.bias)
-    return np.tanh(y)
+    base, bias = shares(layer, k)
+    kernel = to_numpy(layer.context.bind_kernel(layer.kernel, k))
+    return np.tanh(x @ (base + kernel) + bias)
 
 
 def make_binary(**kwargs):
@@ -33,8 +36,18 @@ def make_learnable(**kwargs):
     return make_binary(context=contexts.Binary(NUM_TASKS, learnable=True), **kwargs)
 
 
+def make_base(**kwargs):
+    options = {"context": "rotation", "base": True, "bias_per_task": True}
+    return fill(make_binary(**options, **kwargs), SHAPES[1])
+
+
+def make_task_bias(**kwargs):
+    return make_binary(bias_per_task=True, **kwargs)
+
+
 CASES = [(make_binary, shape) for shape in SHAPES]
 CASES += [(make_identity, SHAPES[1]), (make_learnable, SHAPES[1])]
+CASES += [(make_base, SHAPES[1]), (make_task_bias, SHAPES[0])]
 
 
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
@@ -50,6 +63,48 @@ def test_identity_is_dense():
     dense(x)
     dense.set_weights(layer.get_weights())
     np.testing.assert_array_equal(to_numpy(layer(x, task)), to_numpy(dense(x)))
+
+
+def test_tasks_are_added_with_biases_of_their_own():
+    layer = make_base()
+    x, task = draw(SHAPES[1])
+    before = to_numpy(layer(x, task))
+    layer.add_tasks(2)
+    np.testing.assert_array_equal(to_numpy(layer(x, task)), before)
+    assert layer.task_bias.bias.shape == (NUM_TASKS + 2, 4)
+    assert layer(x, NUM_TASKS + 1).shape == before.shape
+
+
+def test_base_and_biases_are_in_the_file(tmp_path):
+    x, task = draw(SHAPES[1])
+    model = functional(make_base(), SHAPES[1])
+    expected = model.predict({"image": x, "task": task}, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    y = loaded.predict({"image": x, "task": task}, verbose=0)
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_base_is_not_trained():
+    layer = make_base()
+    names = [v.path.split("/")[-1] for v in layer.trainable_weights]
+    assert sorted(names) == ["bias", "kernel"]
+    assert [v.path for v in layer.non_trainable_weights if "base" in v.path]
+
+
+def test_soft_contexts_mix_biases():
+    layer = fill(make_binary(base=True, bias_per_task=True, activation=None), (2, 6))
+    x, _ = draw((2, 6))
+    weights = np.array([[0.25, 0.75, 0, 0, 0], [0, 0, 0, 0.5, 0.5]], "float32")
+    parts = [to_numpy(layer(x, k)) for k in range(NUM_TASKS)]
+    expected = np.einsum("bk,kbn->bn", weights, parts)
+    np.testing.assert_allclose(to_numpy(layer(x, weights)), expected, atol=1e-5)
+
+
+def test_a_base_is_not_quantized():
+    layer = make_base()
+    with pytest.raises(ValueError, match="cannot be quantized"):
+        layer.quantize("int8")
 
 
 def test_it_is_a_dense_with_its_arguments_and_no_others():

@@ -1,0 +1,123 @@
+"""A plain Keras model -> the same model, for many tasks."""
+
+import re
+import warnings
+
+import numpy as np
+
+from keras_psp.contexts.families import series
+from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp.layers.superposed import Superposed
+from keras_psp.layers.task_rows import TaskRows
+from keras_psp.models.task_model import TaskModel
+from keras_psp.surgery.counterparts import can_convert
+from keras_psp.surgery.counterparts import is_altered
+from keras_psp.surgery.counterparts import set_task_weights
+from keras_psp.surgery.graph import all_layers
+from keras_psp.surgery.graph import as_functional
+from keras_psp.surgery.twin import build_twin
+
+
+def convert(model, num_tasks, context="binary", layers=None) -> TaskModel:
+    """Makes a Keras model one of many tasks, each of which begins as the model is.
+
+    A layer with a counterpart here (`Dense`, `Conv2D`, `BatchNormalization`) is
+    replaced by it, under its name and with its arguments: its kernel becomes a base
+    kernel that all tasks share and none trains, beside a superposed kernel of zeros,
+
+    ```
+    W_k = W_0 + C_k W,  W = 0
+    ```
+
+    and biases, scales and statistics are each task's own. That all tasks compute what
+    the model did can be had in no other way: a kernel unbound for one task is noise to
+    the others. It takes twice the memory of the kernels, whatever the number of tasks.
+
+    Args:
+        model: Functional or sequential Keras model, built; models inside it are
+            converted too. It stays as it is.
+        num_tasks: Positive integer, the number of tasks.
+        context: Name of a context family, or a `keras_psp.contexts.Context` that shows
+            what each layer's own is to be, but for its seed. Defaults to `"binary"`.
+        layers: Which layers to convert: a list of names, a regular expression that
+            whole names match, or a function of a layer that returns a boolean.
+            Defaults to all. Of those that have no counterpart and hold weights, which
+            all tasks then share, a warning tells.
+
+    Returns:
+        A `keras_psp.models.TaskModel`, not compiled. Inputs: a dictionary of the
+        model's, by name, and `"task"`, int32 `(batch,)`. Outputs: the model's.
+
+    Raises:
+        TypeError: `model` is not a Keras model, or `num_tasks` not an integer.
+        ValueError: The model is not built, neither functional nor sequential, or takes
+            a task already; `layers` names one that is not there or has no counterpart,
+            or matches none that has; a layer is quantized or has a LoRA; the context
+            family cannot hold so many tasks.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(2)])
+    >>> tasks = keras_psp.convert(model, num_tasks=3)
+    >>> x = keras.ops.ones((2, 4))
+    >>> y = tasks({"x": x, "task": keras.ops.array([0, 2])})
+    >>> bool(keras.ops.all(keras.ops.isclose(y, model(x))))
+    True
+
+    Reference:
+        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3, of what is
+        added to a kernel.
+    """
+    num_tasks = check_num_tasks(num_tasks)
+    chosen = _choose(as_functional(model), layers)
+    contexts = series(context, num_tasks, len(chosen))
+    converted, pairs = build_twin(model, chosen, contexts, base=True)
+    for layer, twin in pairs:
+        if isinstance(twin, Superposed):
+            twin.base_kernel.assign(layer.get_weights()[0])
+            twin.kernel.assign(np.zeros(twin.kernel.shape))
+        if isinstance(twin, (Superposed, TaskRows)):
+            for task in range(num_tasks):
+                set_task_weights(twin, task, layer)
+        elif getattr(layer, "weights", None):
+            twin.set_weights(layer.get_weights())
+    return converted
+
+
+def _choose(model, wanted):
+    """Returns the layers to convert, and warns of those that cannot be."""
+    layers = all_layers(model)
+    named = isinstance(wanted, (list, tuple))
+    if named:
+        unknown = set(wanted) - {layer.name for layer in layers}
+        if unknown:
+            raise ValueError(
+                f"There is no layer {sorted(unknown)[0]!r} in {model.name!r}. "
+                f"Received: layers={wanted!r}"
+            )
+        layers = [layer for layer in layers if layer.name in wanted]
+    elif isinstance(wanted, str):
+        layers = [layer for layer in layers if re.fullmatch(wanted, layer.name)]
+    elif wanted is not None:
+        layers = [layer for layer in layers if wanted(layer)]
+    for layer in layers:
+        if is_altered(layer):
+            raise ValueError(
+                "A layer that is quantized or has a LoRA cannot be converted. "
+                f"Received: {layer.name!r}"
+            )
+    chosen = [layer for layer in layers if can_convert(layer)]
+    left = [layer for layer in layers if layer.weights and not can_convert(layer)]
+    message = "These layers have no superposed counterpart: " + ", ".join(
+        f"{layer.name!r} ({type(layer).__name__})" for layer in left
+    )
+    if left and (named or not chosen):
+        raise ValueError(message)
+    if not chosen:
+        raise ValueError(
+            f"No layer of {model.name!r} can be converted. Received: layers={wanted!r}"
+        )
+    if left:
+        warnings.warn(f"{message}. All tasks share their weights.", stacklevel=3)
+    return chosen

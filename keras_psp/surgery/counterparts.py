@@ -1,0 +1,131 @@
+"""Which layer of this package stands for which of Keras', and the way back."""
+
+import keras
+from keras import ops
+
+from keras_psp.layers import PSPComplexDense
+from keras_psp.layers import PSPConv2D
+from keras_psp.layers import PSPDense
+from keras_psp.layers import TaskBatchNormalization
+from keras_psp.layers import TaskDense
+from keras_psp.layers.superposed import Superposed
+
+# The arguments that Keras' layers do not have.
+OURS = (
+    "num_tasks",
+    "context",
+    "context_over",
+    "base",
+    "bias_per_task",
+    "affine_per_task",
+)
+SUPERPOSED = {keras.layers.Dense: PSPDense, keras.layers.Conv2D: PSPConv2D}
+PLAIN = {
+    PSPDense: keras.layers.Dense,
+    PSPComplexDense: keras.layers.Dense,
+    PSPConv2D: keras.layers.Conv2D,
+    TaskDense: keras.layers.Dense,
+    TaskBatchNormalization: keras.layers.BatchNormalization,
+}
+
+
+def can_convert(layer):
+    """Whether a Keras layer has a counterpart here; subclasses have none."""
+    if type(layer) is keras.layers.BatchNormalization:
+        return not (layer.renorm or layer.synchronized)
+    return type(layer) in SUPERPOSED
+
+
+def is_altered(layer):
+    """Whether a layer's kernel is quantized, or the sum of a kernel and a LoRA."""
+    quantized = getattr(layer, "quantization_mode", None) is not None
+    return quantized or getattr(layer, "lora_enabled", False)
+
+
+def make_superposed(layer, num_tasks, new_context, base):
+    """Returns the counterpart of a Keras layer, not built.
+
+    Args:
+        layer: Keras layer, of which `can_convert()`.
+        num_tasks: Positive integer.
+        new_context: Function that returns a context of its own for one more layer.
+        base: Boolean, whether it is to have a base kernel.
+    """
+    config = layer.get_config()
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return TaskBatchNormalization.from_config(
+            {**config, "num_tasks": num_tasks, "affine_per_task": True}
+        )
+    return SUPERPOSED[type(layer)].from_config(
+        {
+            **config,
+            "num_tasks": num_tasks,
+            "context": new_context(),
+            "base": base,
+            "bias_per_task": True,
+        }
+    )
+
+
+def make_plain(layer, task):
+    """Returns the Keras layer that a layer of this package is for one task, built.
+
+    Args:
+        layer: A layer that takes a task, built.
+        task: Integer in `[0, num_tasks)`.
+
+    Raises:
+        ValueError: The layer has no counterpart, is quantized or has a LoRA.
+    """
+    plain = PLAIN.get(type(layer))
+    if plain is None or is_altered(layer):
+        raise ValueError(
+            "One task's layer can be had of "
+            f"{', '.join(kind.__name__ for kind in PLAIN)}, without quantization or "
+            f"LoRA. Received: {layer.name!r}, a {type(layer).__name__}"
+        )
+    config = {k: v for k, v in layer.get_config().items() if k not in OURS}
+    if isinstance(layer, PSPComplexDense):
+        config["units"] *= 2
+    plain = plain.from_config(config)
+    plain.build_from_config(layer.get_build_config())
+    kernel = [layer.task_kernel(task)] if isinstance(layer, Superposed) else []
+    rows = [weight[task] if own else weight for weight, own in _rows_of(layer)]
+    plain.set_weights([ops.convert_to_numpy(weight) for weight in (*kernel, *rows)])
+    return plain
+
+
+def set_task_weights(layer, task, plain):
+    """Gives one task the weights of a plain layer, but for a superposed kernel.
+
+    Args:
+        layer: What `make_superposed()` returned, built.
+        task: Integer in `[0, num_tasks)`.
+        plain: The Keras layer.
+    """
+    values = plain.get_weights()[1 if isinstance(layer, Superposed) else 0 :]
+    for (weight, _), value in zip(_rows_of(layer), values, strict=True):
+        rows = ops.convert_to_numpy(weight).copy()
+        rows[task] = value
+        weight.assign(rows)
+
+
+def _rows_of(layer):
+    """A layer's weights beside a superposed kernel, in the order of Keras' layer.
+
+    Returns a list of `(weight, own)`: whether it has a row for each task.
+    """
+    if isinstance(layer, Superposed):
+        if layer.task_bias is not None:
+            return [(layer.task_bias.bias, True)]
+        return [] if layer.bias is None else [(layer.bias, False)]
+    if isinstance(layer, TaskDense):
+        weights = [(layer.kernel, True), (layer.bias, True)]
+    else:
+        weights = [
+            (layer.gamma if layer.scale else None, layer.affine_per_task),
+            (layer.beta if layer.center else None, layer.affine_per_task),
+            (layer.moving_mean, True),
+            (layer.moving_variance, True),
+        ]
+    return [(weight, own) for weight, own in weights if weight is not None]

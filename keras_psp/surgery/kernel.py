@@ -1,0 +1,106 @@
+"""One layer's kernels, of many models, in one."""
+
+import keras
+import numpy as np
+from keras import ops
+
+BATCH_SIZE = 256
+
+
+class Kernel:
+    """The kernels of one layer in K models, and the superposed layer to hold them.
+
+    Args:
+        twin: The superposed layer.
+        layers: List of the K Keras layers.
+        base: The layer of the model that they were trained from; or `None`.
+    """
+
+    def __init__(self, twin, layers, base):
+        self.twin = twin
+        self.layers = layers
+        self.rows = [self._rows_of(layer) for layer in layers]
+        self.base = 0.0 * self.rows[0]
+        if base is not None:
+            twin.base_kernel.assign(base.get_weights()[0])
+            self.base = self._rows_of(base)
+
+    def add_up(self):
+        """Sets the kernel to `sum_k C_k^T D_k`, `D_k` what is not the base's."""
+        self._set(
+            sum(self._unbind(rows - self.base, k) for k, rows in enumerate(self.rows))
+        )
+
+    def fit(self, one, models, inputs, ridge):
+        """Sets the kernel that answers most as the tasks' own do; see `superpose()`.
+
+        Args:
+            one: The superposed model, of which the layers before this one are done.
+            models: List of the K models.
+            inputs: List of a dictionary of arrays for each.
+            ridge: Non-negative float.
+        """
+        here = keras.Model(one.input, _input_of(self.twin))
+        # Groups of filters see groups of channels: all that follows is done for each.
+        groups = getattr(self.twin, "groups", 1)
+        left = right = 0.0
+        for k, (layer, x) in enumerate(zip(self.layers, inputs, strict=True)):
+            there = keras.Model(models[k].input, _input_of(layer))
+            gram, cross = self._products(here, there, x, k)
+            size = gram.shape[-1]
+            share = ridge * np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
+            own, base = (
+                np.moveaxis(np.reshape(rows, (size, groups, -1)), 1, 0)
+                for rows in (self.rows[k], self.base)
+            )
+            wanted = cross @ own - gram @ base + share * (own - base)
+            right = right + np.stack([self._unbind(each, k) for each in wanted])
+            gram = gram + share * np.eye(size)
+            # C^T G C = (C^T (C^T G)^T)^T
+            bound = [self._unbind(self._unbind(each, k).T, k).T for each in gram]
+            left = left + np.stack(bound)
+        solved = np.linalg.solve(left, right)
+        self._set(np.reshape(np.moveaxis(solved, 0, 1), self.rows[0].shape))
+
+    def _products(self, here, there, x, task):
+        """The mean products of the layer's inputs here with themselves, and there's."""
+        number = len(next(iter(x.values())))
+        gram = cross = count = 0
+        for start in range(0, number, BATCH_SIZE):
+            batch = {
+                name: array[start : start + BATCH_SIZE] for name, array in x.items()
+            }
+            index = np.full(len(next(iter(batch.values()))), task, "int32")
+            ours, theirs = (
+                self._input_rows(model, given)
+                for model, given in ((here, {**batch, "task": index}), (there, batch))
+            )
+            gram = gram + np.einsum("ngi,ngj->gij", ours, ours, optimize=True)
+            cross = cross + np.einsum("ngi,ngj->gij", ours, theirs, optimize=True)
+            count += len(ours)
+        return gram / count, cross / count
+
+    def _input_rows(self, model, inputs):
+        x = ops.convert_to_tensor(model.predict_on_batch(inputs))
+        return ops.convert_to_numpy(self.twin.input_rows(x))
+
+    def _rows_of(self, layer):
+        return ops.convert_to_numpy(self.twin.kernel_rows(layer.kernel)).astype(
+            "float64"
+        )
+
+    def _unbind(self, rows, task):
+        rows = ops.convert_to_tensor(rows, "float32")
+        return ops.convert_to_numpy(self.twin.context.unbind_kernel(rows, task)).astype(
+            "float64"
+        )
+
+    def _set(self, rows):
+        rows = ops.convert_to_tensor(rows, self.twin.kernel.dtype)
+        self.twin.kernel.assign(self.twin.kernel_of_rows(rows))
+
+
+def _input_of(layer):
+    """A layer's symbolic input, without its task."""
+    given = layer.input
+    return given[0] if isinstance(given, (list, tuple)) else given
