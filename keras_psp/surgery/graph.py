@@ -13,7 +13,8 @@ def as_functional(model):
 
     Raises:
         TypeError: It is not a Keras model.
-        ValueError: It has not been built, or is neither functional nor sequential.
+        ValueError: It has not been built, is neither functional nor sequential, or
+            takes a task already.
     """
     if not isinstance(model, keras.Model):
         raise TypeError(
@@ -30,7 +31,13 @@ def as_functional(model):
             "The model must be functional or sequential: of another, Keras knows no "
             f"graph of layers. Received: {model.name!r}, a {type(model).__name__}"
         )
-    return keras.Model(named_inputs(model), output_of(model), name=model.name)
+    inputs = named_inputs(model)
+    if "task" in inputs:
+        raise ValueError(
+            "The model must not have an input named 'task' already. "
+            f"Received: {model.name!r}"
+        )
+    return keras.Model(inputs, output_of(model), name=model.name)
 
 
 def is_graph(layer):

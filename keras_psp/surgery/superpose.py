@@ -96,16 +96,21 @@ def superpose(models, context="binary", base=None, data=None, ridge=1e-3) -> Tas
     chosen = [layer for layer in all_layers(plain[0]) if can_convert(layer)]
     contexts = series(context, len(models), len(chosen), seed=seed)
     one, pairs = build_twin(plain[0], chosen, contexts, base=base is not None)
-    layers = [all_layers(model) for model in plain]
-    places = {id(layer): i for i, layer in enumerate(layers[0])}
+    alike = dict(
+        zip(
+            map(id, all_layers(plain[0])),
+            zip(*map(all_layers, plain), strict=True),
+            strict=True,
+        )
+    )
     kernels = []
     for layer, twin in pairs:
-        alike = [layers[k][places[id(layer)]] for k in range(len(plain))]
-        *alike, of_base = (*alike, None) if base is None else alike
-        if isinstance(twin, Superposed):
-            kernels.append(Kernel(twin, alike, of_base))
         if isinstance(twin, (Superposed, TaskRows)):
-            for task, each in enumerate(alike):
+            layers = alike[id(layer)][: len(models)]
+            if isinstance(twin, Superposed):
+                of_base = None if base is None else alike[id(layer)][-1]
+                kernels.append(Kernel(twin, layers, of_base))
+            for task, each in enumerate(layers):
                 set_task_weights(twin, task, each)
         elif getattr(layer, "weights", None):
             twin.set_weights(layer.get_weights())

@@ -25,9 +25,6 @@ def build_twin(model, chosen, contexts, base):
     Returns:
         `(twin, pairs)`: a `TaskModel` without the model's weights, and every layer of
         the model with the one that stands for it.
-
-    Raises:
-        ValueError: The model takes a task already.
     """
     pairs = []
     return _build(model, {id(layer) for layer in chosen}, contexts, base, pairs), pairs
@@ -35,11 +32,6 @@ def build_twin(model, chosen, contexts, base):
 
 def _build(model, chosen, contexts, base, pairs):
     model = as_functional(model)
-    if "task" in model.input:
-        raise ValueError(
-            "The model must not have an input named 'task' already. "
-            f"Received: {model.name!r}"
-        )
     task = keras.Input((), dtype="int32", name="task")
     inputs = {**new_inputs(model), "task": task}
 

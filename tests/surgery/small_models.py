@@ -1,0 +1,72 @@
+"""Small Keras models of every shape that surgery meets."""
+
+import keras
+import numpy as np
+from keras import layers
+
+CLASSES = 3
+
+
+def draw_weights(model, seed=0):
+    """Gives a model weights of which none is like another."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        if weight.dtype == "float32":
+            low = 0.5 if "var" in weight.name else -0.4
+            weight.assign(rng.uniform(low, low + 0.8, size=weight.shape))
+    return model
+
+
+def draw_inputs(model, number=6, seed=0):
+    """Returns a dictionary of arrays, by the names of the inputs."""
+    rng = np.random.default_rng(seed)
+    return {
+        tensor.name: rng.normal(size=(number, *tensor.shape[1:])).astype("float32")
+        for tensor in model.inputs
+    }
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input((5,), name="x"),
+            layers.Dense(7, activation="tanh", name="first"),
+            layers.Dropout(0.5, name="drop"),
+            layers.Dense(CLASSES, use_bias=False, name="last"),
+        ],
+        name="sequential_net",
+    )
+
+
+def convolutional():
+    image = keras.Input((6, 6, 2), name="image")
+    x = layers.Conv2D(4, 3, padding="same", strides=2, name="conv")(image)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    x = layers.Conv2D(4, 3, groups=2, use_bias=False, name="groups")(x)
+    x = layers.BatchNormalization(scale=False, name="norm_2")(x)
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(image, layers.Dense(CLASSES, name="head")(x), name="conv_net")
+
+
+def shared():
+    """A layer called twice, operations that are no layers, and two inputs."""
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    both = layers.Dense(4, activation="tanh", name="both")
+    x = both(both(a)) + keras.ops.multiply(both(b), 2.0)
+    head = layers.Dense(CLASSES, name="head")(x)
+    return keras.Model({"a": a, "b": b}, head, name="shared_net")
+
+
+def nested():
+    inner = keras.Sequential(
+        [keras.Input((6,), name="i"), layers.Dense(6, name="inner_dense")], name="inner"
+    )
+    x = keras.Input((4,), name="x")
+    y = inner(inner(layers.Dense(6, name="outer_dense")(x)))
+    plain = keras.Sequential([keras.Input((6,)), layers.ReLU()], name="no_weights")
+    y = plain(y)
+    return keras.Model(x, layers.Dense(CLASSES, name="head")(y), name="nested_net")
+
+
+MODELS = (sequential, convolutional, shared, nested)

@@ -1,0 +1,160 @@
+import keras
+import numpy as np
+import pytest
+import small_models
+from small_models import draw_inputs
+from small_models import draw_weights
+
+import keras_psp
+from keras_psp.layers import PSPConv2D
+from keras_psp.layers import PSPDense
+from keras_psp.layers import TaskBatchNormalization
+
+NUM_TASKS = 3
+
+
+@pytest.mark.parametrize("make", small_models.MODELS)
+def test_every_task_begins_as_the_model(make, tmp_path):
+    model = draw_weights(make())
+    before = [np.array(weight) for weight in model.get_weights()]
+    inputs = draw_inputs(model)
+    given = inputs if len(inputs) > 1 else next(iter(inputs.values()))
+    expected = model.predict(given, verbose=0)
+    converted = keras_psp.convert(model, NUM_TASKS)
+    assert isinstance(converted, keras_psp.models.TaskModel)
+    assert converted.num_tasks == NUM_TASKS
+    assert converted.name == model.name
+    mixed = np.arange(6, dtype="int32") % NUM_TASKS
+    for task in (mixed, mixed * 0 + 2):
+        y = converted.predict({**inputs, "task": task}, verbose=0)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+    # It learns tasks apart, and the original stays.
+    converted.compile(keras.optimizers.SGD(0.1), "mse")
+    data = {**inputs, "task": mixed * 0}
+    converted.fit(data, np.ones_like(expected), verbose=0)
+    y = converted.predict({**inputs, "task": mixed}, verbose=0)
+    assert np.abs(y - expected)[mixed == 0].max() > 1e-3
+    for weight, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+    # And what it has learned goes through a file, and into plain models.
+    converted.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    again = loaded.predict({**inputs, "task": mixed}, verbose=0)
+    np.testing.assert_allclose(again, y, rtol=1e-6, atol=1e-6)
+    for task in range(NUM_TASKS):
+        plain = keras_psp.extract(loaded, task)
+        alone = plain.predict(given, verbose=0)[mixed == task]
+        np.testing.assert_allclose(alone, y[mixed == task], rtol=1e-5, atol=1e-5)
+    loaded.add_tasks(1)
+    grown = loaded.predict({**inputs, "task": mixed}, verbose=0)
+    np.testing.assert_array_equal(grown, again)
+
+
+def test_layers_keep_their_names_and_arguments():
+    model = small_models.convolutional()
+    converted = keras_psp.convert(model, NUM_TASKS, context="rotation")
+    names = [layer.name for layer in converted.layers]
+    assert sorted(names) == sorted([*(layer.name for layer in model.layers), "task"])
+    conv = converted.get_layer("conv")
+    assert isinstance(conv, PSPConv2D) and conv.strides == (2, 2)
+    assert conv.context_over == "kernel"
+    assert type(conv.context).__name__ == "Rotation"
+    assert isinstance(converted.get_layer("head"), PSPDense)
+    norm = converted.get_layer("norm_2")
+    assert isinstance(norm, TaskBatchNormalization) and not norm.scale
+    assert norm.beta.shape == (NUM_TASKS, 4)
+    first, second = (
+        keras.ops.convert_to_numpy(converted.get_layer(name).context.contexts)
+        for name in ("conv", "groups")
+    )
+    assert first.shape == second.shape and np.abs(first - second).max() > 0.1
+
+
+def test_a_shared_layer_is_shared():
+    converted = keras_psp.convert(draw_weights(small_models.shared()), NUM_TASKS)
+    both = [layer for layer in converted.layers if layer.name == "both"]
+    assert len(both) == 1
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [["head"], "he.*", lambda layer: layer.name == "head"],
+    ids=["names", "expression", "predicate"],
+)
+def test_only_the_layers_asked_for(layers):
+    model = draw_weights(small_models.convolutional())
+    converted = keras_psp.convert(model, NUM_TASKS, layers=layers)
+    kinds = {layer.name: type(layer) for layer in converted.layers}
+    assert kinds["head"] is PSPDense
+    assert kinds["conv"] is keras.layers.Conv2D
+    assert kinds["norm"] is keras.layers.BatchNormalization
+    x = draw_inputs(model)["image"]
+    y = converted.predict({"image": x, "task": np.zeros(6, "int32")}, verbose=0)
+    np.testing.assert_allclose(y, model.predict(x, verbose=0), rtol=1e-5, atol=1e-5)
+
+
+def test_layers_inside_a_model_are_found_by_name():
+    model = draw_weights(small_models.nested())
+    converted = keras_psp.convert(model, NUM_TASKS, layers=["inner_dense"])
+    inner = converted.get_layer("inner")
+    assert isinstance(inner.get_layer("inner_dense"), PSPDense)
+    assert type(converted.get_layer("outer_dense")) is keras.layers.Dense
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class OwnDense(keras.layers.Dense):
+    pass
+
+
+def test_what_cannot_be_converted_is_listed():
+    model = keras.Sequential(
+        [
+            keras.Input((4,), name="x"),
+            keras.layers.LayerNormalization(name="ln"),
+            OwnDense(2, name="own"),
+            keras.layers.Dense(2, name="dense"),
+        ]
+    )
+    with pytest.warns(UserWarning, match=r"'ln' \(Layer.*'own' \(OwnDense\).*share"):
+        converted = keras_psp.convert(model, NUM_TASKS)
+    assert type(converted.get_layer("own")) is OwnDense
+    with pytest.raises(ValueError, match=r"no superposed counterpart: 'own'"):
+        keras_psp.convert(model, NUM_TASKS, layers=["own", "dense"])
+    with pytest.raises(ValueError, match=r"no superposed counterpart: 'ln'"):
+        keras_psp.convert(model, NUM_TASKS, layers="l.")
+
+
+def test_bad_input():
+    model = small_models.sequential()
+    with pytest.raises(ValueError, match="No layer .* can be conv.*'z"):
+        keras_psp.convert(model, NUM_TASKS, layers="z+")
+    with pytest.raises(ValueError, match="There is no layer 'middle'"):
+        keras_psp.convert(model, NUM_TASKS, layers=["first", "middle"])
+    with pytest.raises(ValueError, match="`num_tasks` must be a positive"):
+        keras_psp.convert(model, 0)
+    with pytest.raises(ValueError, match="Unknown context family"):
+        keras_psp.convert(model, NUM_TASKS, context="binaries")
+    with pytest.raises(TypeError, match="must be a Keras model"):
+        keras_psp.convert(keras.layers.Dense(2), NUM_TASKS)
+    with pytest.raises(ValueError, match="must be built"):
+        keras_psp.convert(keras.Sequential([keras.layers.Dense(2)]), NUM_TASKS)
+    with pytest.raises(ValueError, match="input named 'task' already"):
+        keras_psp.convert(keras_psp.convert(model, NUM_TASKS, layers=["last"]), 2)
+
+    class Own(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    with pytest.raises(ValueError, match="functional or sequential"):
+        keras_psp.convert(Own(), NUM_TASKS)
+    for change in (
+        lambda layer: layer.enable_lora(2),
+        lambda layer: layer.quantize("int8"),
+    ):
+        model = small_models.sequential()
+        change(model.get_layer("first"))
+        with pytest.raises(ValueError, match="quantized or has a LoRA.*'first'"):
+            keras_psp.convert(model, NUM_TASKS)
+        keras_psp.convert(model, NUM_TASKS, layers=["last"])

@@ -1,0 +1,84 @@
+import keras
+import numpy as np
+import pytest
+import small_models
+
+import keras_psp
+from keras_psp import contexts
+from keras_psp.models import mlp
+from keras_psp.models import resnet18
+
+NUM_TASKS = 3
+
+
+def builders():
+    for family in contexts.FAMILIES:
+        yield f"mlp-{family}", lambda f=family: mlp((4, 4), 3, NUM_TASKS, 8, 2, f)
+    heads = {"head": "multi"}, {"head": "shared"}, {"complex_valued": True}
+    for options in (*heads, {"soft": True}):
+        name = "-".join(map(str, options))
+        context = "complex" if "complex_valued" in options else "binary"
+        yield (
+            f"mlp-{name}-{options.get('head')}",
+            lambda o=options, c=context: mlp((4, 4), 3, NUM_TASKS, 8, 2, c, **o),
+        )
+    shape = (8, 8, 3)
+    for options in (
+        {"context": "rotation", "norm": "task"},
+        {"context_over": "channels", "norm": "shared", "head": "multi"},
+        {"context": None, "norm": "group", "head": "multi"},
+    ):
+        yield (
+            f"resnet-{options['norm']}",
+            lambda o=options: resnet18(shape, 3, NUM_TASKS, width=0.0625, **o),
+        )
+
+
+BUILDERS = dict(builders())
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_task_alone_answers_as_in_the_model(name):
+    model = BUILDERS[name]()
+    rng = np.random.default_rng(0)
+    for weight in model.weights:  # The tasks' own rows are alike at first.
+        if "contexts" not in weight.name:
+            noise = rng.uniform(0.9, 1.1, size=weight.shape)
+            weight.assign(keras.ops.convert_to_numpy(weight) * noise + 0.01)
+    x = rng.normal(size=(4, *model.input["image"].shape[1:])).astype("float32")
+    task = np.full(4, 2, "int32")
+    if "soft" in name:
+        task = np.eye(NUM_TASKS, dtype="float32")[task]
+    expected = model.predict({"image": x, "task": task}, verbose=0)
+    plain = keras_psp.extract(model, 2)
+    np.testing.assert_allclose(
+        plain.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5
+    )
+    assert not [
+        layer for layer in plain.layers if "keras_psp" in type(layer).__module__
+    ]
+    assert plain.name == model.name
+
+
+def test_the_file_needs_no_keras_psp(tmp_path):
+    model = mlp((4, 4), 3, NUM_TASKS, 8)
+    keras_psp.extract(model, 1).save(tmp_path / "plain.keras")
+    keras.models.load_model(tmp_path / "plain.keras")
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "plain.keras") as file:
+        assert b"keras_psp" not in file.read("config.json")
+
+
+def test_bad_input():
+    model = mlp((4, 4), 3, NUM_TASKS, 8)
+    with pytest.raises(ValueError, match=rf"\[0, {NUM_TASKS}\).*task=3"):
+        keras_psp.extract(model, 3)
+    for task in (1.0, [1], None):
+        with pytest.raises(TypeError, match="`task` must be an integer"):
+            keras_psp.extract(model, task)
+    with pytest.raises(TypeError, match="must be a `TaskModel`"):
+        keras_psp.extract(small_models.sequential(), 0)
+    model.get_layer("dense_1").enable_lora(2)
+    with pytest.raises(ValueError, match="LoRA.*'dense_1', a PSPDense"):
+        keras_psp.extract(model, 0)

@@ -1,0 +1,188 @@
+import keras
+import numpy as np
+import pytest
+import small_models
+from small_models import draw_inputs
+from small_models import draw_weights
+
+import keras_psp
+from keras_psp import contexts
+
+FAMILIES = ("binary", "rotation", "permutation", "hadamard")
+
+
+def to_numpy(tensor):
+    return keras.ops.convert_to_numpy(tensor)
+
+
+def answers(one, inputs, task):
+    number = len(next(iter(inputs.values())))
+    index = np.full(number, task, "int32")
+    return one.predict({**inputs, "task": index}, verbose=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("with_base", [False, True])
+def test_kernels_are_bound_and_added_up(family, with_base):
+    models = [draw_weights(small_models.sequential(), seed) for seed in range(3)]
+    base = draw_weights(small_models.sequential(), 9) if with_base else None
+    one = keras_psp.superpose(models, family, base=base)
+    for name in ("first", "last"):
+        layer = one.get_layer(name)
+        kernels = [to_numpy(model.get_layer(name).kernel) for model in models]
+        of_base = to_numpy(base.get_layer(name).kernel) if base else 0.0
+        expected = sum(
+            to_numpy(layer.context.unbind_kernel(kernel - of_base, k))
+            for k, kernel in enumerate(kernels)
+        )
+        np.testing.assert_allclose(to_numpy(layer.kernel), expected, atol=1e-6)
+        if base:
+            np.testing.assert_array_equal(to_numpy(layer.base_kernel), of_base)
+    for k, model in enumerate(models):
+        np.testing.assert_array_equal(
+            to_numpy(one.get_layer("first").task_bias.bias)[k],
+            to_numpy(model.get_layer("first").bias),
+        )
+
+
+@pytest.mark.parametrize("make", small_models.MODELS)
+def test_models_that_do_not_differ_are_read_back_from_their_base(make):
+    base = draw_weights(make())
+    models = [draw_weights(make()) for _ in range(3)]
+    inputs = draw_inputs(base)
+    expected = base.predict(
+        inputs if len(inputs) > 1 else next(iter(inputs.values())), verbose=0
+    )
+    one = keras_psp.superpose(models, base=base)
+    for k in range(3):
+        y = answers(one, inputs, k)
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [small_models.sequential, small_models.convolutional])
+@pytest.mark.parametrize("with_base", [False, True])
+def test_data_fit_the_answers(make, with_base):
+    """Two tasks and few data: the fit is nearly exact, the sum is not."""
+    models = [draw_weights(make(), seed) for seed in (1, 2)]
+    base = draw_weights(make(), 3) if with_base else None
+    data = [draw_inputs(models[0], 3, seed) for seed in (4, 5)]
+
+    def error(one):
+        apart = [
+            answers(one, x, k) - model.predict(*x.values(), verbose=0)
+            for k, (model, x) in enumerate(zip(models, data, strict=True))
+        ]
+        return np.sqrt(np.mean(np.square(apart)))
+
+    summed = error(keras_psp.superpose(models, "rotation", base=base))
+    fitted = error(
+        keras_psp.superpose(models, "rotation", base=base, data=data, ridge=1e-6)
+    )
+    assert fitted < 0.5 * summed
+
+
+def test_one_layer_is_the_least_squares_solution():
+    models = [
+        draw_weights(
+            keras.Sequential([keras.Input((5,), name="x"), keras.layers.Dense(2)]), seed
+        )
+        for seed in (1, 2, 3)
+    ]
+    data = [draw_inputs(models[0], 20, seed)["x"] for seed in (4, 5, 6)]
+    one = keras_psp.superpose(models, "rotation", data=data, ridge=0.0)
+    layer = one.layers[-1]
+    x = np.concatenate(
+        [to_numpy(layer.context(data[k], k)) for k in range(3)], dtype="float64"
+    )
+    y = np.concatenate(
+        [data[k] @ to_numpy(models[k].layers[-1].kernel) for k in range(3)]
+    )
+    expected = np.linalg.lstsq(x, y, rcond=None)[0]
+    np.testing.assert_allclose(to_numpy(layer.kernel), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_ridge_pulls_to_the_mean_of_the_bound_kernels():
+    models = [draw_weights(small_models.sequential(), seed) for seed in (1, 2)]
+    data = [draw_inputs(models[0], 8, seed)["x"] for seed in (3, 3)]
+    fitted = keras_psp.superpose(models, data=data, ridge=1e6).get_layer("first")
+    summed = keras_psp.superpose(models).get_layer("first")
+    np.testing.assert_allclose(
+        to_numpy(fitted.kernel), to_numpy(summed.kernel) / 2, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_data_in_batches_or_by_name_give_the_same():
+    models = [draw_weights(small_models.sequential(), seed) for seed in (1, 2)]
+    data = [draw_inputs(models[0], 8, seed)["x"] for seed in (3, 4)]
+    kernels = [
+        to_numpy(keras_psp.superpose(models, data=given).get_layer("last").kernel)
+        for given in (
+            data,
+            [{"x": x} for x in data],
+            [[x[:3], x[3:]] for x in data],
+        )
+    ]
+    for kernel in kernels[1:]:
+        np.testing.assert_allclose(kernel, kernels[0], rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_saved_and_extracted(tmp_path):
+    models = [draw_weights(small_models.convolutional(), seed) for seed in (1, 2)]
+    one = keras_psp.superpose(models, base=models[0])
+    x = draw_inputs(models[0])["image"]
+    one.save(tmp_path / "one.keras")
+    loaded = keras.models.load_model(tmp_path / "one.keras")
+    for k in range(2):
+        y = answers(one, {"image": x}, k)
+        np.testing.assert_allclose(answers(loaded, {"image": x}, k), y, atol=1e-6)
+        plain = keras_psp.extract(one, k).predict(x, verbose=0)
+        np.testing.assert_allclose(plain, y, rtol=1e-5, atol=1e-5)
+
+
+def test_an_example_of_a_context_gives_every_layer_a_seed_of_its_own():
+    models = [draw_weights(small_models.sequential(), seed) for seed in (1, 2)]
+    signs = [
+        keras_psp.superpose(models, contexts.Binary(2, seed=seed)).get_layer("first")
+        for seed in (0, 1)
+    ]
+    first, second = (to_numpy(layer.context.contexts) for layer in signs)
+    assert (first != second).any()
+
+
+def test_bad_input():
+    models = [small_models.sequential() for _ in range(2)]
+    for few in ([], models[:1], models[0]):
+        with pytest.raises(ValueError, match="list of at least two Keras models"):
+            keras_psp.superpose(few)
+    with pytest.raises(TypeError, match="must be a Keras model"):
+        keras_psp.superpose([models[0], None])
+    with pytest.raises(ValueError, match="must hold inputs for each"):
+        keras_psp.superpose(models, data=[np.zeros((2, 5))])
+    with pytest.raises(ValueError, match="first layer that differs is 'first'"):
+        keras_psp.superpose([models[0], small_models.nested()])
+    other = small_models.sequential()
+    other.get_layer("last").activation = keras.activations.relu
+    with pytest.raises(ValueError, match="first layer that differs is 'last'"):
+        keras_psp.superpose([models[0], other])
+    with pytest.raises(ValueError, match="first layer that differs is 'first'"):
+        keras_psp.superpose(models, base=small_models.nested())
+    with pytest.raises(ValueError, match="and a context of 3 tasks"):
+        keras_psp.superpose(models, contexts.Binary(3))
+    norms = [
+        draw_weights(
+            keras.Sequential(
+                [
+                    keras.Input((4,)),
+                    keras.layers.LayerNormalization(name="ln"),
+                    keras.layers.Dense(2),
+                ]
+            ),
+            seed,
+        )
+        for seed in (1, 2)
+    ]
+    with pytest.raises(ValueError, match="LayerNormalization.*'ln' has others"):
+        keras_psp.superpose(norms)
+    models[1].get_layer("last").quantize("int8")
+    with pytest.raises(ValueError, match="differs is 'last'|quantized"):
+        keras_psp.superpose(models)
