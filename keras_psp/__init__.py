@@ -4,10 +4,19 @@ from keras_psp import consolidation
 from keras_psp import contexts
 from keras_psp import layers
 from keras_psp import models
+from keras_psp.inference import infer_task
 
 __version__ = "0.1.0"
 
-__all__ = ["consolidation", "contexts", "datasets", "benchmarks", "layers", "models"]
+__all__ = [
+    "consolidation",
+    "contexts",
+    "datasets",
+    "benchmarks",
+    "layers",
+    "models",
+    "infer_task",
+]
 
 
 def __getattr__(name):
