@@ -114,6 +114,22 @@ def test_gradient_of_a_function():
     np.testing.assert_allclose(result, [[2, 4], [6, 8]])
 
 
+def test_contexts_that_tell_nothing():
+    for method in METHODS:
+        tasks, confidences = infer_task(small(context="identity"), GOOD, method)
+        assert (tasks == 0).all() and (confidences == 0).all()
+
+
+def test_half_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        for method in METHODS:
+            tasks, confidences = infer_task(small(), GOOD, method)
+            assert tasks.shape == (2,) and np.isfinite(confidences).all()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_soft_models_give_equal_answers(digits, method):
     model, images = digits

@@ -119,15 +119,18 @@ def gather_last(inputs, order):
 
 
 def gradient(function, x):
-    """Returns the gradient of a scalar function of the float tensor `x`."""
+    """Returns the gradient of a scalar function of the float tensor `x`.
+
+    Zeros if the function does not depend on it.
+    """
     if keras.backend.backend() == "jax":
         return sys.modules["jax"].grad(function)(x)
     if keras.backend.backend() == "torch":
         torch = sys.modules["torch"]
         with torch.enable_grad():  # Keras predicts without.
             x = x.detach().requires_grad_()
-            return torch.autograd.grad(function(x), x)[0]
+            return torch.autograd.grad(function(x), x, materialize_grads=True)[0]
     with sys.modules["tensorflow"].GradientTape() as tape:
         tape.watch(x)
         y = function(x)
-    return tape.gradient(y, x)
+    return tape.gradient(y, x, unconnected_gradients="zero")
