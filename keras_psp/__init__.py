@@ -5,6 +5,7 @@ from keras_psp import contexts
 from keras_psp import layers
 from keras_psp import models
 from keras_psp import surgery
+from keras_psp.inference import infer_task
 from keras_psp.surgery import convert
 from keras_psp.surgery import extract
 from keras_psp.surgery import superpose
@@ -18,6 +19,7 @@ __all__ = [
     "convert",
     "datasets",
     "extract",
+    "infer_task",
     "layers",
     "models",
     "superpose",

@@ -36,8 +36,7 @@ def test_docstring_examples(name):
 def test_public_names_have_examples():
     # Whose examples are elsewhere.
     without = ("Consolidation", "Context", "Report", "RunResult", "Source")
-    for name in keras_psp.__all__:
-        package = getattr(keras_psp, name)
+    for package in (keras_psp, *(getattr(keras_psp, n) for n in keras_psp.__all__)):
         for name in getattr(package, "__all__", ()):
             value = getattr(package, name)
             if callable(value) and name not in without:

@@ -116,3 +116,21 @@ def gather_last(inputs, order):
         tensorflow = sys.modules["tensorflow"]
         return tensorflow.gather(inputs, order, batch_dims=len(order.shape) - 1)
     return ops.take_along_axis(inputs, order, axis=-1)
+
+
+def gradient(function, x):
+    """Returns the gradient of a scalar function of the float tensor `x`.
+
+    Zeros if the function does not depend on it.
+    """
+    if keras.backend.backend() == "jax":
+        return sys.modules["jax"].grad(function)(x)
+    if keras.backend.backend() == "torch":
+        torch = sys.modules["torch"]
+        with torch.enable_grad():  # Keras predicts without.
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(function(x), x, materialize_grads=True)[0]
+    with sys.modules["tensorflow"].GradientTape() as tape:
+        tape.watch(x)
+        y = function(x)
+    return tape.gradient(y, x, unconnected_gradients="zero")

@@ -136,7 +136,7 @@ class TaskModel(keras.Model):
         if not isinstance(x, dict):
             return
         for name in set(x) & set(self.input) - {"task"}:
-            _check_shape(name, x[name], self.input[name].shape)
+            check_shape(name, x[name], self.input[name].shape)
         if "task" in x:
             task = check(x["task"], self.num_tasks)
             if is_soft(task) != self._is_soft():
@@ -152,17 +152,21 @@ class TaskModel(keras.Model):
                 )
 
 
-def _check_shape(name, given, expected):
+def check_shape(name, given, expected):
+    """Raises a `ValueError` if inputs are not of the shape that a model expects."""
     shape = getattr(given, "shape", None)
     if shape is None or getattr(shape, "rank", 0) is None:
         return  # Not known yet.
     shape = tuple(shape)
-    pairs = list(zip(shape[1:], expected[1:], strict=False))
-    if len(shape) == len(expected) and all(a == b or None in (a, b) for a, b in pairs):
-        return
     # As Keras lets pass: a last dimension of 1 may be left out, or be one too many.
-    longer = max(shape, tuple(expected), key=len)
-    if abs(len(shape) - len(expected)) == 1 and longer[-1] == 1:
+    adjusted = shape
+    if len(shape) == len(expected) - 1 and expected[-1] == 1:
+        adjusted = (*shape, 1)
+    elif len(shape) == len(expected) + 1 and shape[-1] == 1:
+        adjusted = shape[:-1]
+    pairs = zip(adjusted[1:], expected[1:], strict=False)
+    fits = all(a == b or None in (a, b) for a, b in pairs)
+    if len(adjusted) == len(expected) and fits:
         return
     raise ValueError(
         f"This model takes inputs {name!r} of shape {tuple(expected)}. "

@@ -165,6 +165,12 @@ def test_bad_tasks_leave_the_model_as_it_was(method, rng):
     np.testing.assert_array_equal(model.predict(inputs, verbose=0), expected)
 
 
+def test_one_image_is_no_batch(rng):
+    inputs = draw(rng, 4)
+    with pytest.raises(ValueError, match=r"'image' of shape.*shape \(4, 4, 1\)"):
+        make().predict({**inputs, "image": inputs["image"][0]}, verbose=0)
+
+
 @pytest.mark.parametrize("other", ["identity", "hadamard", "complex", "permutation"])
 def test_weights_of_another_family_are_refused(other, rng, tmp_path):
     make(context=other, seed=1).save_weights(tmp_path / "other.weights.h5")

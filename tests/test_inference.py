@@ -1,0 +1,333 @@
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_psp import infer_task
+from keras_psp import inference
+from keras_psp import layers
+from keras_psp import models
+from keras_psp.contexts.backend import gradient
+
+NUM_TASKS = 3
+SIZES = {"num_classes": 10, "num_tasks": NUM_TASKS, "units": 512, "depth": 1}
+METHODS = ["entropy", "energy", "gradient"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Digits, their pixels in three orders, and a model that has learned them."""
+    sklearn = pytest.importorskip("sklearn.datasets")
+    keras.utils.set_random_seed(0)
+    x, y = sklearn.load_digits(return_X_y=True)
+    x = x.astype("float32") / 16
+    rng = np.random.default_rng(0)
+    images = np.stack([x[:, rng.permutation(64)] for _ in range(NUM_TASKS)])
+    model = models.mlp((64,), **SIZES)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3), loss)
+    train = {
+        "image": images[:, :1500].reshape(-1, 64),
+        "task": np.repeat(np.arange(NUM_TASKS, dtype="int32"), 1500),
+    }
+    y = np.tile(y[:1500], NUM_TASKS)
+    model.fit(train, y, epochs=5, batch_size=128, verbose=0)
+    return model, images[:, 1500:1628]
+
+
+def small(**kwargs):
+    return models.mlp((6,), **{**SIZES, "num_classes": 3, "units": 8, **kwargs})
+
+
+def with_soft_contexts(model):
+    soft = models.mlp((64,), **SIZES, soft=True)
+    soft.set_weights(model.get_weights())
+    return soft
+
+
+@pytest.mark.parametrize(
+    "method, at_least", [("entropy", 0.9), ("energy", 0.9), ("gradient", 0.7)]
+)
+def test_finds_the_task(digits, method, at_least):
+    model, images = digits
+    found = []
+    for k in range(NUM_TASKS):
+        tasks, confidences = infer_task(model, images[k], method)
+        assert tasks.dtype == "int32" and confidences.dtype == "float32"
+        assert tasks.shape == confidences.shape == (128,)
+        assert (confidences >= 0).all() and (confidences <= 1).all()
+        found.append(np.mean(tasks == k))
+        task, confidence = infer_task(model, images[k], method, per="batch")
+        assert task == k and 0 < confidence <= 1
+        assert task.dtype == "int32" and confidence.dtype == "float32"
+    assert np.mean(found) > at_least
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_surer_is_right_more_often(digits, method):
+    model, images = digits
+    tasks, confidences = infer_task(model, images.reshape(-1, 64), method)
+    right = tasks == np.repeat(np.arange(NUM_TASKS), 128)
+    sure = confidences > np.median(confidences)
+    assert right[sure].mean() > right[~sure].mean()
+
+
+def test_entropy_is_that_of_the_answers(digits):
+    model, images = digits
+    x = images[:, :32].reshape(-1, 64)
+    entropy = []
+    for k in range(NUM_TASKS):
+        task = np.full(len(x), k, "int32")
+        logits = model.predict({"image": x, "task": task}, verbose=0).astype("float64")
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        entropy.append(-(p * np.log(p)).sum(axis=1))
+    tasks, confidences = infer_task(model, x)
+    np.testing.assert_array_equal(tasks, np.argmin(entropy, axis=0))
+    best, second = np.sort(entropy, axis=0)[:2]
+    expected = (second - best) / (second + best)
+    np.testing.assert_allclose(confidences, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_gradient_is_that_of_a_mixture(digits):
+    model, images = digits
+    x = images[:, :32].reshape(-1, 64)
+    evidence = inference._by_gradient(
+        model, x={"image": x}, batch_size=32, from_logits=True
+    )
+    soft = with_soft_contexts(model)
+
+    def entropy(weights):
+        logits = soft.predict({"image": x, "task": weights}, verbose=0)
+        return ops.convert_to_numpy(inference._entropy(logits, True))
+
+    for k in range(NUM_TASKS):
+        step = 0.002 * np.eye(NUM_TASKS, dtype="float32")[k]
+        weights = np.full((len(x), NUM_TASKS), 1 / NUM_TASKS, "float32")
+        difference = (entropy(weights + step) - entropy(weights - step)) / 0.004
+        close = np.isclose(-evidence[:, k], difference, rtol=0.02, atol=0.01)
+        assert close.mean() > 0.95  # A unit may turn on or off between the two.
+
+
+def test_gradient_of_a_function():
+    x = ops.convert_to_tensor([[1.0, 2.0], [3.0, 4.0]])
+    result = ops.convert_to_numpy(gradient(lambda x: ops.sum(x**2), x))
+    np.testing.assert_allclose(result, [[2, 4], [6, 8]])
+
+
+def test_contexts_that_tell_nothing():
+    tasks, confidences = infer_task(small(context="identity"), GOOD, "gradient")
+    assert (tasks == 0).all() and (confidences == 0).all()
+
+
+def test_half_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        for method in METHODS:
+            tasks, confidences = infer_task(small(), GOOD, method)
+            assert tasks.shape == (2,) and np.isfinite(confidences).all()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_soft_models_give_equal_answers(digits, method):
+    model, images = digits
+    soft = with_soft_contexts(model)
+    x = images[:, :32].reshape(-1, 64)
+    for a, b in zip(
+        infer_task(model, x, method), infer_task(soft, x, method), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batch_size_and_input_form_do_not_matter(digits, method):
+    model, images = digits
+    x = images[:, :32].reshape(-1, 64)
+    expected = infer_task(model, x, method)
+    for again in (
+        infer_task(model, x, method, batch_size=7),
+        infer_task(model, {"image": ops.convert_to_tensor(x)}, method, batch_size=1000),
+        infer_task(model, x[:, :, None], method),
+    ):
+        np.testing.assert_array_equal(again[0], expected[0])
+        np.testing.assert_allclose(again[1], expected[1], rtol=1e-3, atol=1e-4)
+    one, _ = infer_task(model, x[:1], method)
+    assert one[0] == expected[0][0]
+
+
+def test_energy_is_that_of_the_logits(digits):
+    model, images = digits
+    x = images[:, :32].reshape(-1, 64)
+    energy = []
+    for k in range(NUM_TASKS):
+        task = np.full(len(x), k, "int32")
+        logits = model.predict({"image": x, "task": task}, verbose=0).astype("float64")
+        energy.append(np.log(np.exp(logits).sum(axis=1)))
+    tasks, _ = infer_task(model, x, "energy")
+    np.testing.assert_array_equal(tasks, np.argmax(energy, axis=0))
+
+
+@pytest.mark.parametrize("method", ["entropy", "gradient"])
+def test_probabilities(digits, method):
+    model, images = digits
+    p = models.TaskModel(model.input, keras.layers.Softmax()(model.output))
+    x = images[:, :32].reshape(-1, 64)
+    expected, _ = infer_task(model, x, method)
+    tasks, _ = infer_task(p, x, method, from_logits=False)
+    assert np.mean(tasks == expected) > 0.95
+
+
+def test_several_inputs(rng):
+    a, b = keras.Input((4,), name="a"), keras.Input((2,), name="b")
+    task = keras.Input((), dtype="int32", name="task")
+    logits = layers.PSPDense(3, NUM_TASKS)(keras.layers.Concatenate()([a, b]), task)
+    model = models.TaskModel({"a": a, "b": b, "task": task}, logits)
+    x = rng.normal(size=(10, 6)).astype("float32")
+    both = keras.Input((6,), name="x")
+    logits = model.layers[-1](both, task)
+    single = models.TaskModel({"x": both, "task": task}, logits)
+    tasks, _ = infer_task(model, {"a": x[:, :4], "b": x[:, 4:]}, "gradient")
+    np.testing.assert_array_equal(tasks, infer_task(single, x, "gradient")[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_model_stays_as_it_was(digits, method, tmp_path):
+    model, images = digits
+    before = [np.array(w) for w in model.get_weights()]
+    config = model.to_json()
+    infer_task(model, images[0], method)
+    assert model.to_json() == config and model.optimizer is not None
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for a, b in zip(
+        infer_task(again, images[0], method),
+        infer_task(model, images[0], method),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_learns_and_grows(method, rng):
+    model, x = small(), rng.normal(size=(30, 6)).astype("float32")
+    first, _ = infer_task(model, x, method)
+    model.set_weights(
+        [2 * w if w.dtype == "float32" else w for w in small(seed=3).get_weights()]
+    )
+    second, _ = infer_task(model, x, method)
+    other = small()
+    other.set_weights(model.get_weights())
+    np.testing.assert_array_equal(second, infer_task(other, x, method)[0])
+    assert (first != second).any()
+    model.add_tasks(3)
+    assert infer_task(model, x, method)[0].max() >= NUM_TASKS
+
+
+def test_always_normalized_by_the_batch(rng):
+    image, task = small().input.values()
+    x = layers.PSPDense(8, NUM_TASKS)(image, task)
+    x = keras.layers.BatchNormalization()(x, training=True)
+    logits = layers.PSPDense(3, NUM_TASKS)(x, task)
+    model = models.TaskModel({"image": image, "task": task}, logits)
+    before = [np.array(w) for w in model.get_weights()]
+    tasks, _ = infer_task(model, rng.normal(size=(6, 6)), "gradient")
+    assert tasks.shape == (6,)
+    for a, b in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_keeps_a_model_alive(rng):
+    model = small()
+    infer_task(model, rng.normal(size=(2, 6)).astype("float32"), "gradient")
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+def plain():
+    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
+
+
+def without_task():
+    x = keras.Input((6,), name="image")
+    return models.TaskModel({"image": x}, keras.layers.Dense(3)(x))
+
+
+def with_two_outputs():
+    model = small()
+    return models.TaskModel(model.input, [model.output, model.output])
+
+
+GOOD = np.ones((2, 6), "float32")
+
+
+@pytest.mark.parametrize(
+    "make, x, options, error, message",
+    [
+        (small, GOOD, {"method": "entrpy"}, ValueError, "Did you mean 'entropy'"),
+        (
+            small,
+            GOOD,
+            {"method": "energy", "from_logits": False},
+            ValueError,
+            "needs logits",
+        ),
+        (small, GOOD, {"per": "task"}, ValueError, "`per`. Known: batch, example"),
+        (small, GOOD, {"batch_size": 0}, ValueError, "batch_size=0"),
+        (small, GOOD, {"batch_size": 1.5}, TypeError, "batch_size=1.5"),
+        (plain, GOOD, {}, TypeError, "TaskModel.*type Sequential"),
+        (without_task, GOOD, {}, ValueError, "have an input 'task'"),
+        (with_two_outputs, GOOD, {}, ValueError, "one output, of shape"),
+        (lambda: small(num_tasks=1), GOOD, {}, ValueError, "nothing to infer"),
+        (small, GOOD[:, :5], {}, ValueError, r"'image' of shape \(None, 6\).*\(2, 5\)"),
+        (small, GOOD[0], {}, ValueError, r"'image' of shape \(None, 6\).*\(6,\)"),
+        (small, GOOD[:0], {}, ValueError, "at least one example.*'image': 0"),
+        (small, GOOD * np.nan, {}, ValueError, "finite. Received: NaN or inf in 'im"),
+        (small, {}, {}, ValueError, r"without the task: \['image'\]. Received: \[\]"),
+        (small, {"image": GOOD, "task": GOOD}, {}, ValueError, r"\['image', 'task'\]"),
+    ],
+)
+def test_bad_arguments(make, x, options, error, message):
+    with pytest.raises(error, match=message):
+        infer_task(make(), x, **options)
+
+
+def test_inputs_of_different_lengths():
+    a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+    task = keras.Input((), dtype="int32", name="task")
+    logits = layers.PSPDense(3, NUM_TASKS)(keras.layers.Add()([a, b]), task)
+    model = models.TaskModel({"a": a, "b": b, "task": task}, logits)
+    x = np.ones((3, 4), "float32")
+    with pytest.raises(ValueError, match="equally many.*'a': 3, 'b': 2"):
+        infer_task(model, {"a": x, "b": x[:2]})
+    with pytest.raises(ValueError, match=r"\['a', 'b'\]. Received: ndarray"):
+        infer_task(model, x)
+
+
+def test_layers_without_contexts():
+    image, task = small().input.values()
+    norm = layers.TaskBatchNormalization(NUM_TASKS)(image, task)
+    logits = layers.PSPDense(3, NUM_TASKS)(norm, task)
+    normalized = models.TaskModel({"image": image, "task": task}, logits)
+    within = models.TaskModel(
+        {"image": image, "task": task}, small()({"image": image, "task": task})
+    )
+    for model in (small(head="multi"), normalized, within):
+        with pytest.raises(ValueError, match="layers that all take soft contexts"):
+            infer_task(model, GOOD, "gradient")
+        assert infer_task(model, GOOD)[0].shape == (2,)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_that_are_not_finite(method):
+    model = small()
+    model.trainable_variables[0].assign(model.trainable_variables[0] * np.nan)
+    with pytest.raises(ValueError, match="finite. Received: NaN for 2 of 2 examples"):
+        infer_task(model, GOOD, method)
