@@ -4,6 +4,7 @@
     python tools/cost.py --output cost.json --crossover   # rotations of many widths
     python tools/cost.py --output cost.json --network     # the benchmark's own network
     python tools/cost.py --output cost.json --resnet      # convolutions and norms
+    python tools/cost.py --output cost.json --serving     # one model for eight
     python tools/cost.py --output cost.json --markdown    # tables of what is there
 
 Each backend has a process of its own on all the cores it is given. In every round each
@@ -50,6 +51,7 @@ def main():
     parser.add_argument("--crossover", action="store_true")
     parser.add_argument("--network", action="store_true")
     parser.add_argument("--resnet", action="store_true")
+    parser.add_argument("--serving", action="store_true")
     parser.add_argument("--resnet-width", type=float, default=0.25)
     parser.add_argument("--markdown", action="store_true", help="measure nothing")
     parser.add_argument("--part", choices=_PARTS, help=argparse.SUPPRESS)
@@ -58,7 +60,7 @@ def main():
         print(json.dumps(_measure(args)))
         return
     content = json.loads(args.output.read_text()) if args.output.exists() else {}
-    parts = [part for part in ("crossover", "network", "resnet") if getattr(args, part)]
+    parts = [part for part in _PARTS if part != "layers" and getattr(args, part)]
     for part in [] if args.markdown else parts or ["layers"]:
         for backend in args.backends:
             print(f"{part} on {backend} ...", file=sys.stderr)
@@ -182,11 +184,63 @@ def _resnet(args):
     return what, settings, _compare(models, images, labels, args.rounds)
 
 
+def _serving(args):
+    """Eight networks in turn on their shares of a batch, and one on all of it."""
+    import numpy as np
+
+    import keras_psp
+
+    number, batch_size = 8, 64
+    shapes = {"mlp": (784,), "resnet18": (32, 32, 3)}
+    options = {"context": None, "head": "multi", "norm": "task"}
+    plain = {
+        "mlp": keras_psp.models.mlp((784,), 10, 1, units=512, depth=2),
+        "resnet18": keras_psp.models.resnet18(
+            (32, 32, 3), 10, 1, width=args.resnet_width, **options
+        ),
+    }
+    calls, sizes = {}, {}
+    for name, model in plain.items():
+        models = [keras_psp.extract(model, 0) for _ in range(number)]
+        one = keras_psp.superpose(models, base=models[0])
+        rng = np.random.default_rng(SEED)
+        x = rng.normal(size=(batch_size, *shapes[name])).astype("float32")
+        task = np.repeat(np.arange(number, dtype="int32"), batch_size // number)
+        order = rng.permutation(batch_size)
+        mixed = {"image": x[order], "task": task[order]}
+        shares = x.reshape(number, -1, *shapes[name])
+
+        def in_turn(models=models, shares=shares):
+            return [
+                each.predict_on_batch(share)
+                for each, share in zip(models, shares, strict=True)
+            ]
+
+        calls["plain", name, "mixed"] = in_turn
+        calls["superposed", name, "mixed"] = functools.partial(
+            one.predict_on_batch, mixed
+        )
+        sizes[name] = {
+            "plain": sum(map(_bytes, models)),
+            "superposed": _bytes(one),
+        }
+    settings = {"batch_size": batch_size, "models": number, "bytes": sizes}
+    what = "predict_on_batch of eight models in turn (plain), and of one with a base"
+    return what, settings, _rows(calls, args.rounds)
+
+
+def _bytes(model):
+    import keras
+
+    return sum(keras.ops.convert_to_numpy(weight).nbytes for weight in model.weights)
+
+
 _PARTS = {
     "layers": _layers,
     "crossover": _crossover,
     "network": _network,
     "resnet": _resnet,
+    "serving": _serving,
 }
 
 
@@ -220,7 +274,7 @@ def _compare_layers(families, batch_size, inputs, units, layers, args):
 def _compare(
     models, x, y, rounds, kinds=("forward", "training"), arrangements=("one", "mixed")
 ):
-    """Times the models in turn and returns a row for each one's times and ratios."""
+    """Times models and returns a row for each one's times and ratios."""
     import numpy as np
     from keras import ops
 
@@ -238,6 +292,11 @@ def _compare(
             for arrangement in arrangements:
                 call = functools.partial(functions[kind], inputs[arrangement])
                 calls[name, kind, arrangement] = call
+    return _rows(calls, rounds)
+
+
+def _rows(calls, rounds):
+    """Times calls in turn; their keys are `(name, kind, arrangement)`."""
     repeats = {key: _repeats(call) for key, call in calls.items()}
     times = {key: [] for key in calls}
     order = random.Random(SEED)

@@ -3,13 +3,17 @@
 from keras_psp.layers.psp_complex_dense import PSPComplexDense
 from keras_psp.layers.psp_conv2d import PSPConv2D
 from keras_psp.layers.psp_dense import PSPDense
+from keras_psp.layers.psp_einsum_dense import PSPEinsumDense
 from keras_psp.layers.task_batch_normalization import TaskBatchNormalization
 from keras_psp.layers.task_dense import TaskDense
+from keras_psp.layers.task_layer_normalization import TaskLayerNormalization
 
 __all__ = [
     "PSPComplexDense",
     "PSPConv2D",
     "PSPDense",
+    "PSPEinsumDense",
     "TaskBatchNormalization",
     "TaskDense",
+    "TaskLayerNormalization",
 ]

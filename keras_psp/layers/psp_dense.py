@@ -1,17 +1,13 @@
 """The superposed dense layer."""
 
-import functools
-
 import keras
 from keras import ops
 
-from keras_psp.contexts.task_index import by_task
-from keras_psp.contexts.task_index import split_task
-from keras_psp.layers.superposed import Superposed
+from keras_psp.layers.superposed_dense import SuperposedDense
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
-class PSPDense(Superposed, keras.layers.Dense):
+class PSPDense(SuperposedDense, keras.layers.Dense):
     """A `keras.layers.Dense` that holds many kernels in one, one for each task.
 
     ```
@@ -78,44 +74,7 @@ class PSPDense(Superposed, keras.layers.Dense):
     def build(self, input_shape):
         self.build_context(input_shape[-1])
         super().build(input_shape)
-        self.build_shares(self.units)
+        self.build_shares((self.units,))
 
-    def call(self, inputs, task, training=None):
-        index, known = split_task(task, self.num_tasks, inputs.shape)
-        outputs = self._multiply(inputs, index)
-        if self.task_bias is not None:
-            outputs = self.task_bias.add_to(outputs, index)
-        elif self.bias is not None:
-            outputs = ops.add(outputs, self.bias)
-        if self.activation is not None:
-            outputs = self.activation(outputs)
-        return self.mask_outputs(outputs, known)
-
-    def quantized_call(self, inputs, task, training=None):
-        dense = functools.partial(super().quantized_call, training=training)
-        return self.call_bound(dense, inputs, task)
-
-    def quantize(self, mode=None, type_check=True, config=None):
-        if self.base is not None or self.task_bias is not None:
-            raise ValueError(
-                "A PSPDense with a base kernel or a bias for each task cannot be "
-                f"quantized. Received: {self.name}"
-            )
-        # Dense refuses its subclasses, which might compute something else.
-        super().quantize(mode, type_check=False, config=config)
-
-    def _multiply(self, inputs, index):
-        def mixed():
-            bound = self.context.transform(inputs, index)
-            return ops.matmul(bound, self.kernel)
-
-        if self.base is None:
-            return mixed()
-
-        def one(index):  # One product with the sum of the kernels.
-            return ops.matmul(inputs, self.task_kernel(index))
-
-        def both():
-            return ops.add(mixed(), ops.matmul(inputs, self.base_kernel))
-
-        return by_task(index, one, both)
+    def multiply(self, inputs, kernel):
+        return ops.matmul(inputs, kernel)

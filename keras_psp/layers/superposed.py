@@ -83,12 +83,17 @@ class Superposed(TakesTask):
                 f"needs one of its own. Received: a layer of {width}"
             )
 
-    def build_shares(self, units):
-        """Builds what `set_shares()` has set; `units`: how many numbers a bias has."""
+    def build_shares(self, bias_shape):
+        """Builds what `set_shares()` has set.
+
+        Args:
+            bias_shape: The shape of one task's bias, which broadcasts against the
+                layer's outputs for one example.
+        """
         if self.base is not None:
             self.base.build(self.kernel.shape)
         if self.task_bias is not None:
-            self.task_bias.build((units,))
+            self.task_bias.build(bias_shape)
 
     def kernel_rows(self, kernel):
         """Returns a kernel as `(M, N)`, a row for each number that a context binds."""
@@ -147,7 +152,9 @@ class Superposed(TakesTask):
         if self.base is not None:
             config["base"] = True
         if self.task_bias is not None:
-            config |= {"use_bias": True, "bias_per_task": True}
+            config["bias_per_task"] = True
+            if "use_bias" in config:
+                config["use_bias"] = True
         return config
 
     def _flatten_layers(self, include_self=True, recursive=True):

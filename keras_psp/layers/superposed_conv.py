@@ -58,7 +58,7 @@ class SuperposedConv(Superposed):
         if self.context_over == "kernel":
             channels = math.prod(self.kernel_size) * channels // self.groups
         self.build_context(channels)
-        self.build_shares(self.filters)
+        self.build_shares((self.filters,))
 
     def call(self, inputs, task):
         return self.call_bound(super().call, inputs, task)

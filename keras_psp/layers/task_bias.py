@@ -31,25 +31,27 @@ class TaskBias(TaskRows, keras.layers.Layer):
             "bias", shape, initializer, regularizer=regularizer, constraint=constraint
         )
 
-    def add_to(self, outputs, index, axis=-1):
-        """Adds each example's bias along an `axis` of the outputs.
+    def add_to(self, outputs, index, axis=None):
+        """Adds to each example's outputs its task's bias.
 
         Args:
             outputs: Float tensor of shape `(batch, ...)`.
             index: Integer or int32 tensor of shape `()` or `(batch,)`; or weights
                 `(batch, num_tasks)`, to mix the biases with.
-            axis: Integer, the dimension of as many numbers as the bias has.
+            axis: Integer, the outputs' dimension along which a bias of one dimension
+                goes. Defaults to their last ones.
 
         Returns:
             Tensor like `outputs`.
         """
         rows = ops.cast(self.bias, outputs.dtype)
         if is_soft(index):
-            rows = ops.matmul(ops.cast(index, outputs.dtype), rows)
+            rows = ops.tensordot(ops.cast(index, outputs.dtype), rows, axes=1)
         else:
             rows = ops.take(rows, index, axis=0)
-        shape = [1] * len(outputs.shape)
-        shape[axis] = self.bias.shape[-1]
-        if len(rows.shape) == 2:
-            shape[0] = -1
-        return ops.add(outputs, ops.reshape(rows, shape))
+        one = len(rows.shape) < len(self.bias.shape)
+        shape = list(self.bias.shape[1:])
+        if axis is not None:
+            shape += [1] * (len(outputs.shape) - 1 - axis % len(outputs.shape))
+        shape = [1] * (len(outputs.shape) - 1 - len(shape)) + shape
+        return ops.add(outputs, ops.reshape(rows, (1 if one else -1, *shape)))

@@ -6,8 +6,10 @@ from keras import ops
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import PSPDense
+from keras_psp.layers import PSPEinsumDense
 from keras_psp.layers import TaskBatchNormalization
 from keras_psp.layers import TaskDense
+from keras_psp.layers import TaskLayerNormalization
 from keras_psp.layers.superposed import Superposed
 
 # The arguments that Keras' layers do not have.
@@ -19,21 +21,29 @@ OURS = (
     "bias_per_task",
     "affine_per_task",
 )
-SUPERPOSED = {keras.layers.Dense: PSPDense, keras.layers.Conv2D: PSPConv2D}
+COUNTERPARTS = {
+    keras.layers.Dense: PSPDense,
+    keras.layers.Conv2D: PSPConv2D,
+    keras.layers.EinsumDense: PSPEinsumDense,
+    keras.layers.BatchNormalization: TaskBatchNormalization,
+    keras.layers.LayerNormalization: TaskLayerNormalization,
+}
 PLAIN = {
-    PSPDense: keras.layers.Dense,
+    **{ours: plain for plain, ours in COUNTERPARTS.items()},
     PSPComplexDense: keras.layers.Dense,
-    PSPConv2D: keras.layers.Conv2D,
     TaskDense: keras.layers.Dense,
-    TaskBatchNormalization: keras.layers.BatchNormalization,
 }
 
 
 def can_convert(layer):
     """Whether a Keras layer has a counterpart here; subclasses have none."""
-    if type(layer) is keras.layers.BatchNormalization:
+    kind = type(layer)
+    if kind is keras.layers.BatchNormalization:
         return not (layer.renorm or layer.synchronized)
-    return type(layer) in SUPERPOSED
+    if kind is keras.layers.LayerNormalization:
+        last = len(layer.get_build_config()["input_shape"]) - 1
+        return not layer.rms_scaling and layer.axis in (-1, [-1], last, [last])
+    return kind in COUNTERPARTS
 
 
 def is_altered(layer):
@@ -51,20 +61,15 @@ def make_superposed(layer, num_tasks, new_context, base):
         new_context: Function that returns a context of its own for one more layer.
         base: Boolean, whether it is to have a base kernel.
     """
-    config = layer.get_config()
-    if isinstance(layer, keras.layers.BatchNormalization):
-        return TaskBatchNormalization.from_config(
-            {**config, "num_tasks": num_tasks, "affine_per_task": True}
-        )
-    return SUPERPOSED[type(layer)].from_config(
-        {
-            **config,
-            "num_tasks": num_tasks,
-            "context": new_context(),
-            "base": base,
-            "bias_per_task": True,
-        }
-    )
+    config = {**layer.get_config(), "num_tasks": num_tasks}
+    counterpart = COUNTERPARTS[type(layer)]
+    if issubclass(counterpart, Superposed):
+        config |= {"context": new_context(), "base": base, "bias_per_task": True}
+    elif counterpart is TaskBatchNormalization:
+        config["affine_per_task"] = True
+    else:
+        config["axis"] = -1
+    return counterpart.from_config(config)
 
 
 def make_plain(layer, task):
@@ -122,10 +127,13 @@ def _rows_of(layer):
     if isinstance(layer, TaskDense):
         weights = [(layer.kernel, True), (layer.bias, True)]
     else:
+        own = getattr(layer, "affine_per_task", True)
         weights = [
-            (layer.gamma if layer.scale else None, layer.affine_per_task),
-            (layer.beta if layer.center else None, layer.affine_per_task),
-            (layer.moving_mean, True),
-            (layer.moving_variance, True),
+            (layer.gamma if layer.scale else None, own),
+            (layer.beta if layer.center else None, own),
+            *(
+                (getattr(layer, name, None), True)
+                for name in ("moving_mean", "moving_variance")
+            ),
         ]
     return [(weight, own) for weight, own in weights if weight is not None]

@@ -41,13 +41,12 @@ class Kernel:
             ridge: Non-negative float.
         """
         here = keras.Model(one.input, _input_of(self.twin))
-        # Groups of filters see groups of channels: all that follows is done for each.
-        groups = getattr(self.twin, "groups", 1)
         left = right = 0.0
         for k, (layer, x) in enumerate(zip(self.layers, inputs, strict=True)):
             there = keras.Model(models[k].input, _input_of(layer))
             gram, cross = self._products(here, there, x, k)
-            size = gram.shape[-1]
+            # Groups of filters see groups of channels: all of it is done for each.
+            groups, _, size = gram.shape
             share = ridge * np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
             own, base = (
                 np.moveaxis(np.reshape(rows, (size, groups, -1)), 1, 0)

@@ -69,4 +69,15 @@ def nested():
     return keras.Model(x, layers.Dense(CLASSES, name="head")(y), name="nested_net")
 
 
-MODELS = (sequential, convolutional, shared, nested)
+def residual():
+    """Products over several dimensions, and layer normalization."""
+    x = inputs = keras.Input((4, 6), name="x")
+    y = layers.LayerNormalization(name="norm")(x)
+    y = layers.EinsumDense("btd,dnh->btnh", (4, 2, 3), bias_axes="nh", name="split")(y)
+    y = layers.EinsumDense("btnh,nhd->btd", (4, 6), activation="tanh", name="join")(y)
+    x = layers.LayerNormalization(center=False, axis=2, name="norm_2")(x + y)
+    x = layers.GlobalAveragePooling1D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, name="head")(x), name="residual")
+
+
+MODELS = (sequential, convolutional, shared, nested, residual)

@@ -59,7 +59,10 @@ def test_models_that_do_not_differ_are_read_back_from_their_base(make):
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [small_models.sequential, small_models.convolutional])
+@pytest.mark.parametrize(
+    "make",
+    [small_models.sequential, small_models.convolutional, small_models.residual],
+)
 @pytest.mark.parametrize("with_base", [False, True])
 def test_data_fit_the_answers(make, with_base):
     """Two tasks and few data: the fit is nearly exact, the sum is not."""
@@ -168,12 +171,12 @@ def test_bad_input():
         keras_psp.superpose(models, base=small_models.nested())
     with pytest.raises(ValueError, match="and a context of 3 tasks"):
         keras_psp.superpose(models, contexts.Binary(3))
-    norms = [
+    slopes = [
         draw_weights(
             keras.Sequential(
                 [
                     keras.Input((4,)),
-                    keras.layers.LayerNormalization(name="ln"),
+                    keras.layers.PReLU(name="slope"),
                     keras.layers.Dense(2),
                 ]
             ),
@@ -181,8 +184,8 @@ def test_bad_input():
         )
         for seed in (1, 2)
     ]
-    with pytest.raises(ValueError, match="LayerNormalization.*'ln' has others"):
-        keras_psp.superpose(norms)
+    with pytest.raises(ValueError, match="PReLU.*'slope' has others"):
+        keras_psp.superpose(slopes)
     models[1].get_layer("last").quantize("int8")
     with pytest.raises(ValueError, match="differs is 'last'|quantized"):
         keras_psp.superpose(models)

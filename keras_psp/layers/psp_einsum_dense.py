@@ -1,0 +1,156 @@
+"""The superposed layer of any product of inputs and a kernel."""
+
+import math
+import re
+import string
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_psp.layers.superposed_dense import SuperposedDense
+
+
+@keras.saving.register_keras_serializable(package="keras_psp")
+class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
+    """A `keras.layers.EinsumDense` that holds many kernels in one, one for each task.
+
+    ```
+    y = activation(einsum(equation, x C_k, W) + b)
+    ```
+
+    The context acts on the dimensions that the product sums over, all together: M is
+    the product of their sizes. Everything else is EinsumDense's. The projections of
+    attention are such layers.
+
+    Args:
+        equation: The product, as `keras.layers.EinsumDense` takes it. The first
+            dimension of inputs and outputs is the batch.
+        output_shape: Integer or tuple, the outputs' shape but for the batch.
+        num_tasks: Positive integer, the number of tasks. May be left out where
+            `context` knows it.
+        context: Name of a context family, `keras_psp.contexts.Context`, or its
+            serialized form. Defaults to `"binary"`.
+        base: Boolean, whether there is a kernel `W_0` beside that every task sees as
+            it is, so that task k sees `W_0 + C_k W`. It is the attribute
+            `base_kernel`, zeros at first, and is not trained.
+        bias_per_task: Boolean, whether each task has a bias of its own. An optimizer
+            with momentum goes on moving it for a while after the task's last example.
+        **kwargs: `keras.layers.EinsumDense` arguments.
+
+    Call arguments:
+        inputs: Float tensor.
+        task: Integer for the whole batch, or integer tensor of shape `(batch,)` or
+            `(batch, 1)`, one index for each example. A float index is a `TypeError`.
+            Or soft contexts: a float tensor of shape `(batch, num_tasks)`, a weight
+            for each task.
+
+    Input shape:
+        As the equation says.
+
+    Output shape:
+        As the equation says. Examples whose index lies outside `[0, num_tasks)` raise
+        a `ValueError` where the index can be read and are NaN in a compiled or
+        exported graph.
+
+    Raises:
+        ValueError: The equation sums over no dimension, or over the batch.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> layer = keras_psp.layers.PSPEinsumDense(
+    ...     "btd,dhe->bthe", (None, 2, 3), num_tasks=10, bias_axes="he"
+    ... )
+    >>> tuple(layer(keras.ops.ones((4, 5, 6)), [0, 7, 7, 1]).shape)
+    (4, 5, 2, 3)
+
+    Reference:
+        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3.
+    """
+
+    def __init__(
+        self,
+        equation,
+        output_shape,
+        num_tasks=None,
+        context="binary",
+        base=False,
+        bias_per_task=False,
+        **kwargs,
+    ):
+        super().__init__(equation, output_shape, **kwargs)
+        self.set_context(context, num_tasks)
+        self.use_bias = self.bias_axes is not None
+        self.set_shares(base, bias_per_task)
+
+    def build(self, input_shape):
+        inputs, kernel, outputs = _letters(self.equation, len(input_shape))
+        summed = [x for x in kernel if x in inputs and x not in outputs]
+        if not summed or inputs[0] in kernel or inputs[0] != outputs[0]:
+            raise ValueError(
+                "The equation must sum over dimensions of the inputs, of which the "
+                "first is the batch, here and in the outputs. "
+                f"Received: equation={self.equation!r}"
+            )
+        sizes = [input_shape[inputs.index(x)] for x in summed]
+        if None in sizes:
+            raise ValueError(
+                "The dimensions that are summed over must be known. Received: "
+                f"equation={self.equation!r}, input_shape={input_shape}"
+            )
+        # In all three, what is not summed over, what each has a product of its own
+        # for, and what is summed over; in the kernel the other way round.
+        own = [x for x in kernel if x in inputs and x in outputs]
+        rest = [x for x in inputs if x not in summed + own]
+        self._input_order = [inputs.index(x) for x in rest + own + summed]
+        rest = [x for x in kernel if x not in summed + own]
+        self._kernel_order = [kernel.index(x) for x in summed + own + rest]
+        self._num_summed, self._num_own = len(summed), len(own)
+        self.build_context(math.prod(sizes))
+        bias_axes, bias_shape = self.bias_axes, None
+        if self.task_bias is not None:
+            full = self.compute_output_shape(input_shape)
+            places = range(min(map(outputs.index, bias_axes)), len(outputs))
+            bias_shape = [full[i] if outputs[i] in bias_axes else 1 for i in places]
+            self.bias_axes = None  # Keras would add one that tasks share.
+        super().build(input_shape)
+        self.bias_axes = bias_axes
+        self.build_shares(bias_shape)
+
+    def multiply(self, inputs, kernel):
+        return ops.einsum(self.equation, inputs, kernel)
+
+    def bind_inputs(self, inputs, index, known):
+        order = self._input_order
+        x = ops.transpose(inputs, order)
+        shape = ops.shape(x)
+        x = ops.reshape(x, (*shape[: -self._num_summed], self._width))
+        x = ops.reshape(self.context.transform(x, index), shape)
+        return ops.transpose(x, np.argsort(order).tolist())
+
+    def kernel_rows(self, kernel):
+        return ops.reshape(ops.transpose(kernel, self._kernel_order), (self._width, -1))
+
+    def kernel_of_rows(self, rows):
+        order = self._kernel_order
+        rows = ops.reshape(rows, [self.kernel.shape[axis] for axis in order])
+        return ops.transpose(rows, np.argsort(order).tolist())
+
+    def input_rows(self, inputs):
+        x = ops.transpose(inputs, self._input_order)
+        own = x.shape[len(x.shape) - self._num_summed - self._num_own :]
+        own = own[: self._num_own]
+        return ops.reshape(x, (-1, math.prod(own), self._width))
+
+    @property
+    def _width(self):
+        return self.context.input_spec.axes[-1]
+
+
+def _letters(equation, rank):
+    """The letters of inputs, kernel and outputs; an ellipsis gets some of its own."""
+    inputs, kernel, outputs = re.split(",|->", equation.replace(" ", ""))
+    unused = [x for x in string.ascii_letters if x not in equation]
+    others = "".join(unused[: rank - len(inputs.replace("...", ""))])
+    return inputs.replace("...", others), kernel, outputs.replace("...", others)

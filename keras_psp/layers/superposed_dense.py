@@ -1,0 +1,61 @@
+"""What every superposed layer is that is a product with a kernel."""
+
+import functools
+
+from keras import ops
+
+from keras_psp.contexts.task_index import by_task
+from keras_psp.contexts.task_index import split_task
+from keras_psp.layers.superposed import Superposed
+
+
+class SuperposedDense(Superposed):
+    """Mixin of the products whose kernel holds one for each task.
+
+    It stands before a Keras layer among the bases. The layer writes `multiply()`, and
+    `bind_inputs()` if what a context binds is not the inputs' last dimension.
+    """
+
+    def multiply(self, inputs, kernel):
+        """Computes the layer's product."""
+        raise NotImplementedError
+
+    def call(self, inputs, task, training=None):
+        index, known = split_task(task, self.num_tasks, inputs.shape)
+        outputs = self._multiply_by_task(inputs, index)
+        if self.task_bias is not None:
+            outputs = self.task_bias.add_to(outputs, index)
+        elif self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return self.mask_outputs(outputs, known)
+
+    def quantized_call(self, inputs, task, training=None):
+        dense = functools.partial(super().quantized_call, training=training)
+        return self.call_bound(dense, inputs, task)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        if self.base is not None or self.task_bias is not None:
+            raise ValueError(
+                "A layer with a base kernel or a bias for each task cannot be "
+                f"quantized. Received: {self.name!r}"
+            )
+        # Keras refuses its subclasses, which might compute something else.
+        super().quantize(mode, type_check=False, config=config)
+
+    def _multiply_by_task(self, inputs, index):
+        def mixed():
+            bound = self.bind_inputs(inputs, index, None)
+            return self.multiply(bound, self.kernel)
+
+        if self.base is None:
+            return mixed()
+
+        def one(index):  # One product with the sum of the kernels.
+            return self.multiply(inputs, self.task_kernel(index))
+
+        def both():
+            return ops.add(mixed(), self.multiply(inputs, self.base_kernel))
+
+        return by_task(index, one, both)

@@ -1,0 +1,90 @@
+"""Layer normalization with a scale and an offset for each task."""
+
+import keras
+from keras import ops
+
+from keras_psp.contexts.task_index import mask_unknown_tasks
+from keras_psp.layers.task_rows import TaskRows
+
+
+@keras.saving.register_keras_serializable(package="keras_psp")
+class TaskLayerNormalization(TaskRows, keras.layers.LayerNormalization):
+    """A `keras.layers.LayerNormalization` with a `gamma` and a `beta` for each task.
+
+    ```
+    y = gamma_k (x - mean(x)) / sqrt(variance(x) + epsilon) + beta_k
+    ```
+
+    An optimizer with momentum goes on moving them for a while after the task's last
+    example.
+
+    Args:
+        num_tasks: Positive integer, the number of tasks.
+        **kwargs: `keras.layers.LayerNormalization` arguments, but that `axis` must be
+            the last one, and no `rms_scaling`.
+
+    Call arguments:
+        inputs: Float tensor.
+        task: Integer for the whole batch, or integer tensor of shape `(batch,)` or
+            `(batch, 1)`, one index for each example.
+
+    Input shape:
+        `(batch, ..., channels)`.
+
+    Output shape:
+        The input's. Examples whose index lies outside `[0, num_tasks)` raise a
+        `ValueError` where the index can be read and are NaN in a compiled or exported
+        graph.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> layer = keras_psp.layers.TaskLayerNormalization(num_tasks=10)
+    >>> tuple(layer(keras.ops.ones((3, 4)), [0, 7, 7]).shape)
+    (3, 4)
+    >>> tuple(layer.gamma.shape)
+    (10, 4)
+
+    Reference:
+        [Ba et al., 2016](https://arxiv.org/abs/1607.06450), equation 4, task by task.
+    """
+
+    def __init__(self, num_tasks, **kwargs):
+        super().__init__(**kwargs)
+        if self.axis not in (-1, [-1]) or self.rms_scaling:
+            raise ValueError(
+                "Each task's scale is along the last dimension, and there is no "
+                f"`rms_scaling`. Received: axis={self.axis}, "
+                f"rms_scaling={self.rms_scaling}"
+            )
+        self.set_num_tasks(num_tasks)
+
+    def build(self, input_shape):
+        self.gamma = self.beta = None
+        for name, wanted in (("gamma", self.scale), ("beta", self.center)):
+            if wanted:
+                self.add_rows(
+                    name,
+                    (input_shape[-1],),
+                    getattr(self, f"{name}_initializer"),
+                    regularizer=getattr(self, f"{name}_regularizer"),
+                    constraint=getattr(self, f"{name}_constraint"),
+                    autocast=False,
+                )
+
+    def call(self, inputs, task):
+        index, known = self.split_index(task, inputs)
+        outputs = ops.layer_normalization(
+            inputs, None, None, axis=-1, epsilon=self.epsilon
+        )
+        if self.gamma is not None:
+            outputs = ops.multiply(outputs, self._row(self.gamma, index, outputs))
+        if self.beta is not None:
+            outputs = ops.add(outputs, self._row(self.beta, index, outputs))
+        outputs = ops.cast(outputs, self.compute_dtype)
+        return mask_unknown_tasks(outputs, known)
+
+    def _row(self, rows, index, outputs):
+        rows = ops.take(ops.cast(rows, outputs.dtype), index, axis=0)
+        ones = (1,) * (len(outputs.shape) - 2)
+        return ops.reshape(rows, (-1, *ones, rows.shape[-1]))
