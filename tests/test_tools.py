@@ -60,3 +60,19 @@ def test_families_table_is_made_of_results(tmp_path):
     assert row.split(" | ")[2] == accuracy
     assert row.split(" | ")[4:7] == ["—", "—", str(bits)]
     assert "| hadamard | fixed | — |" in table  # Nothing is made up.
+
+
+def test_merge_compares_with_its_rivals(tmp_path):
+    output = tmp_path / "merge.json"
+    sizes = "--source digits --tasks 2 --units 8 --epochs 1 --examples 20".split()
+    call("merge.py", "--output", output, *sizes, "--families", "binary")
+    (done,) = json.loads(output.read_text())
+    assert done["backend"] == BACKEND and done["versions"]["keras"]
+    systems = done["systems"]
+    assert len(systems) == 8
+    assert all(len(each["accuracies"]) == 2 for each in systems.values())
+    size = systems["the base alone"]["numbers"]
+    assert systems["fine-tuned networks"]["numbers"] == 2 * size
+    assert 2 * size < systems["superposed, binary"]["numbers"] < 2.2 * size
+    table = call("merge.py", "--output", output, "--markdown")
+    assert f"| {100 * sum(systems['RegMean']['accuracies']) / 2:.1f} |" in table
