@@ -83,6 +83,40 @@ def all_layers(model):
     return list({id(layer): layer for layer in found}.values())
 
 
+def inputs_of_layers(model):
+    """Returns what each layer is called with, and each inside a model inside it.
+
+    Args:
+        model: Functional or sequential model.
+
+    Returns:
+        `(inputs, called)`: new symbolic inputs, a dictionary; and by the layers' `id`
+        the list of symbolic tensors that it is called with, for given these inputs.
+    """
+    inputs, called = new_inputs(model), {}
+
+    def record(layer, *args, **kwargs):
+        if is_graph(layer):
+            given = args[0]
+            inner, within = inputs_of_layers(layer)
+            if not isinstance(given, dict):
+                given = dict(zip(inner, keras.tree.flatten(given), strict=True))
+            for each, tensors in within.items():
+                called.setdefault(each, []).extend(keras.Model(inner, tensors)(given))
+        elif isinstance(layer, keras.layers.Layer):
+            called.setdefault(id(layer), []).append(args[0])
+        return layer(*args, **kwargs)
+
+    # As a plain model, and the very layers, called once more.
+    keras.models.clone_model(
+        keras.Model(named_inputs(model), output_of(model)),
+        input_tensors=inputs,
+        clone_function=lambda layer: layer,
+        call_function=record,
+    )
+    return inputs, called
+
+
 def as_inputs(model, given):
     """Returns what a model is given, an array, a dictionary or batches, as arrays.
 

@@ -31,20 +31,20 @@ class Kernel:
             sum(self._unbind(rows - self.base, k) for k, rows in enumerate(self.rows))
         )
 
-    def fit(self, one, models, inputs, ridge):
+    def fit(self, here, there, inputs, ridge):
         """Sets the kernel that answers most as the tasks' own do; see `superpose()`.
 
         Args:
-            one: The superposed model, of which the layers before this one are done.
-            models: List of the K models.
+            here: What `inputs_of_layers()` returned of the superposed model, of which
+                the layers before this one are done.
+            there: List of what it returned of the K models.
             inputs: List of a dictionary of arrays for each.
             ridge: Non-negative float.
         """
-        here = keras.Model(one.input, _input_of(self.twin))
+        here = _model_of_inputs(here, self.twin)
         left = right = 0.0
         for k, (layer, x) in enumerate(zip(self.layers, inputs, strict=True)):
-            there = keras.Model(models[k].input, _input_of(layer))
-            gram, cross = self._products(here, there, x, k)
+            gram, cross = self._products(here, _model_of_inputs(there[k], layer), x, k)
             # Groups of filters see groups of channels: all of it is done for each.
             groups, _, size = gram.shape
             share = ridge * np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
@@ -80,8 +80,9 @@ class Kernel:
         return gram / count, cross / count
 
     def _input_rows(self, model, inputs):
-        x = ops.convert_to_tensor(model.predict_on_batch(inputs))
-        return ops.convert_to_numpy(self.twin.input_rows(x))
+        calls = keras.tree.flatten(model.predict_on_batch(inputs))
+        rows = [self.twin.input_rows(ops.convert_to_tensor(x)) for x in calls]
+        return np.concatenate([ops.convert_to_numpy(each) for each in rows])
 
     def _rows_of(self, layer):
         return ops.convert_to_numpy(self.twin.kernel_rows(layer.kernel)).astype(
@@ -99,7 +100,7 @@ class Kernel:
         self.twin.kernel.assign(self.twin.kernel_of_rows(rows))
 
 
-def _input_of(layer):
-    """A layer's symbolic input, without its task."""
-    given = layer.input
-    return given[0] if isinstance(given, (list, tuple)) else given
+def _model_of_inputs(inputs_of_layers, layer):
+    """A model that answers with what a layer is called with, once for each call."""
+    inputs, called = inputs_of_layers
+    return keras.Model(inputs, called[id(layer)])

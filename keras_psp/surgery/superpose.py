@@ -16,6 +16,7 @@ from keras_psp.surgery.counterparts import set_task_weights
 from keras_psp.surgery.graph import all_layers
 from keras_psp.surgery.graph import as_functional
 from keras_psp.surgery.graph import as_inputs
+from keras_psp.surgery.graph import inputs_of_layers
 from keras_psp.surgery.kernel import Kernel
 from keras_psp.surgery.twin import build_twin
 
@@ -118,8 +119,10 @@ def superpose(models, context="binary", base=None, data=None, ridge=1e-3) -> Tas
         kernel.add_up()
     if data is not None:
         inputs = [as_inputs(plain[0], each) for each in data]
+        here = inputs_of_layers(one)
+        there = [inputs_of_layers(model) for model in plain[: len(models)]]
         for kernel in kernels:  # Each sees what the ones before it now give.
-            kernel.fit(one, plain, inputs, ridge)
+            kernel.fit(here, there, inputs, ridge)
     return one
 
 
@@ -130,7 +133,9 @@ def _check(models, base):
             "`models` must be a list of at least two Keras models. "
             f"Received: models={models!r}"
         )
-    plain = [as_functional(model) for model in (*models, *([base] if base else ()))]
+    plain = [
+        as_functional(model) for model in (*models, *([] if base is None else [base]))
+    ]
     first, *others = [all_layers(model) for model in plain]
     for layers in others:
         for layer, other in zip_longest(first, layers):

@@ -61,7 +61,12 @@ def test_models_that_do_not_differ_are_read_back_from_their_base(make):
 
 @pytest.mark.parametrize(
     "make",
-    [small_models.sequential, small_models.convolutional, small_models.residual],
+    [
+        small_models.sequential,
+        small_models.convolutional,
+        small_models.residual,
+        small_models.nested,
+    ],
 )
 @pytest.mark.parametrize("with_base", [False, True])
 def test_data_fit_the_answers(make, with_base):
@@ -102,6 +107,25 @@ def test_one_layer_is_the_least_squares_solution():
     )
     expected = np.linalg.lstsq(x, y, rcond=None)[0]
     np.testing.assert_allclose(to_numpy(layer.kernel), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_called_twice_is_fitted_to_both():
+    """Four unknowns, of which each of the calls alone shows three."""
+
+    def make():
+        a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
+        both = keras.layers.Dense(4, name="both")
+        return draw_weights(keras.Model({"a": a, "b": b}, both(a) + 2.0 * both(b)))
+
+    models = [make(), make()]
+    data = [draw_inputs(models[0], 3, seed) for seed in (4, 4)]
+    one = keras_psp.superpose(models, "identity", data=data, ridge=0.0)
+    np.testing.assert_allclose(
+        to_numpy(one.get_layer("both").kernel),
+        to_numpy(models[0].get_layer("both").kernel),
+        rtol=1e-3,
+        atol=1e-4,
+    )
 
 
 def test_a_large_ridge_pulls_to_the_mean_of_the_bound_kernels():
