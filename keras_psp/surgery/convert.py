@@ -21,9 +21,10 @@ from keras_psp.surgery.twin import build_twin
 def convert(model, num_tasks, context="binary", layers=None) -> TaskModel:
     """Makes a Keras model one of many tasks, each of which begins as the model is.
 
-    A layer with a counterpart here (`Dense`, `Conv2D`, `BatchNormalization`) is
-    replaced by it, under its name and with its arguments: its kernel becomes a base
-    kernel that all tasks share and none trains, beside a superposed kernel of zeros,
+    A layer with a counterpart here (`Dense`, `EinsumDense`, `Conv2D`,
+    `BatchNormalization`, `LayerNormalization`) is replaced by it, under its name and
+    with its arguments: its kernel becomes a base kernel that all tasks share and none
+    trains, beside a superposed kernel of zeros,
 
     ```
     W_k = W_0 + C_k W,  W = 0
