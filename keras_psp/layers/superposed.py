@@ -45,6 +45,7 @@ class Superposed(TakesTask):
                 self.bias_constraint,
                 name="task_bias",
                 dtype=self.dtype_policy,
+                trainable=self.trainable,  # Later, Keras tells the children.
             )
             self.use_bias = False  # The Keras layer's own.
 
@@ -74,6 +75,8 @@ class Superposed(TakesTask):
 
     def build_context(self, width):
         """Builds the context of `width` numbers, or checks it if it has been built."""
+        if not self.trainable:  # Keras tells the children later changes alone.
+            self.context.trainable = False
         if not self.context.built:
             self.context.build((None, width))
         known = self.context.input_spec.axes[-1]

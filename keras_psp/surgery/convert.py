@@ -13,8 +13,8 @@ from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery.counterparts import can_convert
 from keras_psp.surgery.counterparts import is_altered
 from keras_psp.surgery.counterparts import set_task_weights
-from keras_psp.surgery.graph import all_layers
-from keras_psp.surgery.graph import as_functional
+from keras_psp.surgery.graph import Graph
+from keras_psp.surgery.graph import copy_weights
 from keras_psp.surgery.twin import build_twin
 
 
@@ -47,7 +47,8 @@ def convert(model, num_tasks, context="binary", layers=None) -> TaskModel:
 
     Returns:
         A `keras_psp.models.TaskModel`, not compiled. Inputs: a dictionary of the
-        model's, by name, and `"task"`, int32 `(batch,)`. Outputs: the model's.
+        model's, by name (`"input"`, `"input_1"`, ... if they have none), and `"task"`,
+        int32 `(batch,)`. Outputs: the model's.
 
     Raises:
         TypeError: `model` is not a Keras model, or `num_tasks` not an integer.
@@ -71,9 +72,10 @@ def convert(model, num_tasks, context="binary", layers=None) -> TaskModel:
         added to a kernel.
     """
     num_tasks = check_num_tasks(num_tasks)
-    chosen = _choose(as_functional(model), layers)
+    graph = Graph(model)
+    chosen = _choose(graph, layers)
     contexts = series(context, num_tasks, len(chosen))
-    converted, pairs = build_twin(model, chosen, contexts, base=True)
+    converted, pairs = build_twin(graph, chosen, contexts, base=True)
     for layer, twin in pairs:
         if isinstance(twin, Superposed):
             twin.base_kernel.assign(layer.get_weights()[0])
@@ -81,20 +83,20 @@ def convert(model, num_tasks, context="binary", layers=None) -> TaskModel:
         if isinstance(twin, (Superposed, TaskRows)):
             for task in range(num_tasks):
                 set_task_weights(twin, task, layer)
-        elif getattr(layer, "weights", None):
-            twin.set_weights(layer.get_weights())
+        else:
+            copy_weights(layer, twin)
     return converted
 
 
-def _choose(model, wanted):
+def _choose(graph, wanted):
     """Returns the layers to convert, and warns of those that cannot be."""
-    layers = all_layers(model)
+    layers = graph.layers
     named = isinstance(wanted, (list, tuple))
     if named:
         unknown = set(wanted) - {layer.name for layer in layers}
         if unknown:
             raise ValueError(
-                f"There is no layer {sorted(unknown)[0]!r} in {model.name!r}. "
+                f"There is no layer {sorted(unknown)[0]!r} in {graph.name!r}. "
                 f"Received: layers={wanted!r}"
             )
         layers = [layer for layer in layers if layer.name in wanted]
@@ -117,7 +119,7 @@ def _choose(model, wanted):
         raise ValueError(message)
     if not chosen:
         raise ValueError(
-            f"No layer of {model.name!r} can be converted. Received: layers={wanted!r}"
+            f"No layer of {graph.name!r} can be converted. Received: layers={wanted!r}"
         )
     if left:
         warnings.warn(f"{message}. All tasks share their weights.", stacklevel=3)

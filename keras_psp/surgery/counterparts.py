@@ -36,14 +36,21 @@ PLAIN = {
 
 
 def can_convert(layer):
-    """Whether a Keras layer has a counterpart here; subclasses have none."""
+    """Whether a Keras layer has a counterpart here; subclasses have none, for one."""
     kind = type(layer)
     if kind is keras.layers.BatchNormalization:
         return not (layer.renorm or layer.synchronized)
     if kind is keras.layers.LayerNormalization:
         last = len(layer.get_build_config()["input_shape"]) - 1
         return not layer.rms_scaling and layer.axis in (-1, [-1], last, [last])
-    return kind in COUNTERPARTS
+    # A constraint would hold for what is added to a kernel. And an activation that has
+    # weights, or is to have some once it is built, is a layer by itself.
+    if kind not in COUNTERPARTS or layer.kernel_constraint is not None:
+        return False
+    activation = layer.activation
+    if isinstance(activation, keras.layers.Layer):
+        return activation.built and not activation.weights
+    return True
 
 
 def is_altered(layer):

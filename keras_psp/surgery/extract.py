@@ -6,8 +6,10 @@ from keras_psp.contexts.task_index import check_task
 from keras_psp.layers.takes_task import TakesTask
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery.counterparts import make_plain
+from keras_psp.surgery.graph import Graph
 from keras_psp.surgery.graph import copy_layer
-from keras_psp.surgery.graph import new_inputs
+from keras_psp.surgery.graph import copy_weights
+from keras_psp.surgery.graph import is_graph
 
 
 def extract(model, task) -> keras.Model:
@@ -24,8 +26,8 @@ def extract(model, task) -> keras.Model:
 
     Raises:
         TypeError: `model` takes no task, or `task` is not an integer.
-        ValueError: `task` is out of range; a layer is quantized, has a LoRA, or is of a
-            kind of its own.
+        ValueError: `task` is out of range; a layer is quantized, has a LoRA, is of a
+            kind of its own, or is called with another task than the model's.
 
     Example:
 
@@ -45,35 +47,54 @@ def extract(model, task) -> keras.Model:
     task = check_task(task, model.num_tasks)
     if not isinstance(task, int):
         raise TypeError(f"`task` must be an integer. Received: task={task!r}")
-    inputs = new_inputs(model)
-    pairs = []
+    made = {}  # Models may share a layer, or a model.
+    plain = _build(model, task, made)
+    for layer, copy in made.values():
+        if not is_graph(layer) and not isinstance(layer, TakesTask):
+            copy_weights(layer, copy)
+    return plain
 
-    def replace(layer):
+
+def _build(model, task, made):
+    graph = Graph(model, takes_task=True)
+    inputs = graph.new_inputs()
+
+    def plain_of(layer):
+        if id(layer) not in made:
+            made[id(layer)] = layer, make(layer)
+        return made[id(layer)][1]
+
+    def make(layer):
         if isinstance(layer, TaskModel):
-            return extract(layer, task)
+            return _build(layer, task, made)
         if isinstance(layer, TakesTask):
             return make_plain(layer, task)
-        plain = copy_layer(layer)
-        pairs.append((layer, plain))
-        return plain
+        if is_graph(layer):
+            return keras.models.clone_model(layer, clone_function=plain_of)
+        return copy_layer(layer)
 
-    def call(layer, *args, task=None, **kwargs):
-        given, *args = args
-        if isinstance(layer, keras.Model) and isinstance(given, dict):
-            given = {name: x for name, x in given.items() if name != "task"}
-            given = _alone(given)
-        return layer(given, *args, **kwargs)
+    def call(layer, *args, **kwargs):
+        if "task" in kwargs:
+            _check_same(kwargs.pop("task"), inputs["task"], layer)
+        elif isinstance(layer, keras.Model) and isinstance(args[0], dict):
+            given, *args = args
+            if "task" in given:
+                given = dict(given)
+                _check_same(given.pop("task"), inputs["task"], layer)
+            args = (_alone(given), *args)
+        return layer(*args, **kwargs)
 
-    # As a plain model, so that the copy is one.
-    graph = keras.Model(model.input, model.output, name=model.name)
-    outputs = keras.models.clone_model(
-        graph, input_tensors=inputs, clone_function=replace, call_function=call
-    ).output
-    for layer, plain in pairs:
-        if getattr(layer, "weights", None):
-            plain.set_weights(layer.get_weights())
-    inputs.pop("task")
+    outputs = graph.rebuild(inputs, plain_of, call)
+    inputs = {name: tensor for name, tensor in inputs.items() if name != "task"}
     return keras.Model(_alone(inputs), outputs, name=model.name)
+
+
+def _check_same(task, own, layer):
+    if task is not own:
+        raise ValueError(
+            "A layer that is called with a task other than the model's own cannot be "
+            f"had for one task. Received: {layer.name!r}, called with task={task}"
+        )
 
 
 def _alone(inputs):

@@ -1,138 +1,303 @@
 """What taking models apart and building them once more has in common."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
 
 
-def as_functional(model):
-    """Returns a built functional or sequential model as a functional one of a dict.
+class Graph:
+    """A built functional or sequential model: its inputs by name, layers and calls.
 
-    The inputs go by the names in the model's own dictionary or, if it has none, by
-    their tensors' names.
+    Args:
+        model: Keras model.
+        takes_task: Boolean, whether it has an input named `"task"`; else it must not.
+
+    Attributes:
+        name: The model's.
+        inputs: Its symbolic inputs by name: the names in its own dictionary or, if it
+            has none, its tensors'; `"input"`, `"input_1"`, ... if they have none.
+        output: Its symbolic outputs, in their structure.
 
     Raises:
         TypeError: It is not a Keras model.
         ValueError: It has not been built, is neither functional nor sequential, or
             takes a task already.
     """
-    if not isinstance(model, keras.Model):
-        raise TypeError(
-            f"`model` must be a Keras model. Received: model={model!r} "
-            f"(of type {type(model).__name__})"
-        )
-    if isinstance(model, keras.Sequential) and not model.built:
-        raise ValueError(
-            "The model must be built, by an `Input` or a call. Received: "
-            f"{model.name!r}, which is not"
-        )
-    if not is_graph(model):
-        raise ValueError(
-            "The model must be functional or sequential: of another, Keras knows no "
-            f"graph of layers. Received: {model.name!r}, a {type(model).__name__}"
-        )
-    inputs = named_inputs(model)
-    if "task" in inputs:
-        raise ValueError(
-            "The model must not have an input named 'task' already. "
-            f"Received: {model.name!r}"
-        )
-    return keras.Model(inputs, output_of(model), name=model.name)
+
+    def __init__(self, model, takes_task=False):
+        if not isinstance(model, keras.Model):
+            raise TypeError(
+                f"`model` must be a Keras model. Received: model={model!r} "
+                f"(of type {type(model).__name__})"
+            )
+        if isinstance(model, keras.Sequential) and not model.built:
+            raise ValueError(
+                "The model must be built, by an `Input` or a call. Received: "
+                f"{model.name!r}, which is not"
+            )
+        if not is_graph(model):
+            raise ValueError(
+                "The model must be functional or sequential, with Keras' `call()`: of "
+                "another, Keras knows no graph of layers. Received: "
+                f"{model.name!r}, a {type(model).__name__}"
+            )
+        sequential = isinstance(model, keras.Sequential)
+        self.name = model.name
+        self.output = model.outputs[0] if sequential else model.output
+        if not sequential and isinstance(model.input, dict):
+            self.inputs = dict(model.input)
+        else:
+            self.inputs = {
+                _name_of(tensor, i): tensor for i, tensor in enumerate(model.inputs)
+            }
+        if not all(hasattr(tensor, "shape") for tensor in self.inputs.values()):
+            raise ValueError(
+                "A dictionary of inputs must hold tensors alone. "
+                f"Received: {self.name!r} with inputs {model.input}"
+            )
+        if "task" in self.inputs and not takes_task:
+            raise ValueError(
+                "The model must not have an input named 'task' already. "
+                f"Received: {self.name!r}"
+            )
+        self._model = model
+
+    @functools.cached_property
+    def layers(self):
+        """The layers, and those of the models inside, without inputs; each once."""
+        return _layers(self._model)
+
+    def new_inputs(self):
+        """Returns a new `keras.Input` for each input, by name."""
+        return {
+            name: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
+            for name, tensor in self.inputs.items()
+        }
+
+    def rebuild(self, inputs, replace, call, also=()):
+        """Builds the model once more.
+
+        Args:
+            inputs: Dictionary of symbolic inputs, by the names of this one's.
+            replace: Function of a layer; returns the one to stand for it, which may be
+                it. It is asked once for every layer, however often that is called.
+            call: Function of the layer that stands for another, and of what that is
+                called with; returns the symbolic outputs.
+            also: More symbolic inputs, which `call` uses.
+
+        Returns:
+            The symbolic outputs.
+        """
+        # A plain model, of a list: Keras wants a dictionary's names to be the tensors'.
+        graph = keras.Model([*self.inputs.values(), *also], self.output)
+        given = [*(inputs[name] for name in self.inputs), *also]
+
+        def call_by_position(layer, *args, **kwargs):
+            if not args and "inputs" in kwargs:
+                args = (kwargs.pop("inputs"),)
+            return call(layer, *args, **kwargs)
+
+        return keras.models.clone_model(
+            graph,
+            input_tensors=given,
+            clone_function=replace,
+            call_function=call_by_position,
+        ).output
+
+    def name_inputs(self, given):
+        """Returns what the model is called with, but for a task, by names."""
+        if isinstance(given, dict):
+            return given
+        names = [name for name in self.inputs if name != "task"]
+        return dict(zip(names, keras.tree.flatten(given), strict=True))
 
 
 def is_graph(layer):
-    """Whether a layer is a functional or sequential model, built."""
-    return isinstance(layer, keras.Model) and getattr(layer, "inputs", None) is not None
+    """Whether a layer is a functional or sequential model, built, and no more."""
+    return (
+        isinstance(layer, keras.Model)
+        and getattr(layer, "inputs", None) is not None
+        and (type(layer).call in _calls() or hasattr(layer, "add_tasks"))
+    )
 
 
-def named_inputs(model):
-    """Returns a model's symbolic inputs as a dictionary."""
-    if not isinstance(model, keras.Sequential) and isinstance(model.input, dict):
-        return dict(model.input)
-    return {tensor.name: tensor for tensor in model.inputs}
+@functools.cache
+def _calls():
+    x = keras.Input(())
+    return keras.Sequential.call, type(keras.Model(x, x)).call
 
 
-def output_of(model):
-    """Returns a model's symbolic outputs, in their structure."""
-    return model.outputs[0] if isinstance(model, keras.Sequential) else model.output
+def _layers(model):
+    found = {}
+    for layer in model.layers:
+        if is_graph(layer):
+            found |= {id(each): each for each in _layers(layer)}
+        elif not isinstance(layer, keras.layers.InputLayer):
+            found[id(layer)] = layer
+    return list(found.values())
 
 
-def new_inputs(model):
-    """Returns a new `keras.Input` for each of `named_inputs()`."""
-    return {
-        name: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
-        for name, tensor in named_inputs(model).items()
-    }
+def _name_of(tensor, position):
+    if tensor.name.startswith("keras_tensor"):  # Which is numbered by the process.
+        return f"input_{position}" if position else "input"
+    return tensor.name
 
 
 def copy_layer(layer):
-    """Returns a layer's copy, not built; an operation that is no layer stays itself."""
-    if not isinstance(layer, keras.layers.Layer):
+    """Returns a layer's copy, not built.
+
+    An operation that is no layer, and layers that are not in their configs, are shared:
+    functions, and vocabularies.
+    """
+    if (
+        not isinstance(layer, keras.layers.Layer)
+        or isinstance(layer, keras.layers.Lambda)
+        or hasattr(layer, "get_vocabulary")
+    ):
         return layer
     return type(layer).from_config(layer.get_config())
 
 
-def all_layers(model):
-    """Returns a model's layers and those of the models inside it, without inputs."""
-    found = []
-    for layer in model.layers:
-        if is_graph(layer):
-            found += all_layers(layer)
-        elif not isinstance(layer, keras.layers.InputLayer):
-            found.append(layer)
-    return list({id(layer): layer for layer in found}.values())
+def copy_weights(layer, copy):
+    """Gives a layer's copy its weights, once it is built."""
+    if copy is layer or not getattr(layer, "weights", None):
+        return
+    copy.set_weights(layer.get_weights())
+    if hasattr(copy, "finalize_state"):  # Of what adapts: more is made of the weights.
+        copy.finalize_state()
 
 
-def inputs_of_layers(model):
+def inputs_of_layers(graph):
     """Returns what each layer is called with, and each inside a model inside it.
 
     Args:
-        model: Functional or sequential model.
+        graph: A `Graph`.
 
     Returns:
         `(inputs, called)`: new symbolic inputs, a dictionary; and by the layers' `id`
         the list of symbolic tensors that it is called with, for given these inputs.
     """
-    inputs, called = new_inputs(model), {}
+    inputs, called = graph.new_inputs(), {}
 
     def record(layer, *args, **kwargs):
         if is_graph(layer):
-            given = args[0]
-            inner, within = inputs_of_layers(layer)
-            if not isinstance(given, dict):
-                given = dict(zip(inner, keras.tree.flatten(given), strict=True))
+            inner = Graph(layer, takes_task=True)
+            names, within = inputs_of_layers(inner)
+            given = inner.name_inputs(args[0])
             for each, tensors in within.items():
-                called.setdefault(each, []).extend(keras.Model(inner, tensors)(given))
+                taps = keras.Model(names, tensors)(given)
+                called.setdefault(each, []).extend(taps)
         elif isinstance(layer, keras.layers.Layer):
-            called.setdefault(id(layer), []).append(args[0])
+            called.setdefault(id(layer), []).extend(args[:1])
         return layer(*args, **kwargs)
 
-    # As a plain model, and the very layers, called once more.
-    keras.models.clone_model(
-        keras.Model(named_inputs(model), output_of(model)),
-        input_tensors=inputs,
-        clone_function=lambda layer: layer,
-        call_function=record,
-    )
+    graph.rebuild(inputs, replace=lambda layer: layer, call=record)
     return inputs, called
 
 
-def as_inputs(model, given):
-    """Returns what a model is given, an array, a dictionary or batches, as arrays.
+def describe_calls(graph):
+    """Returns which layer is called with what, in order, to compare models by."""
+    places = {id(layer): i for i, layer in enumerate(graph.layers)}
+    tensors, calls = {}, []
+
+    def describe(value):
+        if isinstance(value, keras.KerasTensor):
+            tensors.setdefault(
+                id(value), (len(tensors), value)
+            )  # Keeps it, and its id.
+            return f"tensor {tensors[id(value)][0]}"
+        return repr(value)
+
+    def record(layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        if is_graph(layer):
+            what = describe_calls(Graph(layer, takes_task=True))
+        elif isinstance(layer, keras.layers.Layer):
+            what = places[id(layer)]
+        else:
+            settings = {
+                name: repr(value)
+                for name, value in vars(layer).items()
+                if name != "name" and not name.startswith("_")
+            }
+            what = type(layer).__name__, settings
+        called = keras.tree.map_structure(describe, (args, kwargs, outputs))
+        calls.append((what, called))
+        return outputs
+
+    inputs = graph.new_inputs()
+    for tensor in inputs.values():
+        describe(tensor)
+    outputs = graph.rebuild(inputs, replace=lambda layer: layer, call=record)
+    return calls, keras.tree.map_structure(describe, outputs)
+
+
+def as_inputs(graph, given):
+    """Returns one task's unlabelled inputs, however they are given, as arrays.
 
     Args:
-        model: What `as_functional()` returned.
-        given: Inputs as Keras takes them, or an iterable of batches of them.
+        graph: A `Graph`.
+        given: An array; a list of arrays, if the model has several inputs; a dictionary
+            of arrays; or an iterable of batches of these.
 
     Returns:
         Dictionary of arrays, by the names of the model's inputs.
+
+    Raises:
+        TypeError: It is nothing of that.
+        ValueError: It holds no example, not every input, labels, or what is not finite.
     """
-    if not isinstance(given, dict) and not hasattr(given, "shape"):
-        batches = [as_inputs(model, batch) for batch in given]
-        return {
-            name: np.concatenate([batch[name] for batch in batches])
-            for name in batches[0]
-        }
-    if not isinstance(given, dict):
-        given = {next(iter(model.input)): given}
-    return {name: ops.convert_to_numpy(given[name]) for name in model.input}
+    batches = [given] if _is_batch(graph, given) else _iterate(given)
+    batches = [_name_arrays(graph, batch) for batch in batches]
+    if not batches:
+        raise ValueError("`data` must hold at least one example of each task.")
+    arrays = {
+        name: np.concatenate([batch[name] for batch in batches])
+        for name in graph.inputs
+    }
+    for name, array in arrays.items():
+        if not len(array):
+            raise ValueError("`data` must hold at least one example of each task.")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"`data` must be finite. Received: NaN or inf in {name!r}")
+    return arrays
+
+
+def _is_batch(graph, given):
+    if isinstance(given, dict) or hasattr(given, "shape"):
+        return True
+    return (
+        isinstance(given, (list, tuple))
+        and len(graph.inputs) > 1
+        and len(given) == len(graph.inputs)
+        and all(hasattr(each, "shape") for each in given)
+    )
+
+
+def _iterate(given):
+    if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
+        raise TypeError(
+            "`data` must hold an array, a dictionary of arrays or batches of these for "
+            f"each task. Received: {type(given).__name__}"
+        )
+    return given
+
+
+def _name_arrays(graph, batch):
+    names = list(graph.inputs)
+    if isinstance(batch, (list, tuple)):
+        if len(batch) != len(names):
+            raise ValueError(
+                f"`data` must hold unlabelled inputs, {names}. "
+                f"Received: a batch of {len(batch)} parts"
+            )
+        batch = dict(zip(names, batch, strict=True))
+    if not isinstance(batch, dict):
+        batch = {names[0]: batch}
+    if sorted(batch) != sorted(names):
+        raise ValueError(
+            f"`data` must hold the models' inputs, {names}. Received: {sorted(batch)}"
+        )
+    return {name: ops.convert_to_numpy(batch[name]) for name in names}

@@ -47,7 +47,9 @@ class Kernel:
             gram, cross = self._products(here, _model_of_inputs(there[k], layer), x, k)
             # Groups of filters see groups of channels: all of it is done for each.
             groups, _, size = gram.shape
-            share = ridge * np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
+            # Inputs that are all zero show nothing: then what the kernels say counts.
+            mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
+            share = np.where(mean > 0, ridge * mean, 1.0)
             own, base = (
                 np.moveaxis(np.reshape(rows, (size, groups, -1)), 1, 0)
                 for rows in (self.rows[k], self.base)
@@ -70,9 +72,11 @@ class Kernel:
                 name: array[start : start + BATCH_SIZE] for name, array in x.items()
             }
             index = np.full(len(next(iter(batch.values()))), task, "int32")
+            # The models' inputs are alike, but may go by other names.
+            own = dict(zip(there.input, batch.values(), strict=True))
             ours, theirs = (
                 self._input_rows(model, given)
-                for model, given in ((here, {**batch, "task": index}), (there, batch))
+                for model, given in ((here, {**batch, "task": index}), (there, own))
             )
             gram = gram + np.einsum("ngi,ngj->gij", ours, ours, optimize=True)
             cross = cross + np.einsum("ngi,ngj->gij", ours, theirs, optimize=True)
@@ -81,7 +85,10 @@ class Kernel:
 
     def _input_rows(self, model, inputs):
         calls = keras.tree.flatten(model.predict_on_batch(inputs))
-        rows = [self.twin.input_rows(ops.convert_to_tensor(x)) for x in calls]
+        rows = [
+            self.twin.input_rows(ops.cast(ops.convert_to_tensor(x), "float32"))
+            for x in calls
+        ]
         return np.concatenate([ops.convert_to_numpy(each) for each in rows])
 
     def _rows_of(self, layer):

@@ -5,6 +5,7 @@ from itertools import zip_longest
 import keras
 import numpy as np
 
+from keras_psp.consolidation.consolidation import check_number
 from keras_psp.contexts import Context
 from keras_psp.contexts.families import series
 from keras_psp.layers.superposed import Superposed
@@ -13,9 +14,10 @@ from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery.counterparts import can_convert
 from keras_psp.surgery.counterparts import is_altered
 from keras_psp.surgery.counterparts import set_task_weights
-from keras_psp.surgery.graph import all_layers
-from keras_psp.surgery.graph import as_functional
+from keras_psp.surgery.graph import Graph
 from keras_psp.surgery.graph import as_inputs
+from keras_psp.surgery.graph import copy_weights
+from keras_psp.surgery.graph import describe_calls
 from keras_psp.surgery.graph import inputs_of_layers
 from keras_psp.surgery.kernel import Kernel
 from keras_psp.surgery.twin import build_twin
@@ -54,10 +56,12 @@ def superpose(models, context="binary", base=None, data=None, ridge=1e-3) -> Tas
             tasks as there are models, which shows what each layer's own is to be, but
             for its seed. Defaults to `"binary"`.
         base: The model that the others were trained from; or `None`.
-        data: List of one set of unlabelled inputs for each task: arrays, as the model
-            takes them. A few hundred examples each are enough. Or `None`.
+        data: List of one set of unlabelled inputs for each task: an array, a list or
+            dictionary of arrays if the model has several inputs, or batches of these. A
+            few hundred examples each are enough. Or `None`.
         ridge: Non-negative float, with `data`: how much of a layer's mean squared input
-            is added to the diagonal, for inputs that the data do not show.
+            is added to the diagonal, for inputs that the data do not show. With 0 the
+            data must show all.
 
     Returns:
         A `keras_psp.models.TaskModel`, not compiled. Inputs: a dictionary of the
@@ -65,9 +69,11 @@ def superpose(models, context="binary", base=None, data=None, ridge=1e-3) -> Tas
         the memory of one model, or with `base` of two, and each task's own weights.
 
     Raises:
-        TypeError: One of the models is not a Keras model.
-        ValueError: There are fewer than two models, or not as many data; a model is not
-            built, neither functional nor sequential, or differs in a layer; a layer
+        TypeError: One of the models is not a Keras model; `data` is not as above.
+        ValueError: There are fewer than two models, or not as many data; the data have
+            no example, labels, or are not finite; a model is not built, neither
+            functional nor sequential, or differs in a layer or in how they are called;
+            a layer
             without a counterpart here has other weights in each; a layer is quantized
             or has a LoRA.
 
@@ -87,20 +93,24 @@ def superpose(models, context="binary", base=None, data=None, ridge=1e-3) -> Tas
         fit is that of RegMean ([Jin et al., 2023](https://arxiv.org/abs/2212.09849),
         equation 2), under contexts.
     """
-    plain = _check(models, base)
-    if data is not None and len(data) != len(models):
-        raise ValueError(
-            "`data` must hold inputs for each of the models. "
-            f"Received: {len(data)} sets of inputs for {len(models)} models"
-        )
+    graphs = _check(models, base)
+    check_number("ridge", ridge)
+    if data is not None:
+        data = list(data)
+        if len(data) != len(models):
+            raise ValueError(
+                "`data` must hold inputs for each of the models. "
+                f"Received: {len(data)} sets of inputs for {len(models)} models"
+            )
+        data = [as_inputs(graphs[0], each) for each in data]
     seed = context.seed if isinstance(context, Context) else 0
-    chosen = [layer for layer in all_layers(plain[0]) if can_convert(layer)]
+    chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
     contexts = series(context, len(models), len(chosen), seed=seed)
-    one, pairs = build_twin(plain[0], chosen, contexts, base=base is not None)
+    one, pairs = build_twin(graphs[0], chosen, contexts, base=base is not None)
     alike = dict(
         zip(
-            map(id, all_layers(plain[0])),
-            zip(*map(all_layers, plain), strict=True),
+            map(id, graphs[0].layers),
+            zip(*(graph.layers for graph in graphs), strict=True),
             strict=True,
         )
     )
@@ -113,39 +123,42 @@ def superpose(models, context="binary", base=None, data=None, ridge=1e-3) -> Tas
                 kernels.append(Kernel(twin, layers, of_base))
             for task, each in enumerate(layers):
                 set_task_weights(twin, task, each)
-        elif getattr(layer, "weights", None):
-            twin.set_weights(layer.get_weights())
+        else:
+            copy_weights(layer, twin)
     for kernel in kernels:
         kernel.add_up()
     if data is not None:
-        inputs = [as_inputs(plain[0], each) for each in data]
-        here = inputs_of_layers(one)
-        there = [inputs_of_layers(model) for model in plain[: len(models)]]
+        here = inputs_of_layers(Graph(one, takes_task=True))
+        there = [inputs_of_layers(graph) for graph in graphs[: len(models)]]
         for kernel in kernels:  # Each sees what the ones before it now give.
-            kernel.fit(here, there, inputs, ridge)
+            kernel.fit(here, there, data, ridge)
     return one
 
 
 def _check(models, base):
-    """Returns the models, and the base behind them, as functional ones of a dict."""
+    """Returns the `Graph`s of the models, and of the base behind them."""
     if not isinstance(models, (list, tuple)) or len(models) < 2:
         raise ValueError(
             "`models` must be a list of at least two Keras models. "
             f"Received: models={models!r}"
         )
-    plain = [
-        as_functional(model) for model in (*models, *([] if base is None else [base]))
-    ]
-    first, *others = [all_layers(model) for model in plain]
-    for layers in others:
-        for layer, other in zip_longest(first, layers):
+    graphs = [Graph(model) for model in (*models, *([] if base is None else [base]))]
+    first, *others = graphs
+    calls = describe_calls(first)
+    for graph in others:
+        for layer, other in zip_longest(first.layers, graph.layers):
             if layer is None or other is None or _describe(layer) != _describe(other):
                 name = (layer or other).name
                 raise ValueError(
                     "The models must be of one architecture. The first layer that "
                     f"differs is {name!r}."
                 )
-    for layers in zip(first, *others, strict=True):
+        if _shapes(graph) != _shapes(first) or describe_calls(graph) != calls:
+            raise ValueError(
+                "The models must be of one architecture. Their layers are alike, but "
+                f"those of {graph.name!r} are called otherwise."
+            )
+    for layers in zip(*(graph.layers for graph in graphs), strict=True):
         if is_altered(layers[0]):
             raise ValueError(
                 "A layer that is quantized or has a LoRA cannot be superposed. "
@@ -156,21 +169,32 @@ def _check(models, base):
                 f"A {type(layers[0]).__name__} has no counterpart that keeps weights "
                 f"for each task, and {layers[0].name!r} has others in each model."
             )
-    if not any(can_convert(layer) for layer in first):
-        raise ValueError(f"No layer of {plain[0].name!r} can be superposed.")
-    return plain
+    if not any(map(can_convert, first.layers)):
+        raise ValueError(f"No layer of {first.name!r} can be superposed.")
+    return graphs
+
+
+def _shapes(graph):
+    return [(tensor.shape, tensor.dtype) for tensor in graph.inputs.values()]
 
 
 def _describe(layer):
     """What two layers must have in common: all but names and beginnings."""
-    if not isinstance(layer, keras.layers.Layer):
-        return type(layer), layer.name
-    config = {
-        key: value
-        for key, value in layer.get_config().items()
-        if key not in ("name", "trainable", "seed") and "initializer" not in key
-    }
-    return type(layer), config, [tuple(weight.shape) for weight in layer.weights]
+    shapes = [tuple(weight.shape) for weight in layer.weights]
+    return type(layer), _without_names(layer.get_config()), shapes
+
+
+def _without_names(config):
+    if isinstance(config, dict):
+        return {
+            key: _without_names(value)
+            for key, value in config.items()
+            if key not in ("name", "trainable", "seed", "build_config")
+            and "initializer" not in key
+        }
+    if isinstance(config, (list, tuple)):
+        return [_without_names(value) for value in config]
+    return config
 
 
 def _all_equal(layers):

@@ -158,3 +158,123 @@ def test_bad_input():
         with pytest.raises(ValueError, match="quantized or has a LoRA.*'first'"):
             keras_psp.convert(model, NUM_TASKS)
         keras_psp.convert(model, NUM_TASKS, layers=["last"])
+
+
+def answers(model, x, task=0):
+    name = next(name for name in model.input if name != "task")
+    index = np.full(len(x), task, "int32")
+    return model.predict({name: x, "task": index}, verbose=0)
+
+
+def test_inputs_without_a_name_are_numbered():
+    inputs = [keras.Input((4,)), keras.Input((4,))]
+    y = keras.layers.Dense(2)(keras.layers.Concatenate()(inputs))
+    converted = keras_psp.convert(keras.Model(inputs, y), NUM_TASKS)
+    assert list(converted.input) == ["input", "input_1", "task"]
+
+
+def test_what_a_layer_has_adapted_to_is_kept(rng):
+    norm = keras.layers.Normalization(name="norm")
+    norm.adapt(rng.normal(3.0, 2.0, size=(20, 4)))
+    inner = keras.Sequential([keras.Input((4,)), norm], name="inner")
+    model = keras.Sequential([keras.Input((4,)), inner, keras.layers.Dense(2)])
+    x = rng.normal(3.0, 2.0, size=(3, 4)).astype("float32")
+    expected = model.predict(x, verbose=0)
+    with pytest.warns(UserWarning, match="'norm'"):
+        converted = keras_psp.convert(model, NUM_TASKS)
+    np.testing.assert_allclose(answers(converted, x), expected, atol=1e-5)
+    plain = keras_psp.extract(converted, 1)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), expected, atol=1e-5)
+
+
+def test_a_frozen_layer_stays_frozen(tmp_path):
+    model = small_models.sequential()
+    model.get_layer("first").trainable = False
+    converted = keras_psp.convert(model, NUM_TASKS)
+    assert [v.path for v in converted.trainable_variables] == ["last/kernel"]
+    converted.get_layer("last").trainable = False
+    converted.save(tmp_path / "model.keras")
+    assert not keras.models.load_model(tmp_path / "model.keras").trainable_variables
+    converted.get_layer("first").trainable = True
+    paths = [v.path for v in converted.trainable_variables]
+    assert paths == ["first/kernel", "first/task_bias/bias"]
+
+
+def test_layers_that_models_share_are_shared():
+    dense = keras.layers.Dense(4, name="dense")
+    table = keras.layers.PReLU(name="slopes")
+    inner = keras.Sequential([keras.Input((4,)), dense, table], name="inner")
+    x = keras.Input((4,), name="x")
+    model = draw_weights(keras.Model(x, table(dense(inner(x)))))
+    x = draw_inputs(model)["x"]
+    with pytest.warns(UserWarning, match="'slopes'"):
+        converted = keras_psp.convert(model, NUM_TASKS)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(answers(converted, x), expected, atol=1e-5)
+    assert converted.get_layer("inner").get_layer("dense") is converted.get_layer(
+        "dense"
+    )
+    plain = keras_psp.extract(converted, 0)
+    assert len(plain.weights) == len(model.weights)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), expected, atol=1e-5)
+
+
+def test_layers_called_by_keyword():
+    x = keras.Input((3, 4), name="x")
+    y = keras.layers.MultiHeadAttention(2, 2, name="attention")(query=x, value=x)
+    inner = keras.Sequential([keras.Input((3, 4)), keras.layers.Dense(4)])
+    y = keras.layers.Dense(2)(inputs=inner(inputs=y))
+    model = draw_weights(keras.Model(x, y))
+    x = draw_inputs(model)["x"]
+    with pytest.warns(UserWarning, match="'attention'"):
+        converted = keras_psp.convert(model, NUM_TASKS)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(answers(converted, x), expected, atol=1e-5)
+    plain = keras_psp.extract(converted, 2)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), expected, atol=1e-5)
+
+
+def test_layers_whose_kernel_is_not_theirs_alone_are_left():
+    model = keras.Sequential(
+        [
+            keras.Input((4,), name="x"),
+            keras.layers.Dense(4, kernel_constraint="unit_norm", name="bound"),
+            keras.layers.Dense(4, activation=keras.layers.PReLU(), name="sloped"),
+            keras.layers.Lambda(lambda x: 2.0 * x),
+            keras.layers.Dense(2, name="last"),
+        ]
+    )
+    draw_weights(model)
+    x = draw_inputs(model)["x"]
+    with pytest.warns(UserWarning, match=r"'bound' \(Dense\), 'sloped' \(Dense\)"):
+        converted = keras_psp.convert(model, NUM_TASKS)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(answers(converted, x), expected, atol=1e-5)
+
+
+def test_vocabularies_are_kept():
+    lookup = keras.layers.IntegerLookup(vocabulary=[3, 5, 7])
+    x = keras.Input((2,), dtype="int64", name="x")
+    y = keras.layers.Embedding(4, 3, name="table")(lookup(x))
+    y = keras.layers.Dense(2)(keras.layers.Flatten()(y))
+    model = keras.Model(x, y)
+    x = np.array([[3, 5], [7, 9]])
+    with pytest.warns(UserWarning, match="'table'"):
+        converted = keras_psp.convert(model, NUM_TASKS)
+    np.testing.assert_allclose(
+        answers(converted, x), model.predict(x, verbose=0), atol=1e-5
+    )
+
+
+def test_a_model_with_a_call_of_its_own_is_refused():
+    class Doubled(keras.Model):
+        def call(self, inputs, training=None, mask=None):
+            return 2.0 * super().call(inputs)
+
+    x = keras.Input((4,), name="x")
+    with pytest.raises(ValueError, match="with Keras' `call\\(\\)`.*Doubled"):
+        keras_psp.convert(Doubled(x, keras.layers.Dense(2)(x)), NUM_TASKS)
+    nested = {"a": [keras.Input((2,)), keras.Input((2,))]}
+    y = keras.layers.Dense(2)(keras.layers.Add()(nested["a"]))
+    with pytest.raises(ValueError, match="must hold tensors alone"):
+        keras_psp.convert(keras.Model(nested, y), NUM_TASKS)

@@ -70,6 +70,16 @@ def test_the_file_needs_no_keras_psp(tmp_path):
         assert b"keras_psp" not in file.read("config.json")
 
 
+def test_a_task_of_its_own_is_refused():
+    x = keras.Input((4,), name="x")
+    task = keras.Input((), dtype="int32", name="task")
+    for other in (1, 1 - task):
+        y = keras_psp.layers.PSPDense(3, num_tasks=2, name="psp")(x, other)
+        model = keras_psp.models.TaskModel({"x": x, "task": task}, y)
+        with pytest.raises(ValueError, match="other than the model's own.*'psp'"):
+            keras_psp.extract(model, 0)
+
+
 def test_bad_input():
     model = mlp((4, 4), 3, NUM_TASKS, 8)
     with pytest.raises(ValueError, match=rf"\[0, {NUM_TASKS}\).*task=3"):

@@ -213,3 +213,82 @@ def test_bad_input():
     models[1].get_layer("last").quantize("int8")
     with pytest.raises(ValueError, match="differs is 'last'|quantized"):
         keras_psp.superpose(models)
+
+
+def test_models_that_are_connected_otherwise_are_refused():
+    def make(kind):
+        x = keras.Input((4,), name="x")
+        first, second = keras.layers.Dense(4), keras.layers.Dense(4)
+        y = first(x)
+        if kind == 0:
+            return keras.Model(x, second(y))
+        if kind == 1:
+            return keras.Model(x, second(x) + y)
+        return keras.Model(x, second(y) * float(kind))
+
+    keras_psp.superpose([make(2), make(2)])
+    for kinds in ((0, 1), (0, 2), (2, 3)):
+        with pytest.raises(ValueError, match="alike, but.*are called otherwise"):
+            keras_psp.superpose(list(map(make, kinds)))
+
+
+def test_names_that_keras_gives_do_not_matter():
+    def make(seed):
+        layers = [
+            keras.Input((4,)),
+            keras.layers.Dense(4, activation=keras.layers.LeakyReLU(0.3)),
+            keras.layers.Dense(2),
+        ]
+        return draw_weights(keras.Sequential(layers), seed)
+
+    models = [make(seed) for seed in (1, 2)]
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+    one = keras_psp.superpose(models, base=models[0], data=[x, x])
+    y = answers(one, {"input": x}, 0)
+    assert np.abs(y - models[0].predict(x, verbose=0)).max() < 0.5
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_low_precision_is_fitted_in_float32(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        models = [draw_weights(small_models.sequential(), seed) for seed in (1, 2)]
+        data = [200 * draw_inputs(models[0], 8, seed)["x"] for seed in (3, 4)]
+        one = keras_psp.superpose(models, data=data)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for layer in (one.get_layer("first"), one.get_layer("last")):
+        assert np.isfinite(to_numpy(layer.kernel)).all()
+
+
+def test_inputs_of_zeros_leave_the_mean_of_the_bound_kernels():
+    models = [draw_weights(small_models.sequential(), seed) for seed in (1, 2)]
+    zeros = np.zeros((4, 5), "float32")
+    fitted = keras_psp.superpose(models, data=[zeros, zeros]).get_layer("first")
+    summed = keras_psp.superpose(models).get_layer("first")
+    np.testing.assert_allclose(
+        to_numpy(fitted.kernel), to_numpy(summed.kernel) / 2, rtol=1e-5, atol=1e-6
+    )
+
+
+X = np.ones((2, 5), "float32")
+
+
+@pytest.mark.parametrize(
+    "data, error, message",
+    [
+        (X[:0], ValueError, "at least one example"),
+        ([], ValueError, "at least one example"),
+        ({"y": X}, ValueError, r"\['x'\]. Received: \['y'\]"),
+        ([(X, X)], ValueError, "unlabelled inputs.*a batch of 2 parts"),
+        (X * np.nan, ValueError, "must be finite"),
+        ("digits", TypeError, "an array, a dictionary.*Received: str"),
+        (3, TypeError, "an array, a dictionary.*Received: int"),
+    ],
+)
+def test_bad_data(data, error, message):
+    models = [small_models.sequential() for _ in range(2)]
+    with pytest.raises(error, match=message):
+        keras_psp.superpose(models, data=[data, data])
+    with pytest.raises(ValueError, match="`ridge` must be"):
+        keras_psp.superpose(models, data=[X, X], ridge=-1.0)
