@@ -254,11 +254,11 @@ def test_layers_whose_kernel_is_not_theirs_alone_are_left():
 
 def test_vocabularies_are_kept():
     lookup = keras.layers.IntegerLookup(vocabulary=[3, 5, 7])
-    x = keras.Input((2,), dtype="int64", name="x")
+    x = keras.Input((2,), dtype="int32", name="x")
     y = keras.layers.Embedding(4, 3, name="table")(lookup(x))
     y = keras.layers.Dense(2)(keras.layers.Flatten()(y))
     model = keras.Model(x, y)
-    x = np.array([[3, 5], [7, 9]])
+    x = np.array([[3, 5], [7, 9]], "int32")
     with pytest.warns(UserWarning, match="'table'"):
         converted = keras_psp.convert(model, NUM_TASKS)
     np.testing.assert_allclose(
