@@ -121,7 +121,7 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
     def multiply(self, inputs, kernel):
         return ops.einsum(self.equation, inputs, kernel)
 
-    def bind_inputs(self, inputs, index, known):
+    def bind_inputs(self, inputs, index):
         order = self._input_order
         x = ops.transpose(inputs, order)
         shape = ops.shape(x)

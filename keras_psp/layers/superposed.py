@@ -16,8 +16,8 @@ class Superposed(TakesTask):
 
     It stands before a Keras layer among the bases. `__init__` calls `set_context()`,
     and `set_shares()` if the layer can have a base kernel and biases for each task;
-    `build()` calls `build_context()` and `build_shares()`; and `call()` does
-    `call_bound()`.
+    `build()` calls `build_context()` and `build_shares()`; and `call()` computes with
+    what `bind_inputs()` returns, or by `call_bound()` all that Keras' layer does.
     """
 
     def set_context(self, context, num_tasks):
@@ -128,20 +128,14 @@ class Superposed(TakesTask):
     def call_bound(self, layer_call, inputs, task):
         """Calls `layer_call` on the bound inputs, as it were the layer's own."""
         index, known = split_task(task, self.num_tasks, inputs.shape)
-        outputs = layer_call(self.bind_inputs(inputs, index, known))
-        return self.mask_outputs(outputs, known)
-
-    def bind_inputs(self, inputs, index, known):
-        """Computes what the layer is called with; see `Context.transform()`."""
-        return self.context.transform(inputs, index)
-
-    def mask_outputs(self, outputs, known):
-        """Makes outputs of unknown tasks NaN; see `mask_unknown_tasks()`.
-
-        The outputs, not the bound inputs: an activation or an integer kernel may turn
-        NaN into a number.
-        """
+        outputs = layer_call(self.bind_inputs(inputs, index))
+        # The outputs, not the bound inputs: an activation or an integer kernel may
+        # turn NaN into a number.
         return mask_unknown_tasks(outputs, known)
+
+    def bind_inputs(self, inputs, index):
+        """Computes what the kernel is multiplied with; see `Context.transform()`."""
+        return self.context.transform(inputs, index)
 
     def get_config(self):
         context = keras.saving.serialize_keras_object(self.context)

@@ -10,6 +10,7 @@ from keras_psp.contexts import Identity
 from keras_psp.contexts.backend import convolve
 from keras_psp.contexts.task_index import by_task
 from keras_psp.contexts.task_index import mask_unknown_tasks
+from keras_psp.contexts.task_index import split_task
 from keras_psp.layers.superposed import Superposed
 
 CONTEXT_OVER = ("kernel", "channels")
@@ -61,22 +62,23 @@ class SuperposedConv(Superposed):
         self.build_shares((self.filters,))
 
     def call(self, inputs, task):
-        return self.call_bound(super().call, inputs, task)
-
-    def bind_inputs(self, inputs, index, known):
-        return inputs, index, known  # What `convolution_op()` is given.
-
-    def mask_outputs(self, outputs, known):
+        index, known = split_task(task, self.num_tasks, inputs.shape)
+        outputs = super().call((inputs, index, known))  # For `convolution_op()`.
         if self._binds_kernel and self.activation is keras.activations.linear:
-            return outputs  # As `convolution_op()` has done so.
-        return super().mask_outputs(outputs, known)
+            return outputs  # Which has masked them.
+        return mask_unknown_tasks(outputs, known)
+
+    def bind_inputs(self, inputs, index):
+        bound = ops.moveaxis(inputs, self._channel_axis, -1)
+        bound = super().bind_inputs(bound, index)
+        return ops.moveaxis(bound, -1, self._channel_axis)
 
     def convolution_op(self, inputs, kernel):
         inputs, index, known = inputs
         if self._binds_kernel:
             outputs = self._by_task(inputs, index, known)
         else:
-            outputs = super().convolution_op(self._bind_channels(inputs, index), kernel)
+            outputs = super().convolution_op(self.bind_inputs(inputs, index), kernel)
         if self.task_bias is None:
             return outputs
         return self.task_bias.add_to(outputs, index, self._channel_axis)
@@ -113,7 +115,7 @@ class SuperposedConv(Superposed):
                 patches = self.context.transform(self._patches(inputs), index)
                 outputs = self._multiply(patches, self.kernel_rows(self.kernel))
             else:
-                bound = self._bind_channels(inputs, index)
+                bound = self.bind_inputs(inputs, index)
                 outputs = self._convolve(bound, self.kernel)
             if self.base is not None:
                 base = self._convolve(inputs, self.base_kernel)
@@ -121,11 +123,6 @@ class SuperposedConv(Superposed):
             return mask_unknown_tasks(outputs, known)
 
         return by_task(index, one, mixed, *([] if known is None else [known]))
-
-    def _bind_channels(self, inputs, index):
-        bound = ops.moveaxis(inputs, self._channel_axis, -1)
-        bound = self.context.transform(bound, index)
-        return ops.moveaxis(bound, -1, self._channel_axis)
 
     def _convolve(self, inputs, kernel):
         return convolve(

@@ -5,6 +5,7 @@ import functools
 from keras import ops
 
 from keras_psp.contexts.task_index import by_task
+from keras_psp.contexts.task_index import mask_unknown_tasks
 from keras_psp.contexts.task_index import split_task
 from keras_psp.layers.superposed import Superposed
 
@@ -29,7 +30,7 @@ class SuperposedDense(Superposed):
             outputs = ops.add(outputs, self.bias)
         if self.activation is not None:
             outputs = self.activation(outputs)
-        return self.mask_outputs(outputs, known)
+        return mask_unknown_tasks(outputs, known)
 
     def quantized_call(self, inputs, task, training=None):
         dense = functools.partial(super().quantized_call, training=training)
@@ -37,7 +38,8 @@ class SuperposedDense(Superposed):
 
     def quantize(self, mode=None, type_check=True, config=None):
         if self.base is not None or self.task_bias is not None:
-            raise ValueError(
+            # As Keras' layers do: `Model.quantize()` warns, and goes on to the next.
+            raise NotImplementedError(
                 "A layer with a base kernel or a bias for each task cannot be "
                 f"quantized. Received: {self.name!r}"
             )
@@ -46,7 +48,7 @@ class SuperposedDense(Superposed):
 
     def _multiply_by_task(self, inputs, index):
         def mixed():
-            bound = self.bind_inputs(inputs, index, None)
+            bound = self.bind_inputs(inputs, index)
             return self.multiply(bound, self.kernel)
 
         if self.base is None:

@@ -81,8 +81,7 @@ def convert(model, num_tasks, context="binary", layers=None) -> TaskModel:
             twin.base_kernel.assign(layer.get_weights()[0])
             twin.kernel.assign(np.zeros(twin.kernel.shape))
         if isinstance(twin, (Superposed, TaskRows)):
-            for task in range(num_tasks):
-                set_task_weights(twin, task, layer)
+            set_task_weights(twin, [layer] * num_tasks)
         else:
             copy_weights(layer, twin)
     return converted

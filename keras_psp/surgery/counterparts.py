@@ -1,6 +1,7 @@
 """Which layer of this package stands for which of Keras', and the way back."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_psp.layers import PSPComplexDense
@@ -107,19 +108,17 @@ def make_plain(layer, task):
     return plain
 
 
-def set_task_weights(layer, task, plain):
-    """Gives one task the weights of a plain layer, but for a superposed kernel.
+def set_task_weights(layer, plain):
+    """Gives every task the weights of a plain layer, but for a superposed kernel.
 
     Args:
         layer: What `make_superposed()` returned, built.
-        task: Integer in `[0, num_tasks)`.
-        plain: The Keras layer.
+        plain: List of a Keras layer for each task.
     """
-    values = plain.get_weights()[1 if isinstance(layer, Superposed) else 0 :]
-    for (weight, _), value in zip(_rows_of(layer), values, strict=True):
-        rows = ops.convert_to_numpy(weight).copy()
-        rows[task] = value
-        weight.assign(rows)
+    first = 1 if isinstance(layer, Superposed) else 0
+    tasks = zip(*(each.get_weights()[first:] for each in plain), strict=True)
+    for (weight, _), rows in zip(_rows_of(layer), tasks, strict=True):
+        weight.assign(np.stack(rows))
 
 
 def _rows_of(layer):

@@ -72,10 +72,9 @@ def superpose(models, context="binary", base=None, data=None, ridge=1e-3) -> Tas
         TypeError: One of the models is not a Keras model; `data` is not as above.
         ValueError: There are fewer than two models, or not as many data; the data have
             no example, labels, or are not finite; a model is not built, neither
-            functional nor sequential, or differs in a layer or in how they are called;
-            a layer
-            without a counterpart here has other weights in each; a layer is quantized
-            or has a LoRA.
+            functional nor sequential, or differs in a layer or in how it is called; a
+            layer without a counterpart here has other weights in each; a layer is
+            quantized or has a LoRA.
 
     Example:
 
@@ -107,13 +106,10 @@ def superpose(models, context="binary", base=None, data=None, ridge=1e-3) -> Tas
     chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
     contexts = series(context, len(models), len(chosen), seed=seed)
     one, pairs = build_twin(graphs[0], chosen, contexts, base=base is not None)
-    alike = dict(
-        zip(
-            map(id, graphs[0].layers),
-            zip(*(graph.layers for graph in graphs), strict=True),
-            strict=True,
-        )
-    )
+    alike = {
+        id(layers[0]): layers
+        for layers in zip(*(graph.layers for graph in graphs), strict=True)
+    }
     kernels = []
     for layer, twin in pairs:
         if isinstance(twin, (Superposed, TaskRows)):
@@ -121,8 +117,7 @@ def superpose(models, context="binary", base=None, data=None, ridge=1e-3) -> Tas
             if isinstance(twin, Superposed):
                 of_base = None if base is None else alike[id(layer)][-1]
                 kernels.append(Kernel(twin, layers, of_base))
-            for task, each in enumerate(layers):
-                set_task_weights(twin, task, each)
+            set_task_weights(twin, layers)
         else:
             copy_weights(layer, twin)
     for kernel in kernels:

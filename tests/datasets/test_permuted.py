@@ -35,6 +35,12 @@ def test_elements(arrays):
     assert (len(tasks.train(0, 16)), len(tasks.stream(7, 8))) == (3, 21)
 
 
+def test_nothing_is_tuned_while_it_runs(arrays):
+    tasks = permuted(arrays, num_tasks=2)
+    for dataset in (tasks.stream(2, 2), tasks.test(1, 2), tasks.test_all([0, 1], 2)):
+        assert dataset.options().autotune.enabled is False
+
+
 def test_task_0_is_the_source(arrays):
     tasks = permuted(arrays, num_tasks=3)
     for split, (x, y) in zip((tasks.train, tasks.test), arrays, strict=True):

@@ -102,9 +102,15 @@ def test_soft_contexts_mix_biases():
 
 
 def test_a_base_is_not_quantized():
-    layer = make_base()
-    with pytest.raises(ValueError, match="cannot be quantized"):
-        layer.quantize("int8")
+    # The error that `Model.quantize()` turns into a warning.
+    with pytest.raises(NotImplementedError, match="cannot be quantized"):
+        make_base().quantize("int8")
+
+
+def test_a_frozen_layer_has_frozen_contexts():
+    layer = make_learnable(trainable=False)
+    layer.build(SHAPES[1])
+    assert not layer.trainable_weights
 
 
 def test_it_is_a_dense_with_its_arguments_and_no_others():
