@@ -11,6 +11,7 @@ from keras_psp.contexts.task_index import check_num_tasks
 from keras_psp.models.task_model import TaskModel
 from keras_psp.models.task_model import check_shape
 from keras_psp.names import check_name
+from keras_psp.surgery.graph import Graph
 
 
 def infer_task(
@@ -193,20 +194,10 @@ class _Probe(keras.Model):
     def __init__(self, model, from_logits):
         super().__init__(name="probe", dtype="float32")
         self.num_tasks, self.from_logits = model.num_tasks, from_logits
-        inputs = {
-            name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=name)
-            for name, x in model.input.items()
-        }
-        inputs["task"] = keras.Input((model.num_tasks,), name="task")
+        inputs = Graph(model, takes_task=True).new_inputs()
+        inputs.pop("task")
         try:
-            # The same layers, called once more; a model that has not been compiled,
-            # or the clone would get an optimizer too.
-            self.inner = keras.models.clone_model(
-                TaskModel(model.input, model.output),
-                input_tensors=inputs,
-                clone_function=lambda layer: layer,
-            )
-            inputs.pop("task")
+            self.inner = _with_soft_contexts(model)
             self(inputs)  # On JAX what fails in `predict()` loses the weights.
         except TypeError as error:
             raise ValueError(
@@ -230,6 +221,18 @@ class _Probe(keras.Model):
         return gradient(
             total_entropy, ops.full((batch, self.num_tasks), 1 / self.num_tasks)
         )
+
+
+def _with_soft_contexts(model):
+    """The same layers, called once more with a weight for each task."""
+    graph = Graph(model, takes_task=True)
+    inputs = graph.new_inputs()
+    inputs["task"] = keras.Input((model.num_tasks,), name="task")
+
+    def replace(layer):
+        return _with_soft_contexts(layer) if isinstance(layer, TaskModel) else layer
+
+    return TaskModel(inputs, graph.rebuild(inputs, replace))
 
 
 _METHODS = {"entropy": _by_entropy, "energy": _by_energy, "gradient": _by_gradient}

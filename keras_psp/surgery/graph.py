@@ -7,6 +7,10 @@ import numpy as np
 from keras import ops
 
 
+def _call(layer, *args, **kwargs):
+    return layer(*args, **kwargs)
+
+
 class Graph:
     """A built functional or sequential model: its inputs by name, layers and calls.
 
@@ -76,7 +80,7 @@ class Graph:
             for name, tensor in self.inputs.items()
         }
 
-    def rebuild(self, inputs, replace, call, also=()):
+    def rebuild(self, inputs, replace, call=_call, also=()):
         """Builds the model once more.
 
         Args:
@@ -84,7 +88,7 @@ class Graph:
             replace: Function of a layer; returns the one to stand for it, which may be
                 it. It is asked once for every layer, however often that is called.
             call: Function of the layer that stands for another, and of what that is
-                called with; returns the symbolic outputs.
+                called with; returns the symbolic outputs. Defaults to the call.
             also: More symbolic inputs, which `call` uses.
 
         Returns:
