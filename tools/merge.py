@@ -1,15 +1,16 @@
 """K fine-tuned networks in one, and what else one might do with them.
 
     TFDS_DATA_DIR=... python tools/merge.py --output merge.json
-    python tools/merge.py --output merge.json --markdown    # the table of what is there
+    python tools/merge.py --output merge.json --report merge    # merge.md, merge.png
 
 A network learns upright digits; each of K networks goes on from there with the digits
 turned by another angle, of half a circle. Then all are kept in one network. Rivals: the
-mean of the weights; task arithmetic (Ilharco et al., 2023), the base and the sum of all
+mean of the kernels; task arithmetic (Ilharco et al., 2023), the base and the sum of all
 differences times the factor that does best on the examples; one bit for every
-difference, with each layer's mean size (Liu et al., 2024); and RegMean (Jin et al.,
-2023), which is the fit without contexts. A measurement takes the place of the same one
-in the JSON and leaves the others there.
+difference, with each kernel's mean size (Liu et al., 2024); and RegMean (Jin et al.,
+2023), which is the fit without contexts. Whatever is no kernel every task keeps as it
+is, in all of them. A measurement takes the place of the same one in the JSON and leaves
+the others there.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import numpy as np
 
 import keras_psp
 from keras_psp import datasets
+from keras_psp.datasets.task_sequence import TaskSequence
 
 BATCH_SIZE = 128
 
@@ -34,99 +36,118 @@ def main():
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--source", default="mnist")
     parser.add_argument("--tasks", type=int, default=8)
-    parser.add_argument("--units", type=int, default=512)
+    parser.add_argument("--network", choices=("mlp", "resnet18"), default="mlp")
+    parser.add_argument("--units", type=int, default=512, help="of the mlp's layers")
+    parser.add_argument("--width", type=float, default=0.25, help="of the resnet18")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--tuning-epochs", type=int, default=1)
-    parser.add_argument("--examples", type=int, default=2000, help="of each task")
+    examples = {"type": int, "nargs": "+", "default": [2000]}
+    parser.add_argument("--examples", **examples, help="of each task, unlabelled")
     families = ["binary", "fast_rotation"]
     parser.add_argument("--families", nargs="+", default=families)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--markdown", action="store_true", help="measure nothing")
+    report = {"type": Path, "metavar": "NAME"}
+    parser.add_argument("--report", **report, help="of what is there; measures nothing")
     args = parser.parse_args()
     content = json.loads(args.output.read_text()) if args.output.exists() else []
-    if not args.markdown:
+    if not args.report:
         done = _measure(args)
         content = [each for each in content if each["config"] != done["config"]]
         content.append(done)
         args.output.write_text(json.dumps(content, indent=1))
-    print("\n\n".join(map(_markdown, content)))
+        print(_markdown(done))
+        return
+    args.report.with_suffix(".md").write_text("\n\n".join(map(_markdown, content)))
+    _plot(content).savefig(args.report.with_suffix(".png"), dpi=120)
+    print(args.report.with_suffix(".md").read_text())
 
 
 def _measure(args):
     keras.utils.set_random_seed(args.seed)
     tasks = datasets.rotating(args.source, period=2 * args.tasks, context_every=1)
-    base = _network(tasks, args.units)
-    base.compile("adam", _loss())
-    base.fit(_plain(tasks.train(0, BATCH_SIZE)), epochs=args.epochs, verbose=0)
+    network = _Network(args, tasks)
+    network.train(0, args.epochs, 1e-3)
+    base = network.copy()
     models = []
     for k in range(args.tasks):
-        model = keras.models.clone_model(base)
-        model.set_weights(base.get_weights())
-        model.compile(keras.optimizers.Adam(2e-4), _loss())
-        data = _plain(tasks.train(k, BATCH_SIZE))
-        model.fit(data, epochs=args.tuning_epochs, verbose=0)
-        models.append(model)
+        network.model.set_weights(base.get_weights())
+        network.train(k, args.tuning_epochs, 2e-4)
+        models.append(network.copy())
     # The last ones: the first may be what a network remembers best.
-    data = [
+    images = [
         np.concatenate([x["image"] for x, _ in tasks.train(k, BATCH_SIZE)])
         for k in range(args.tasks)
     ]
-    data = [images[-args.examples :] for images in data]
+    data = {n: [each[-n:] for each in images] for n in sorted(args.examples)}
+    most = data[max(data)]
 
     systems = {}
 
-    def add(name, accuracies, numbers):
-        systems[name] = {"accuracies": accuracies, "numbers": numbers}
+    def add(name, accuracies, numbers, examples=0):
+        systems[name] = {
+            "accuracies": [float(each) for each in accuracies],
+            "numbers": numbers,
+            "examples": examples,
+        }
         print(f"{name}: {100 * np.mean(accuracies):.2f} %", flush=True)
 
-    def test_each(networks):
-        return [_test(model, tasks, k) for k, model in enumerate(networks)]
+    def add_kernels(name, kernels, examples=0, bits=0):
+        """Tests kernels, for each task, with all the rest of the task's own."""
+        accuracies = [network.test(_keep(models[k], kernels[k]), k) for k in each_task]
+        kept = sum(_count(models[0]) - size for _ in models)
+        add(name, accuracies, size * (1 + bits / 32) + kept, examples)
 
-    size = base.count_params()
-    add("fine-tuned networks", test_each(models), args.tasks * size)
-    add("the base alone", test_each([base] * args.tasks), size)
-    weights = [model.get_weights() for model in models]
-    of_base = base.get_weights()
-    sums = [
-        sum(each) - len(each) * start
-        for each, start in zip(zip(*weights, strict=True), of_base, strict=True)
+    each_task = range(args.tasks)
+    of_base, weights = _kernels(base), [_kernels(model) for model in models]
+    size = sum(kernel.size for kernel in of_base)
+    accuracies = [
+        network.test(model.get_weights(), k) for k, model in enumerate(models)
     ]
+    add("fine-tuned networks", accuracies, args.tasks * _count(base))
+    accuracies = [network.test(base.get_weights(), k) for k in each_task]
+    add("the base alone", accuracies, _count(base))
+    steps = [
+        [w - start for w, start in zip(each, of_base, strict=True)] for each in weights
+    ]
+    sums = [sum(each) for each in zip(*steps, strict=True)]
 
     def add_to_base(factor):
-        added = [w + factor * d for w, d in zip(of_base, sums, strict=True)]
-        return _with_weights(base, added)
+        return [w + factor * s for w, s in zip(of_base, sums, strict=True)]
 
-    mean = add_to_base(1 / args.tasks)
-    add("mean of the weights", test_each([mean] * args.tasks), size)
-    best = max(
-        map(add_to_base, np.arange(1, 11) / 10),
-        key=lambda model: np.mean(
-            [_agree(model, models[k], data[k]) for k in range(args.tasks)]
-        ),
-    )
-    add("task arithmetic", test_each([best] * args.tasks), size)
-    bits = []
-    for each in weights:
-        steps = [w - start for w, start in zip(each, of_base, strict=True)]
-        signs = [np.sign(step) * np.abs(step).mean() for step in steps]
-        bits.append(
-            _with_weights(base, [w + s for w, s in zip(of_base, signs, strict=True)])
-        )
-    add("one bit a difference", test_each(bits), size * (1 + args.tasks / 32))
+    add_kernels("mean of the kernels", [add_to_base(1 / args.tasks)] * args.tasks)
+    answers = [network.answer(models[k].get_weights(), most[k]) for k in each_task]
 
-    mean = keras_psp.superpose(models, "identity", data=data)
-    add("RegMean", test_each([mean] * args.tasks), _count(mean))
+    def agree(factor):
+        """How often it answers as the tasks' own networks do, which needs no labels."""
+        kernels = add_to_base(factor)
+        mine = [network.answer(_keep(models[k], kernels), most[k]) for k in each_task]
+        return np.mean(np.equal(mine, answers))
+
+    best = add_to_base(max(np.arange(1, 11) / 10, key=agree))
+    add_kernels("task arithmetic", [best] * args.tasks, max(data))
+    bits = [
+        [
+            w + np.sign(step) * np.abs(step).mean()
+            for w, step in zip(of_base, each, strict=True)
+        ]
+        for each in steps
+    ]
+    add_kernels("one bit a difference", bits, bits=args.tasks)
+    for examples, given in data.items():
+        one = keras_psp.superpose(models, "identity", data=given)
+        name = f"RegMean, {examples} examples"
+        add(name, _test(one, network), _count(one), examples)
     for family in args.families:
-        for fitted in (False, True):
-            given = data if fitted else None
+        for examples, given in {0: None, **data}.items():
             one = keras_psp.superpose(models, family, base=base, data=given)
-            name = f"superposed, {family}{', fitted' if fitted else ''}"
-            add(name, test_each([one] * args.tasks), _count(one))
+            name = f"superposed, {family}"
+            name += f", {examples} examples" if examples else ""
+            add(name, _test(one, network), _count(one), examples)
     return {
         "config": {
             key: value
             for key, value in vars(args).items()
-            if key not in ("output", "markdown")
+            if key not in ("output", "report")
         },
         "backend": keras.backend.backend(),
         "versions": {
@@ -138,42 +159,85 @@ def _measure(args):
     }
 
 
-def _network(tasks, units):
-    image = keras.Input(tasks.image_shape, name="image")
-    x = keras.layers.Flatten()(image)
+class _Network:
+    """A network that is compiled once, to be trained and tested with any weights."""
+
+    def __init__(self, args, tasks: TaskSequence):
+        if args.network == "mlp":
+            self.model = _mlp(tasks, args.units)
+        else:
+            self.model = _resnet18(tasks, args.width)
+        self.tasks = tasks
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.model.compile("adam", loss)
+        self.model.optimizer.build(self.model.trainable_variables)
+        self._start = [
+            keras.ops.convert_to_numpy(v).copy() for v in self.model.optimizer.variables
+        ]
+
+    def train(self, task, epochs, learning_rate):
+        for variable, value in zip(
+            self.model.optimizer.variables, self._start, strict=True
+        ):
+            variable.assign(value)
+        self.model.optimizer.learning_rate = learning_rate
+        data = self.tasks.train(task, BATCH_SIZE)
+        data = data.map(lambda inputs, label: (inputs["image"], label))
+        self.model.fit(data, epochs=epochs, verbose=0)
+
+    def copy(self):
+        copy = keras.models.clone_model(self.model)
+        copy.set_weights(self.model.get_weights())
+        return copy
+
+    def answer(self, weights, images):
+        self.model.set_weights(weights)
+        return self.model.predict(images, batch_size=1000, verbose=0).argmax(-1)
+
+    def test(self, weights, task):
+        images, labels = self.read_test(task)
+        return np.mean(self.answer(weights, images) == labels)
+
+    def read_test(self, task):
+        batches = list(self.tasks.test(task, 1000))
+        images = np.concatenate([inputs["image"] for inputs, _ in batches])
+        return images, np.concatenate([labels for _, labels in batches])
+
+
+def _mlp(tasks, units):
+    x = image = keras.Input(tasks.image_shape, name="image")
+    x = keras.layers.Flatten()(x)
     for _ in range(2):
         x = keras.layers.Dense(units, activation="relu")(x)
-    return keras.Model({"image": image}, keras.layers.Dense(tasks.num_classes)(x))
+    return keras.Model(image, keras.layers.Dense(tasks.num_classes)(x))
 
 
-def _loss():
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+def _resnet18(tasks, width):
+    options = {"context": None, "head": "multi", "norm": "task", "width": width}
+    built = keras_psp.models.resnet18(
+        tasks.image_shape, tasks.num_classes, num_tasks=1, **options
+    )
+    return keras_psp.extract(built, 0)
 
 
-def _plain(dataset):
-    return dataset.map(lambda inputs, label: ({"image": inputs["image"]}, label))
+def _kernels(model):
+    return [weight for weight in model.get_weights() if weight.ndim > 1]
 
 
-def _with_weights(base, weights):
-    model = keras.models.clone_model(base)
-    model.set_weights(weights)
-    return model
+def _keep(model, kernels):
+    """A model's weights, with other kernels."""
+    kernels = iter(kernels)
+    return [next(kernels) if w.ndim > 1 else w for w in model.get_weights()]
 
 
-def _test(model, tasks, task):
-    data = tasks.test(task, 1000)
-    if "task" not in model.input:
-        data = _plain(data)
-    model.compile(loss=_loss(), metrics=["accuracy"])
-    return float(model.evaluate(data, verbose=0)[1])
-
-
-def _agree(model, other, images):
-    """How often two networks give one answer, which needs no labels."""
-    answers = [
-        each.predict({"image": images}, verbose=0).argmax(-1) for each in (model, other)
-    ]
-    return np.mean(answers[0] == answers[1])
+def _test(one, network):
+    accuracies = []
+    for task in range(one.num_tasks):
+        images, labels = network.read_test(task)
+        inputs = {"image": images, "task": np.full(len(images), task, "int32")}
+        answers = one.predict(inputs, batch_size=1000, verbose=0).argmax(-1)
+        accuracies.append(np.mean(answers == labels))
+    return accuracies
 
 
 def _count(model):
@@ -187,24 +251,62 @@ def _count(model):
     )
 
 
-def _markdown(content):
-    config, systems = content["config"], content["systems"]
-    tuned = np.mean(systems["fine-tuned networks"]["accuracies"])
-    size = systems["the base alone"]["numbers"]
+def _mean(done, name):
+    return 100 * np.mean(done["systems"][name]["accuracies"])
+
+
+def _size(config):
+    if config["network"] == "mlp":
+        return f"mlp of {config['units']} units"
+    return f"resnet18 of width {config['width']:g}"
+
+
+def _markdown(done):
+    config, systems = done["config"], done["systems"]
+    tuned = _mean(done, "fine-tuned networks")
+    one = systems["the base alone"]["numbers"]
     lines = [
-        f"{config['tasks']} tasks, {config['units']} units, {config['examples']} "
-        f"examples of each task, {config['source']}, on {content['backend']}:",
+        f"{config['tasks']} tasks, {_size(config)}, {config['source']}, "
+        f"seed {config['seed']}, {done['backend']}:",
         "",
         "| | accuracy % | of the fine-tuned % | networks' memory |",
         "|---|---|---|---|",
     ]
     for name, system in systems.items():
-        accuracy = np.mean(system["accuracies"])
+        accuracy = _mean(done, name)
         lines.append(
-            f"| {name} | {100 * accuracy:.1f} | {100 * accuracy / tuned:.1f} "
-            f"| {system['numbers'] / size:.2f} |"
+            f"| {name} | {accuracy:.1f} | {100 * accuracy / tuned:.1f} "
+            f"| {system['numbers'] / one:.2f} |"
         )
     return "\n".join(lines)
+
+
+def _plot(content):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+
+    def draw(axis, points, label):
+        axis.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+
+    def share(done, name):
+        return 100 * _mean(done, name) / _mean(done, "fine-tuned networks")
+
+    def best(done, kind, examples=None):
+        names = [
+            name
+            for name, system in done["systems"].items()
+            if name.startswith(kind) and examples in (None, system["examples"])
+        ]
+        return max(share(done, name) for name in names)
+
+    perceptrons = [each for each in content if each["config"]["network"] == "mlp"]
+    for units in sorted({each["config"]["units"] for each in perceptrons}):
+        same = [each for each in perceptrons if each["config"]["units"] == units]
+        points = [(each["config"]["tasks"], best(each, "superposed")) for each in same]
+        draw(axes[0], points, f"superposed, {units} units")
+    return figure
 
 
 if __name__ == "__main__":
