@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_psp.contexts.growing import replace_weight
+from keras_psp.contexts.task_index import check_fewer_tasks
 from keras_psp.contexts.task_index import check_num_tasks
 from keras_psp.contexts.task_index import check_task
 from keras_psp.contexts.task_index import is_soft
@@ -199,7 +200,29 @@ class Context(keras.layers.Layer):
             width = self.input_spec.axes[-1]
             more = self.draw(range(self.num_tasks, total), width)
             if more is not None:
-                self._replace_contexts(more)
+                bank = ops.convert_to_numpy(self.contexts)
+                self._replace_contexts(np.concatenate([bank, more]))
+        self.num_tasks = total
+        return self
+
+    def remove_tasks(self, n):
+        """Removes the last `n` tasks; the others stay exactly as they are.
+
+        A model that contains the context must be told: see `add_tasks()`.
+
+        Args:
+            n: Positive integer, less than the number of tasks.
+
+        Returns:
+            The context itself.
+
+        Raises:
+            TypeError: `n` is not an integer.
+            ValueError: `n` is not positive, or no task would be left.
+        """
+        total = self.num_tasks - check_fewer_tasks(n, self.num_tasks)
+        if self.contexts is not None:
+            self._replace_contexts(ops.convert_to_numpy(self.contexts)[:total])
         self.num_tasks = total
         return self
 
@@ -300,10 +323,8 @@ class Context(keras.layers.Layer):
             trainable=self.learnable,
         )
 
-    def _replace_contexts(self, more):
-        old = self.contexts
-        rows = np.concatenate([ops.convert_to_numpy(old), more])
-        replace_weight(self, old, lambda: self._add_contexts(rows))
+    def _replace_contexts(self, rows):
+        replace_weight(self, self.contexts, lambda: self._add_contexts(rows))
 
     def _map_kernel(self, transform, kernel, task):
         task = check_task(task, self.num_tasks)

@@ -1,4 +1,4 @@
-"""Weights that get another shape when tasks are added."""
+"""Weights that get another shape when tasks are added or removed."""
 
 
 def replace_weight(layer, old, add):

@@ -26,6 +26,16 @@ def check_num_tasks(num_tasks, name="num_tasks"):
     return int(num_tasks)
 
 
+def check_fewer_tasks(n, num_tasks):
+    """Returns `n` as an `int`; raises if no task of `num_tasks` were left without."""
+    n = check_num_tasks(n, "n")
+    if n >= num_tasks:
+        raise ValueError(
+            f"`n` must leave at least one of {num_tasks} tasks. Received: n={n}"
+        )
+    return n
+
+
 def is_soft(task):
     """Whether `task` holds soft contexts, a float weight for each task.
 

@@ -69,6 +69,16 @@ class Superposed(TakesTask):
             self.task_bias.add_tasks(n)
         return self
 
+    def remove_tasks(self, n):
+        """Removes the last `n` tasks; the others stay exactly as they are.
+
+        See `Context.remove_tasks()`; it returns the layer itself.
+        """
+        self.context.remove_tasks(n)
+        if self.task_bias is not None:
+            self.task_bias.remove_tasks(n)
+        return self
+
     def check_can_hold(self, num_tasks):
         """Raises a `ValueError` if the context cannot hold `num_tasks`."""
         self.context.check_can_hold(num_tasks)

@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_psp.contexts.growing import replace_weight
+from keras_psp.contexts.task_index import check_fewer_tasks
 from keras_psp.contexts.task_index import check_num_tasks
 from keras_psp.contexts.task_index import is_soft
 from keras_psp.contexts.task_index import split_task
@@ -68,10 +69,18 @@ class TaskRows(TakesTask):
         """
         n = check_num_tasks(n, "n")
         self.num_tasks += n
-        for attribute, (rows, add) in self._rows.items():
-            old = getattr(self, attribute)
-            values = np.concatenate([ops.convert_to_numpy(old), rows(n, old.dtype)])
-            replace_weight(self, old, lambda add=add, values=values: add(values))
+        self._replace_rows(
+            lambda old, rows: np.concatenate([old, rows(n, old.dtype.name)])
+        )
+        return self
+
+    def remove_tasks(self, n):
+        """Removes the last `n` tasks; the others stay exactly as they are.
+
+        See `Context.remove_tasks()`; it returns the layer itself.
+        """
+        self.num_tasks -= check_fewer_tasks(n, self.num_tasks)
+        self._replace_rows(lambda old, rows: old[: self.num_tasks])
         return self
 
     def check_can_hold(self, num_tasks):
@@ -93,6 +102,12 @@ class TaskRows(TakesTask):
 
     def get_config(self):
         return {**super().get_config(), "num_tasks": self.num_tasks}
+
+    def _replace_rows(self, change):
+        for attribute, (rows, add) in self._rows.items():
+            old = getattr(self, attribute)
+            values = change(ops.convert_to_numpy(old), rows)
+            replace_weight(self, old, lambda add=add, values=values: add(values))
 
 
 # Row by row, for not every function of a matrix can be vectorized on every backend.

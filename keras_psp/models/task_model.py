@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_psp.contexts.task_index import check_fewer_tasks
 from keras_psp.contexts.task_index import check_num_tasks
 from keras_psp.contexts.task_index import check_task
 from keras_psp.contexts.task_index import check_task_type
@@ -72,21 +73,30 @@ class TaskModel(keras.Model):
                 the model takes soft contexts, whose number is that of an input.
         """
         total = self.num_tasks + check_num_tasks(n, "n")
-        if self._is_soft():
-            raise ValueError(
-                "A model that takes soft contexts has an input of `num_tasks` weights "
-                f"and cannot grow. Received: n={n}"
-            )
+        self._check_can_change(n)
         self.check_can_hold(total)
-        trained = [id(v) for v in self.trainable_variables]
-        for layer in self._task_layers():
-            if layer.num_tasks < total:  # Layers may share a context.
-                layer.add_tasks(total - layer.num_tasks)
-        # What was compiled has the old weights, and number of tasks, in it.
-        self.train_function = self.test_function = self.predict_function = None
-        if self.compiled and trained != [id(v) for v in self.trainable_variables]:
-            self.compile_from_config(self.get_compile_config())
-        return self
+        return self._change_to(total)
+
+    def remove_tasks(self, n):
+        """Removes the last `n` tasks; the others stay exactly as they are.
+
+        It undoes `add_tasks()`: what the tasks have of their own goes, and what they
+        have written into shared weights stays.
+
+        Args:
+            n: Positive integer, less than the number of tasks.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            TypeError: `n` is not an integer.
+            ValueError: `n` is not positive, no task would be left, or the model takes
+                soft contexts.
+        """
+        total = self.num_tasks - check_fewer_tasks(n, self.num_tasks)
+        self._check_can_change(n)
+        return self._change_to(total)
 
     def check_can_hold(self, num_tasks):
         """Raises a `ValueError` if a layer's context cannot hold `num_tasks`."""
@@ -121,6 +131,26 @@ class TaskModel(keras.Model):
             # is of another family, or size.
             self.set_weights(before)
             raise
+
+    def _check_can_change(self, n):
+        if self._is_soft():
+            raise ValueError(
+                "A model that takes soft contexts has an input of `num_tasks` weights "
+                f"and can neither grow nor shrink. Received: n={n}"
+            )
+
+    def _change_to(self, total):
+        trained = [id(v) for v in self.trainable_variables]
+        for layer in self._task_layers():  # Which may share a context.
+            if layer.num_tasks < total:
+                layer.add_tasks(total - layer.num_tasks)
+            elif layer.num_tasks > total:
+                layer.remove_tasks(layer.num_tasks - total)
+        # What was compiled has the old weights, and number of tasks, in it.
+        self.train_function = self.test_function = self.predict_function = None
+        if self.compiled and trained != [id(v) for v in self.trainable_variables]:
+            self.compile_from_config(self.get_compile_config())
+        return self
 
     def _task_layers(self):
         return [layer for layer in self.layers if hasattr(layer, "num_tasks")]

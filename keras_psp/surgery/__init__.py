@@ -1,7 +1,9 @@
 """Surgery: plain Keras models -> superposed ones, and back."""
 
+from keras_psp.surgery.add_models import add_models
+from keras_psp.surgery.add_models import remove_models
 from keras_psp.surgery.convert import convert
 from keras_psp.surgery.extract import extract
 from keras_psp.surgery.superpose import superpose
 
-__all__ = ["convert", "extract", "superpose"]
+__all__ = ["add_models", "convert", "extract", "remove_models", "superpose"]

@@ -108,17 +108,51 @@ def make_plain(layer, task):
     return plain
 
 
-def set_task_weights(layer, plain):
-    """Gives every task the weights of a plain layer, but for a superposed kernel.
+def set_task_weights(layer, plain, first=0):
+    """Gives tasks the weights of plain layers, but for what tasks share.
 
     Args:
-        layer: What `make_superposed()` returned, built.
-        plain: List of a Keras layer for each task.
+        layer: A layer that has a counterpart, built.
+        plain: List of a Keras layer for each of the tasks.
+        first: Integer, the first of these.
     """
-    first = 1 if isinstance(layer, Superposed) else 0
-    tasks = zip(*(each.get_weights()[first:] for each in plain), strict=True)
-    for (weight, _), rows in zip(_rows_of(layer), tasks, strict=True):
-        weight.assign(np.stack(rows))
+    for weight, own, values in _pairs(layer, plain):
+        if own:
+            rows = ops.convert_to_numpy(weight).copy()
+            rows[first : first + len(plain)] = values
+            weight.assign(rows)
+
+
+def differs(layer, plain, own, first=0):
+    """Whether plain layers' weights are others than a layer's, but for its kernel.
+
+    Args:
+        layer: A layer that has a counterpart, built.
+        plain: List of a Keras layer for each of some consecutive tasks.
+        own: Boolean, whether to compare what is each task's own, or what tasks share.
+        first: Integer, the first of the tasks.
+    """
+    return any(
+        not np.array_equal(
+            values, each[first : first + len(plain)] if own else [each] * len(plain)
+        )
+        for each, is_own, values in (
+            (ops.convert_to_numpy(weight), is_own, values)
+            for weight, is_own, values in _pairs(layer, plain)
+        )
+        if is_own == own
+    )
+
+
+def _pairs(layer, plain):
+    """A layer's weights beside a superposed kernel, and a list of plain layers'.
+
+    Yields `(weight, own, values)`: whether it has a row for each task.
+    """
+    start = 1 if isinstance(layer, Superposed) else 0
+    values = zip(*(each.get_weights()[start:] for each in plain), strict=True)
+    for (weight, own), each in zip(_rows_of(layer), values, strict=True):
+        yield weight, own, np.stack(each)
 
 
 def _rows_of(layer):

@@ -39,6 +39,16 @@ def extract(model, task) -> keras.Model:
     >>> bool(keras.ops.all(keras.ops.isclose(plain(x), y, atol=1e-5)))
     True
     """
+    return build_plain(model, task)[0]
+
+
+def build_plain(model, task):
+    """Builds the model that `extract()` returns, for its arguments.
+
+    Returns:
+        `(plain, pairs)`: it, and every layer of the model with the one that stands for
+        it.
+    """
     if not isinstance(model, TaskModel):
         raise TypeError(
             "`model` must be a `TaskModel`, which takes a task. Received: "
@@ -49,10 +59,11 @@ def extract(model, task) -> keras.Model:
         raise TypeError(f"`task` must be an integer. Received: task={task!r}")
     made = {}  # Models may share a layer, or a model.
     plain = _build(model, task, made)
-    for layer, copy in made.values():
-        if not is_graph(layer) and not isinstance(layer, TakesTask):
+    pairs = [(layer, copy) for layer, copy in made.values() if not is_graph(layer)]
+    for layer, copy in pairs:
+        if not isinstance(layer, TakesTask):
             copy_weights(layer, copy)
-    return plain
+    return plain, pairs
 
 
 def _build(model, task, made):
@@ -82,6 +93,9 @@ def _build(model, task, made):
                 given = dict(given)
                 _check_same(given.pop("task"), inputs["task"], layer)
             args = (_alone(given), *args)
+            if isinstance(kwargs.get("mask"), dict):
+                mask = {k: v for k, v in kwargs["mask"].items() if k != "task"}
+                kwargs["mask"] = _alone(mask)
         return layer(*args, **kwargs)
 
     outputs = graph.rebuild(inputs, plain_of, call)

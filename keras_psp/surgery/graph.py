@@ -201,43 +201,6 @@ def inputs_of_layers(graph):
     return inputs, called
 
 
-def describe_calls(graph):
-    """Returns which layer is called with what, in order, to compare models by."""
-    places = {id(layer): i for i, layer in enumerate(graph.layers)}
-    tensors, calls = {}, []
-
-    def describe(value):
-        if isinstance(value, keras.KerasTensor):
-            tensors.setdefault(
-                id(value), (len(tensors), value)
-            )  # Keeps it, and its id.
-            return f"tensor {tensors[id(value)][0]}"
-        return repr(value)
-
-    def record(layer, *args, **kwargs):
-        outputs = layer(*args, **kwargs)
-        if is_graph(layer):
-            what = describe_calls(Graph(layer, takes_task=True))
-        elif isinstance(layer, keras.layers.Layer):
-            what = places[id(layer)]
-        else:
-            settings = {
-                name: repr(value)
-                for name, value in vars(layer).items()
-                if name != "name" and not name.startswith("_")
-            }
-            what = type(layer).__name__, settings
-        called = keras.tree.map_structure(describe, (args, kwargs, outputs))
-        calls.append((what, called))
-        return outputs
-
-    inputs = graph.new_inputs()
-    for tensor in inputs.values():
-        describe(tensor)
-    outputs = graph.rebuild(inputs, replace=lambda layer: layer, call=record)
-    return calls, keras.tree.map_structure(describe, outputs)
-
-
 def as_inputs(graph, given):
     """Returns one task's unlabelled inputs, however they are given, as arrays.
 

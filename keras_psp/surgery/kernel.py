@@ -11,25 +11,32 @@ class Kernel:
     """The kernels of one layer in K models, and the superposed layer to hold them.
 
     Args:
-        twin: The superposed layer.
+        twin: The superposed layer; its base kernel, if it has one, is that of the model
+            that the others were trained from.
         layers: List of the K Keras layers.
-        base: The layer of the model that they were trained from; or `None`.
+        first: Integer, the task of the first of them.
     """
 
-    def __init__(self, twin, layers, base):
+    def __init__(self, twin, layers, first=0):
         self.twin = twin
         self.layers = layers
-        self.rows = [self._rows_of(layer) for layer in layers]
+        self.first = first
+        self.rows = [self._rows_of(layer.kernel) for layer in layers]
         self.base = 0.0 * self.rows[0]
-        if base is not None:
-            twin.base_kernel.assign(base.get_weights()[0])
-            self.base = self._rows_of(base)
+        if twin.base_kernel is not None:
+            self.base = self._rows_of(twin.base_kernel)
 
-    def add_up(self):
-        """Sets the kernel to `sum_k C_k^T D_k`, `D_k` what is not the base's."""
-        self._set(
-            sum(self._unbind(rows - self.base, k) for k, rows in enumerate(self.rows))
+    def add_up(self, sign=1):
+        """Adds `sum_k C_k^T D_k` to the kernel, `D_k` what is not the base's.
+
+        Args:
+            sign: 1, or -1 to subtract it.
+        """
+        total = sum(
+            self._unbind(rows - self.base, k)
+            for k, rows in enumerate(self.rows, self.first)
         )
+        self._set(self._rows_of(self.twin.kernel) + sign * total)
 
     def fit(self, here, there, inputs, ridge):
         """Sets the kernel that answers most as the tasks' own do; see `superpose()`.
@@ -91,10 +98,9 @@ class Kernel:
         ]
         return np.concatenate([ops.convert_to_numpy(each) for each in rows])
 
-    def _rows_of(self, layer):
-        return ops.convert_to_numpy(self.twin.kernel_rows(layer.kernel)).astype(
-            "float64"
-        )
+    def _rows_of(self, kernel):
+        rows = self.twin.kernel_rows(ops.convert_to_tensor(kernel))
+        return ops.convert_to_numpy(rows).astype("float64")
 
     def _unbind(self, rows, task):
         rows = ops.convert_to_tensor(rows, "float32")

@@ -1,9 +1,6 @@
 """K finished models -> one."""
 
-from itertools import zip_longest
-
-import keras
-import numpy as np
+from keras import ops
 
 from keras_psp.consolidation.consolidation import check_number
 from keras_psp.contexts import Context
@@ -11,13 +8,14 @@ from keras_psp.contexts.families import series
 from keras_psp.layers.superposed import Superposed
 from keras_psp.layers.task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
+from keras_psp.surgery.alike import all_equal
+from keras_psp.surgery.alike import check_alike
 from keras_psp.surgery.counterparts import can_convert
 from keras_psp.surgery.counterparts import is_altered
 from keras_psp.surgery.counterparts import set_task_weights
 from keras_psp.surgery.graph import Graph
 from keras_psp.surgery.graph import as_inputs
 from keras_psp.surgery.graph import copy_weights
-from keras_psp.surgery.graph import describe_calls
 from keras_psp.surgery.graph import inputs_of_layers
 from keras_psp.surgery.kernel import Kernel
 from keras_psp.surgery.twin import build_twin
@@ -115,8 +113,10 @@ def superpose(models, context="binary", base=None, data=None, ridge=1e-3) -> Tas
         if isinstance(twin, (Superposed, TaskRows)):
             layers = alike[id(layer)][: len(models)]
             if isinstance(twin, Superposed):
-                of_base = None if base is None else alike[id(layer)][-1]
-                kernels.append(Kernel(twin, layers, of_base))
+                twin.kernel.assign(ops.zeros_like(twin.kernel))
+                if base is not None:
+                    twin.base_kernel.assign(alike[id(layer)][-1].get_weights()[0])
+                kernels.append(Kernel(twin, layers))
             set_task_weights(twin, layers)
         else:
             copy_weights(layer, twin)
@@ -138,64 +138,18 @@ def _check(models, base):
             f"Received: models={models!r}"
         )
     graphs = [Graph(model) for model in (*models, *([] if base is None else [base]))]
-    first, *others = graphs
-    calls = describe_calls(first)
-    for graph in others:
-        for layer, other in zip_longest(first.layers, graph.layers):
-            if layer is None or other is None or _describe(layer) != _describe(other):
-                name = (layer or other).name
-                raise ValueError(
-                    "The models must be of one architecture. The first layer that "
-                    f"differs is {name!r}."
-                )
-        if _shapes(graph) != _shapes(first) or describe_calls(graph) != calls:
-            raise ValueError(
-                "The models must be of one architecture. Their layers are alike, but "
-                f"those of {graph.name!r} are called otherwise."
-            )
+    check_alike(graphs)
     for layers in zip(*(graph.layers for graph in graphs), strict=True):
         if is_altered(layers[0]):
             raise ValueError(
                 "A layer that is quantized or has a LoRA cannot be superposed. "
                 f"Received: {layers[0].name!r}"
             )
-        if not can_convert(layers[0]) and not _all_equal(layers):
+        if not can_convert(layers[0]) and not all_equal(layers):
             raise ValueError(
                 f"A {type(layers[0]).__name__} has no counterpart that keeps weights "
                 f"for each task, and {layers[0].name!r} has others in each model."
             )
-    if not any(map(can_convert, first.layers)):
-        raise ValueError(f"No layer of {first.name!r} can be superposed.")
+    if not any(map(can_convert, graphs[0].layers)):
+        raise ValueError(f"No layer of {graphs[0].name!r} can be superposed.")
     return graphs
-
-
-def _shapes(graph):
-    return [(tensor.shape, tensor.dtype) for tensor in graph.inputs.values()]
-
-
-def _describe(layer):
-    """What two layers must have in common: all but names and beginnings."""
-    shapes = [tuple(weight.shape) for weight in layer.weights]
-    return type(layer), _without_names(layer.get_config()), shapes
-
-
-def _without_names(config):
-    if isinstance(config, dict):
-        return {
-            key: _without_names(value)
-            for key, value in config.items()
-            if key not in ("name", "trainable", "seed", "build_config")
-            and "initializer" not in key
-        }
-    if isinstance(config, (list, tuple)):
-        return [_without_names(value) for value in config]
-    return config
-
-
-def _all_equal(layers):
-    weights = [getattr(layer, "weights", ()) for layer in layers]
-    return all(
-        np.array_equal(*map(keras.ops.convert_to_numpy, pair))
-        for others in weights[1:]
-        for pair in zip(weights[0], others, strict=True)
-    )

@@ -61,6 +61,25 @@ def test_a_model_grows_and_is_saved(kind, tmp_path):
     )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_shrinks_to_what_it_was(kind):
+    x, task = draw((10, 6))
+    layer = PSPDense(3, context=make(kind), bias_per_task=True)
+    model = functional(layer, x.shape)
+    inputs = {"image": x, "task": task}
+    before = model.predict(inputs, verbose=0)
+    config, paths = layer.get_config(), [w.path for w in layer.weights]
+    weights = [np.array(w) for w in layer.get_weights()]
+    assert model.add_tasks(3).remove_tasks(3) is model
+    assert model.num_tasks == NUM_TASKS and layer.get_config() == config
+    assert [w.path for w in layer.weights] == paths
+    for a, b in zip(layer.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(model.predict(inputs, verbose=0), before)
+    with pytest.raises(ValueError, match=r"\[0, 5\)"):
+        layer(x, NUM_TASKS)
+
+
 @pytest.mark.parametrize("kind", ["binary", "binary-seed", "rotation", "powers"])
 def test_what_was_compiled_before_knows_the_new_tasks(kind):
     x, task = draw((10, 6))
@@ -111,6 +130,9 @@ def test_n_must_be_positive(bad, error):
             grow(bad)
     with pytest.raises(TypeError, match="`n` must be"):
         model.add_tasks(1.5)
+    for shrink in (model.remove_tasks, contexts.Binary(2).remove_tasks):
+        with pytest.raises(ValueError, match="leave at least one of 2 tasks.*n=2"):
+            shrink(2)
 
 
 def test_what_cannot_grow_says_so_and_stays_as_it_was():
@@ -122,7 +144,7 @@ def test_what_cannot_grow_says_so_and_stays_as_it_was():
     for a, b in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
     soft = mlp((12,), 3, 8, units=8, depth=1, soft=True)
-    with pytest.raises(ValueError, match="soft contexts .* cannot grow"):
+    with pytest.raises(ValueError, match="soft contexts .* can neither grow"):
         soft.add_tasks(1)
 
 

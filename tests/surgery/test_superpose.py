@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 import small_models
+from small_models import answers
 from small_models import draw_inputs
 from small_models import draw_weights
 
@@ -13,12 +14,6 @@ FAMILIES = ("binary", "rotation", "permutation", "hadamard")
 
 def to_numpy(tensor):
     return keras.ops.convert_to_numpy(tensor)
-
-
-def answers(one, inputs, task):
-    number = len(next(iter(inputs.values())))
-    index = np.full(number, task, "int32")
-    return one.predict({**inputs, "task": index}, verbose=0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
