@@ -69,10 +69,13 @@ def test_merge_compares_with_its_rivals(tmp_path):
     (done,) = json.loads(output.read_text())
     assert done["backend"] == BACKEND and done["versions"]["keras"]
     systems = done["systems"]
-    assert len(systems) == 8
+    assert len(systems) == 10
     assert all(len(each["accuracies"]) == 2 for each in systems.values())
     size = systems["the base alone"]["numbers"]
     assert systems["fine-tuned networks"]["numbers"] == 2 * size
-    assert 2 * size < systems["superposed, binary"]["numbers"] < 2.2 * size
-    table = call("merge.py", "--output", output, "--markdown")
-    assert f"| {100 * sum(systems['RegMean']['accuracies']) / 2:.1f} |" in table
+    assert 2 * size < systems["superposed, binary"]["numbers"] < 2.3 * size
+    table = call("merge.py", "--output", output, "--report", tmp_path / "merge")
+    fitted = systems["RegMean, 20 examples"]
+    assert f"| {100 * sum(fitted['accuracies']) / 2:.1f} |" in table
+    assert (tmp_path / "merge.md").read_text() in table
+    assert (tmp_path / "merge.png").read_bytes()

@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 from pathlib import Path
 
 import keras
@@ -137,10 +138,18 @@ def _measure(args):
         one = keras_psp.superpose(models, "identity", data=given)
         name = f"RegMean, {examples} examples"
         add(name, _test(one, network), _count(one), examples)
-    for family in args.families:
+    kinds = [(family, {"base": base}) for family in args.families]
+    if args.network == "resnet18":
+        kinds += [
+            (f"{family}, over channels", {"base": base, "context_over": "channels"})
+            for family in args.families
+        ]
+    kinds += [(f"{family}, no base", {}) for family in args.families]
+    for kind, options in kinds:
+        family = kind.split(",")[0]
         for examples, given in {0: None, **data}.items():
-            one = keras_psp.superpose(models, family, base=base, data=given)
-            name = f"superposed, {family}"
+            one = keras_psp.superpose(models, family, data=given, **options)
+            name = f"superposed, {kind}"
             name += f", {examples} examples" if examples else ""
             add(name, _test(one, network), _count(one), examples)
     return {
@@ -282,31 +291,49 @@ def _markdown(done):
 
 
 def _plot(content):
+    """Shares of the fine-tuned accuracy, over the tasks and over the examples."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-
-    def draw(axis, points, label):
-        axis.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
-
-    def share(done, name):
-        return 100 * _mean(done, name) / _mean(done, "fine-tuned networks")
-
-    def best(done, kind, examples=None):
-        names = [
-            name
-            for name, system in done["systems"].items()
-            if name.startswith(kind) and examples in (None, system["examples"])
-        ]
-        return max(share(done, name) for name in names)
-
-    perceptrons = [each for each in content if each["config"]["network"] == "mlp"]
-    for units in sorted({each["config"]["units"] for each in perceptrons}):
-        same = [each for each in perceptrons if each["config"]["units"] == units]
-        points = [(each["config"]["tasks"], best(each, "superposed")) for each in same]
-        draw(axes[0], points, f"superposed, {units} units")
+    over_tasks, over_examples = figure.subplots(1, 2, sharey=True)
+    styles = {"superposed, fast_rotation": "-", "RegMean": "--"}
+    for i, size in enumerate(sorted({_size(done["config"]) for done in content})):
+        same = [done for done in content if _size(done["config"]) == size]
+        same.sort(key=lambda done: done["config"]["tasks"])
+        for name, line in styles.items():
+            style = {"color": f"C{i}", "linestyle": line, "marker": "o"}
+            points = [
+                (done["config"]["tasks"], list(_by_examples(done, name).values())[-1])
+                for done in same
+            ]
+            over_tasks.plot(
+                *zip(*points, strict=True), **style, label=f"{name}, {size}"
+            )
+            for done in same:
+                if len(done["config"]["examples"]) > 1:
+                    label = f"{name}, {size}, {done['config']['tasks']} tasks"
+                    shares = _by_examples(done, name)
+                    over_examples.plot(*zip(*shares.items()), **style, label=label)
+    over_tasks.set(xlabel="tasks", ylabel="of the fine-tuned networks' accuracy (%)")
+    over_tasks.set_xscale("log", base=2)
+    over_tasks.xaxis.set_major_formatter("{x:.0f}")
+    over_examples.set(xlabel="unlabelled examples of each task")
+    over_examples.set_xscale("symlog", linthresh=100)
+    over_examples.xaxis.set_major_formatter("{x:.0f}")
+    for axis in (over_tasks, over_examples):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small", frameon=False)
     return figure
+
+
+def _by_examples(done, name):
+    """Shares of the fine-tuned accuracy, by how many examples were used."""
+    tuned = _mean(done, "fine-tuned networks")
+    return {
+        system["examples"]: 100 * _mean(done, each) / tuned
+        for each, system in done["systems"].items()
+        if re.fullmatch(rf"{name}(, \d+ examples)?", each)
+    }
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class Superposed(TakesTask):
             self.task_bias.build(bias_shape)
 
     def kernel_rows(self, kernel):
-        """Returns a kernel as `(M, N)`, a row for each number that a context binds."""
+        """Returns a kernel as `(M, N)`, a row for each number in `input_rows()`."""
         return kernel
 
     def kernel_of_rows(self, rows):
@@ -130,10 +130,14 @@ class Superposed(TakesTask):
             Tensor like `kernel`.
         """
         # C W = (W^T C^T)^T
-        columns = ops.transpose(self.kernel_rows(self.kernel))
-        bound = ops.transpose(self.context.unbind(columns, index))
-        kernel = self.kernel_of_rows(bound)
+        rows = self.kernel_rows(self.kernel)
+        rows = self._transform_rows(self.context.unbind, rows, index)
+        kernel = self.kernel_of_rows(rows)
         return kernel if self.base is None else ops.add(kernel, self.base_kernel)
+
+    def unbind_rows(self, rows, index):
+        """Returns `C_k^T W` for the `(M, N)` rows of `kernel_rows()`, of any N."""
+        return self._transform_rows(self.context.bind, rows, index)
 
     def call_bound(self, layer_call, inputs, task):
         """Calls `layer_call` on the bound inputs, as it were the layer's own."""
@@ -146,6 +150,13 @@ class Superposed(TakesTask):
     def bind_inputs(self, inputs, index):
         """Computes what the kernel is multiplied with; see `Context.transform()`."""
         return self.context.transform(inputs, index)
+
+    def _transform_rows(self, transform, rows, index):
+        # The context binds all rows, or as many at each place.
+        width = self.context.input_spec.axes[-1]
+        x = ops.reshape(rows, (-1, width, rows.shape[-1]))
+        x = ops.transpose(transform(ops.transpose(x, (0, 2, 1)), index), (0, 2, 1))
+        return ops.reshape(x, rows.shape)
 
     def get_config(self):
         context = keras.saving.serialize_keras_object(self.context)

@@ -84,18 +84,10 @@ class SuperposedConv(Superposed):
         return self.task_bias.add_to(outputs, index, self._channel_axis)
 
     def kernel_rows(self, kernel):
-        if self.context_over == "kernel":
-            return ops.reshape(kernel, (-1, self.filters))
-        kernel = ops.moveaxis(kernel, -2, 0)
-        return ops.reshape(kernel, (kernel.shape[0], -1))
+        return ops.reshape(kernel, (-1, self.filters))
 
     def kernel_of_rows(self, rows):
-        shape = self.kernel.shape
-        if self.context_over == "kernel":
-            return ops.reshape(rows, shape)
-        return ops.moveaxis(
-            ops.reshape(rows, (shape[-2], *shape[:-2], shape[-1])), 0, -2
-        )
+        return ops.reshape(rows, self.kernel.shape)
 
     def input_rows(self, inputs):
         patches = self._patches(inputs)

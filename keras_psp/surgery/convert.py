@@ -11,6 +11,7 @@ from keras_psp.layers.superposed import Superposed
 from keras_psp.layers.task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery.counterparts import can_convert
+from keras_psp.surgery.counterparts import check_context
 from keras_psp.surgery.counterparts import is_altered
 from keras_psp.surgery.counterparts import set_task_weights
 from keras_psp.surgery.graph import Graph
@@ -18,7 +19,9 @@ from keras_psp.surgery.graph import copy_weights
 from keras_psp.surgery.twin import build_twin
 
 
-def convert(model, num_tasks, context="binary", layers=None) -> TaskModel:
+def convert(
+    model, num_tasks, context="binary", layers=None, context_over="kernel"
+) -> TaskModel:
     """Makes a Keras model one of many tasks, each of which begins as the model is.
 
     A layer with a counterpart here (`Dense`, `EinsumDense`, `Conv2D`,
@@ -44,6 +47,9 @@ def convert(model, num_tasks, context="binary", layers=None) -> TaskModel:
             whole names match, or a function of a layer that returns a boolean.
             Defaults to all. Of those that have no counterpart and hold weights, which
             all tasks then share, a warning tells.
+        context_over: What contexts of convolutions act on: `"kernel"`, as in the paper,
+            or `"channels"`, which is far faster where a batch holds many tasks, and
+            leaks more. See `keras_psp.layers.PSPConv2D`.
 
     Returns:
         A `keras_psp.models.TaskModel`, not compiled. Inputs: a dictionary of the
@@ -72,10 +78,11 @@ def convert(model, num_tasks, context="binary", layers=None) -> TaskModel:
         added to a kernel.
     """
     num_tasks = check_num_tasks(num_tasks)
+    seed = check_context(context, context_over)
     graph = Graph(model)
     chosen = _choose(graph, layers)
-    contexts = series(context, num_tasks, len(chosen))
-    converted, pairs = build_twin(graph, chosen, contexts, base=True)
+    contexts = series(context, num_tasks, len(chosen), seed=seed)
+    converted, pairs = build_twin(graph, chosen, contexts, True, context_over)
     for layer, twin in pairs:
         if isinstance(twin, Superposed):
             twin.base_kernel.assign(layer.get_weights()[0])

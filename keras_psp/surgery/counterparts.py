@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp.contexts import Context
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import PSPDense
@@ -12,6 +13,9 @@ from keras_psp.layers import TaskBatchNormalization
 from keras_psp.layers import TaskDense
 from keras_psp.layers import TaskLayerNormalization
 from keras_psp.layers.superposed import Superposed
+from keras_psp.layers.superposed_conv import CONTEXT_OVER
+from keras_psp.layers.superposed_conv import SuperposedConv
+from keras_psp.names import check_name
 
 # The arguments that Keras' layers do not have.
 OURS = (
@@ -54,13 +58,19 @@ def can_convert(layer):
     return True
 
 
+def check_context(context, context_over):
+    """Returns the seed of a `context` argument; raises if the other one is wrong."""
+    check_name("context_over", context_over, CONTEXT_OVER)
+    return context.seed if isinstance(context, Context) else 0
+
+
 def is_altered(layer):
     """Whether a layer's kernel is quantized, or the sum of a kernel and a LoRA."""
     quantized = getattr(layer, "quantization_mode", None) is not None
     return quantized or getattr(layer, "lora_enabled", False)
 
 
-def make_superposed(layer, num_tasks, new_context, base):
+def make_superposed(layer, num_tasks, new_context, base, context_over):
     """Returns the counterpart of a Keras layer, not built.
 
     Args:
@@ -68,11 +78,15 @@ def make_superposed(layer, num_tasks, new_context, base):
         num_tasks: Positive integer.
         new_context: Function that returns a context of its own for one more layer.
         base: Boolean, whether it is to have a base kernel.
+        context_over: What a convolution's context acts on, see `PSPConv2D`. Of groups
+            of filters always their kernels.
     """
     config = {**layer.get_config(), "num_tasks": num_tasks}
     counterpart = COUNTERPARTS[type(layer)]
     if issubclass(counterpart, Superposed):
         config |= {"context": new_context(), "base": base, "bias_per_task": True}
+        if issubclass(counterpart, SuperposedConv) and layer.groups == 1:
+            config["context_over"] = context_over
     elif counterpart is TaskBatchNormalization:
         config["affine_per_task"] = True
     else:

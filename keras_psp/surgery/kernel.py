@@ -104,9 +104,7 @@ class Kernel:
 
     def _unbind(self, rows, task):
         rows = ops.convert_to_tensor(rows, "float32")
-        return ops.convert_to_numpy(self.twin.context.unbind_kernel(rows, task)).astype(
-            "float64"
-        )
+        return ops.convert_to_numpy(self.twin.unbind_rows(rows, task)).astype("float64")
 
     def _set(self, rows):
         rows = ops.convert_to_tensor(rows, self.twin.kernel.dtype)

@@ -10,7 +10,7 @@ from keras_psp.surgery.graph import copy_layer
 from keras_psp.surgery.graph import is_graph
 
 
-def build_twin(graph, chosen, contexts, base):
+def build_twin(graph, chosen, contexts, base, context_over):
     """Builds a model once more, with a task input and superposed layers.
 
     Args:
@@ -18,6 +18,7 @@ def build_twin(graph, chosen, contexts, base):
         chosen: Its layers to superpose, and those of the models inside it.
         contexts: List of contexts, at least one for each of them; they are taken.
         base: Boolean, whether they are to have base kernels.
+        context_over: What contexts of convolutions act on, see `PSPConv2D`.
 
     Returns:
         `(twin, pairs)`: a `TaskModel` without the model's weights, and every layer of
@@ -39,7 +40,7 @@ def build_twin(graph, chosen, contexts, base):
                 return build(inner)
             return keras.models.clone_model(layer, clone_function=twin_of)
         if id(layer) in chosen:
-            return make_superposed(layer, num_tasks, contexts.pop, base)
+            return make_superposed(layer, num_tasks, contexts.pop, base, context_over)
         return copy_layer(layer)
 
     def build(graph):

@@ -13,14 +13,20 @@ from keras_psp.layers import TaskBatchNormalization
 NUM_TASKS = 3
 
 
-@pytest.mark.parametrize("make", small_models.MODELS)
-def test_every_task_begins_as_the_model(make, tmp_path):
+@pytest.mark.parametrize(
+    "make, options",
+    [
+        *((make, {}) for make in small_models.MODELS),
+        (small_models.convolutional, {"context_over": "channels"}),
+    ],
+)
+def test_every_task_begins_as_the_model(make, options, tmp_path):
     model = draw_weights(make())
     before = [np.array(weight) for weight in model.get_weights()]
     inputs = draw_inputs(model)
     given = inputs if len(inputs) > 1 else next(iter(inputs.values()))
     expected = model.predict(given, verbose=0)
-    converted = keras_psp.convert(model, NUM_TASKS)
+    converted = keras_psp.convert(model, NUM_TASKS, **options)
     assert isinstance(converted, keras_psp.models.TaskModel)
     assert converted.num_tasks == NUM_TASKS
     assert converted.name == model.name

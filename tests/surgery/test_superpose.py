@@ -55,16 +55,17 @@ def test_models_that_do_not_differ_are_read_back_from_their_base(make):
 
 
 @pytest.mark.parametrize(
-    "make",
+    "make, options",
     [
-        small_models.sequential,
-        small_models.convolutional,
-        small_models.residual,
-        small_models.nested,
+        (small_models.sequential, {}),
+        (small_models.convolutional, {}),
+        (small_models.convolutional, {"context_over": "channels"}),
+        (small_models.residual, {}),
+        (small_models.nested, {}),
     ],
 )
 @pytest.mark.parametrize("with_base", [False, True])
-def test_data_fit_the_answers(make, with_base):
+def test_data_fit_the_answers(make, options, with_base):
     """Two tasks and few data: the fit is nearly exact, the sum is not."""
     models = [draw_weights(make(), seed) for seed in (1, 2)]
     base = draw_weights(make(), 3) if with_base else None
@@ -77,10 +78,9 @@ def test_data_fit_the_answers(make, with_base):
         ]
         return np.sqrt(np.mean(np.square(apart)))
 
-    summed = error(keras_psp.superpose(models, "rotation", base=base))
-    fitted = error(
-        keras_psp.superpose(models, "rotation", base=base, data=data, ridge=1e-6)
-    )
+    options = {"context": "rotation", "base": base, **options}
+    summed = error(keras_psp.superpose(models, **options))
+    fitted = error(keras_psp.superpose(models, data=data, ridge=1e-6, **options))
     assert fitted < 0.5 * summed
 
 
