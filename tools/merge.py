@@ -296,24 +296,19 @@ def _plot(content):
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     over_tasks, over_examples = figure.subplots(1, 2, sharey=True)
-    styles = {"superposed, fast_rotation": "-", "RegMean": "--"}
     for i, size in enumerate(sorted({_size(done["config"]) for done in content})):
         same = [done for done in content if _size(done["config"]) == size]
         same.sort(key=lambda done: done["config"]["tasks"])
-        for name, line in styles.items():
+        tasks = [done["config"]["tasks"] for done in same]
+        for name, line in (("superposed", "-"), ("RegMean", "--")):
             style = {"color": f"C{i}", "linestyle": line, "marker": "o"}
-            points = [
-                (done["config"]["tasks"], list(_by_examples(done, name).values())[-1])
-                for done in same
-            ]
-            over_tasks.plot(
-                *zip(*points, strict=True), **style, label=f"{name}, {size}"
-            )
-            for done in same:
-                if len(done["config"]["examples"]) > 1:
-                    label = f"{name}, {size}, {done['config']['tasks']} tasks"
-                    shares = _by_examples(done, name)
-                    over_examples.plot(*zip(*shares.items()), **style, label=label)
+            shares = [_by_examples(done, name) for done in same]
+            most = [list(each.values())[-1] for each in shares]
+            over_tasks.plot(tasks, most, **style, label=f"{name}, {size}")
+            for number, each in zip(tasks, shares, strict=True):
+                if len(each) > 2:
+                    style["label"] = f"{name}, {size}, {number} tasks"
+                    over_examples.plot(each.keys(), each.values(), **style)
     over_tasks.set(xlabel="tasks", ylabel="of the fine-tuned networks' accuracy (%)")
     over_tasks.set_xscale("log", base=2)
     over_tasks.xaxis.set_major_formatter("{x:.0f}")
@@ -328,6 +323,8 @@ def _plot(content):
 
 def _by_examples(done, name):
     """Shares of the fine-tuned accuracy, by how many examples were used."""
+    if name == "superposed":
+        name += f", {done['config']['families'][-1]}"
     tuned = _mean(done, "fine-tuned networks")
     return {
         system["examples"]: 100 * _mean(done, each) / tuned
