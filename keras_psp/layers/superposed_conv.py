@@ -98,6 +98,8 @@ class SuperposedConv(Superposed):
         )
 
     def input_rows(self, inputs):
+        if self.context_over == "channels":  # Alike at every place, and every tap.
+            return super().input_rows(ops.moveaxis(inputs, self._channel_axis, -1))
         patches = self._patches(inputs)
         return ops.reshape(patches, (-1, *patches.shape[-2:]))
 

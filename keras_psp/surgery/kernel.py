@@ -4,6 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp.surgery.rows import input_rows
+from keras_psp.surgery.rows import kernel_rows
+from keras_psp.surgery.rows import unbind_rows
+
 BATCH_SIZE = 256
 
 
@@ -19,17 +23,16 @@ class Kernel:
     def __init__(self, twin, layers, base):
         self.twin = twin
         self.layers = layers
-        self.rows = [self._rows_of(layer) for layer in layers]
+        self.rows = [kernel_rows(twin, layer.kernel) for layer in layers]
         self.base = 0.0 * self.rows[0]
         if base is not None:
             twin.base_kernel.assign(base.get_weights()[0])
-            self.base = self._rows_of(base)
+            self.base = kernel_rows(twin, base.kernel)
 
     def add_up(self):
         """Sets the kernel to `sum_k C_k^T D_k`, `D_k` what is not the base's."""
-        self._set(
-            sum(self._unbind(rows - self.base, k) for k, rows in enumerate(self.rows))
-        )
+        differences = enumerate(rows - self.base for rows in self.rows)
+        self._set(sum(unbind_rows(self.twin, rows, k) for k, rows in differences))
 
     def fit(self, here, there, inputs, ridge):
         """Sets the kernel that answers most as the tasks' own do; see `superpose()`.
@@ -41,7 +44,8 @@ class Kernel:
             inputs: List of a dictionary of arrays for each.
             ridge: Non-negative float.
         """
-        here = _model_of_inputs(here, self.twin)
+        twin = self.twin
+        here = _model_of_inputs(here, twin)
         left = right = 0.0
         for k, (layer, x) in enumerate(zip(self.layers, inputs, strict=True)):
             gram, cross = self._products(here, _model_of_inputs(there[k], layer), x, k)
@@ -55,10 +59,12 @@ class Kernel:
                 for rows in (self.rows[k], self.base)
             )
             wanted = cross @ own - gram @ base + share * (own - base)
-            right = right + np.stack([self._unbind(each, k) for each in wanted])
+            right = right + np.stack([unbind_rows(twin, each, k) for each in wanted])
             gram = gram + share * np.eye(size)
             # C^T G C = (C^T (C^T G)^T)^T
-            bound = [self._unbind(self._unbind(each, k).T, k).T for each in gram]
+            bound = [
+                unbind_rows(twin, unbind_rows(twin, each, k).T, k).T for each in gram
+            ]
             left = left + np.stack(bound)
         solved = np.linalg.solve(left, right)
         self._set(np.reshape(np.moveaxis(solved, 0, 1), self.rows[0].shape))
@@ -75,32 +81,13 @@ class Kernel:
             # The models' inputs are alike, but may go by other names.
             own = dict(zip(there.input, batch.values(), strict=True))
             ours, theirs = (
-                self._input_rows(model, given)
+                input_rows(self.twin, model.predict_on_batch(given))
                 for model, given in ((here, {**batch, "task": index}), (there, own))
             )
             gram = gram + np.einsum("ngi,ngj->gij", ours, ours, optimize=True)
             cross = cross + np.einsum("ngi,ngj->gij", ours, theirs, optimize=True)
             count += len(ours)
         return gram / count, cross / count
-
-    def _input_rows(self, model, inputs):
-        calls = keras.tree.flatten(model.predict_on_batch(inputs))
-        rows = [
-            self.twin.input_rows(ops.cast(ops.convert_to_tensor(x), "float32"))
-            for x in calls
-        ]
-        return np.concatenate([ops.convert_to_numpy(each) for each in rows])
-
-    def _rows_of(self, layer):
-        return ops.convert_to_numpy(self.twin.kernel_rows(layer.kernel)).astype(
-            "float64"
-        )
-
-    def _unbind(self, rows, task):
-        rows = ops.convert_to_tensor(rows, "float32")
-        return ops.convert_to_numpy(self.twin.context.unbind_kernel(rows, task)).astype(
-            "float64"
-        )
 
     def _set(self, rows):
         rows = ops.convert_to_tensor(rows, self.twin.kernel.dtype)
