@@ -141,24 +141,18 @@ def interference(model, data=None, models=None) -> Interference:
     True
 
     Reference:
-        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 2 and appendix
-        A, on how a superposed kernel is read.
+        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 2, of what is
+        read beside the task's own.
     """
     layers = superposed_layers(model)
-    graph, num_tasks = Graph(model, takes_task=True), model.num_tasks
-    data = _draw(graph, num_tasks) if data is None else _check(graph, num_tasks, data)
-    if models is not None and len(models) != num_tasks:
-        raise ValueError(
-            "`models` must hold a model for each of the tasks. "
-            f"Received: {len(models)} models for {num_tasks} tasks"
-        )
-    kernels = None if models is None else _kernels(graph, layers, models)
+    graph = Graph(model, takes_task=True)
+    data = _check_data(graph, model.num_tasks, data)
+    kernels = None
+    if models is not None:
+        kernels = _kernels(graph, layers, model.num_tasks, models)
     stored = read = _bound_inputs(graph, layers, data)
     if kernels is not None:
-        stored = [
-            [_bind(layer, _of_groups(rows, z), k) for k, rows in enumerate(own)]
-            for layer, own, (z, *_) in zip(layers, kernels, read, strict=True)
-        ]
+        stored = _bound_kernels(layers, kernels, read)
     return Interference(
         tuple(
             LayerInterference(
@@ -169,21 +163,10 @@ def interference(model, data=None, models=None) -> Interference:
     )
 
 
-def _draw(graph, num_tasks):
-    rng, drawn = np.random.default_rng(0), {}
-    for name in graph.names:
-        shape, dtype = graph.inputs[name].shape[1:], graph.inputs[name].dtype
-        if None in shape or not keras.backend.is_float_dtype(dtype):
-            raise ValueError(
-                "`data` must be given, as no inputs can be drawn but numbers of known "
-                f"shape. Received: data=None, for {name!r} of shape {shape} and dtype "
-                f"{dtype}"
-            )
-        drawn[name] = rng.uniform(size=(BATCH_SIZE, *shape)).astype("float32")
-    return [drawn] * num_tasks
-
-
-def _check(graph, num_tasks, data):
+def _check_data(graph, num_tasks, data):
+    """Returns a list of a dictionary of arrays for each task."""
+    if data is None:
+        return [_draw(graph)] * num_tasks
     data = list(data)
     if len(data) != num_tasks:
         raise ValueError(
@@ -197,76 +180,97 @@ def _check(graph, num_tasks, data):
     return data
 
 
+def _draw(graph):
+    rng, drawn = np.random.default_rng(0), {}
+    for name in graph.names:
+        shape, dtype = graph.inputs[name].shape[1:], graph.inputs[name].dtype
+        if None in shape or not keras.backend.is_float_dtype(dtype):
+            raise ValueError(
+                "`data` must be given, as no inputs can be drawn but numbers of known "
+                f"shape. Received: data=None, for {name!r} of shape {shape} and dtype "
+                f"{dtype}"
+            )
+        drawn[name] = rng.uniform(size=(BATCH_SIZE, *shape)).astype("float32")
+    return drawn
+
+
+def _kernels(graph, layers, num_tasks, models):
+    """Returns for each layer a list of each task's kernel, without the base's."""
+    if len(models) != num_tasks:
+        raise ValueError(
+            "`models` must hold a model for each of the tasks. "
+            f"Received: {len(models)} models for {num_tasks} tasks"
+        )
+    names = [layer.name for layer in graph.layers]
+    plain = [Graph(model).layers for model in models]
+    if {len(each) for each in plain} != {len(names)} or names != [
+        layer.name for layer in plain[0]
+    ]:
+        raise ValueError(
+            "`models` must be those that were superposed, the first of which has the "
+            f"names of the layers. Received: {[model.name for model in models]}"
+        )
+    # Of the others, layers may go by other names.
+    alike = {id(first): rest for first, *rest in zip(graph.layers, *plain, strict=True)}
+    return [[_difference(layer, each) for each in alike[id(layer)]] for layer in layers]
+
+
+def _difference(layer, plain):
+    kernel = getattr(plain, "kernel", None)
+    if kernel is None or tuple(kernel.shape) != tuple(layer.kernel.shape):
+        raise ValueError(
+            "`models` must be those that were superposed, with kernels of the same "
+            f"shapes. Received: {plain.name!r} for {layer.name!r}"
+        )
+    rows = kernel_rows(layer, kernel)
+    if layer.base_kernel is None:
+        return rows
+    return rows - kernel_rows(layer, layer.base_kernel)
+
+
 def _bound_inputs(graph, layers, data):
     """Returns for each layer a list of each task's rows; see `_bind()`."""
     inputs, called = inputs_of_layers(graph)
     taps = keras.Model(inputs, [called[id(layer)] for layer in layers])
-    soft = keras.backend.is_float_dtype(inputs["task"].dtype)
-    tasks = np.eye(len(data), dtype="float32") if soft else np.arange(len(data))
+    tasks = np.arange(len(data), dtype="int32")
+    if keras.backend.is_float_dtype(inputs["task"].dtype):
+        tasks = np.eye(len(data), dtype="float32")
     bound = [[] for _ in layers]
     for k, arrays in enumerate(data):
-        rng = np.random.default_rng(0)  # Equal data are to give equal rows.
-        starts = range(0, len(next(iter(arrays.values()))), BATCH_SIZE)
-        parts = [[] for _ in layers]
-        for start in starts:
-            batch = {
-                name: array[start : start + BATCH_SIZE]
-                for name, array in arrays.items()
-            }
-            batch["task"] = np.repeat(
-                tasks[k : k + 1], len(next(iter(batch.values()))), axis=0
-            )
-            for part, layer, calls in zip(
-                parts, layers, taps.predict_on_batch(batch), strict=True
-            ):
-                rows = input_rows(layer, calls)
-                number = max(1, NUM_ROWS // len(starts))
-                part.append(rows[rng.permutation(len(rows))[:number]])
-        for rows, layer, part in zip(bound, layers, parts, strict=True):
-            rows.append(_bind(layer, np.concatenate(part), k))
+        rows = _sample_rows(taps, layers, arrays, tasks[k])
+        for own, layer, each in zip(bound, layers, rows, strict=True):
+            own.append(_bind(layer, np.moveaxis(each, 1, 0), k))
     return bound
 
 
-def _kernels(graph, layers, models):
-    """Returns for each layer a list of each task's kernel, without the base's."""
-    superposed = {id(layer) for layer in layers}
-    places = [i for i, each in enumerate(graph.layers) if id(each) in superposed]
-    names = [layer.name for layer in graph.layers]
-    kernels = [[] for _ in layers]
-    for i, model in enumerate(models):
-        plain = Graph(model).layers
-        if len(plain) != len(names) or (
-            i == 0 and [layer.name for layer in plain] != names
-        ):
-            raise ValueError(
-                "`models` must be those that were superposed: of the same layers, the "
-                f"first of the same names. Received: {model.name!r}"
-            )
-        for own, layer, place in zip(kernels, layers, places, strict=True):
-            kernel = getattr(plain[place], "kernel", None)
-            if kernel is None or tuple(kernel.shape) != tuple(layer.kernel.shape):
-                raise ValueError(
-                    "`models` must be those that were superposed, with kernels of the "
-                    f"same shapes. Received: {model.name!r}, for {layer.name!r}"
-                )
-            rows = kernel_rows(layer, kernel)
-            if layer.base_kernel is not None:
-                rows = rows - kernel_rows(layer, layer.base_kernel)
-            own.append(rows)
-    return kernels
+def _sample_rows(taps, layers, arrays, task):
+    """Returns for each layer `(n, groups, M)`, about `NUM_ROWS` at most."""
+    rng = np.random.default_rng(0)  # Equal data are to give equal rows.
+    starts = range(0, len(next(iter(arrays.values()))), BATCH_SIZE)
+    parts = []
+    for start in starts:
+        batch = {name: x[start : start + BATCH_SIZE] for name, x in arrays.items()}
+        batch["task"] = np.stack([task] * len(next(iter(batch.values()))))
+        calls = taps.predict_on_batch(batch)
+        rows = [input_rows(*each) for each in zip(layers, calls, strict=True)]
+        number = max(1, NUM_ROWS // len(starts))
+        parts.append([each[rng.permutation(len(each))[:number]] for each in rows])
+    return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
 
-def _of_groups(kernel, bound_inputs):
-    """Returns a kernel `(M, N)` as `(n, groups, M)`: to each group its filters."""
-    return kernel.reshape(len(kernel), len(bound_inputs), -1).transpose(2, 1, 0)
+def _bound_kernels(layers, kernels, read):
+    """Returns for each layer a list of each task's rows; see `_bind()`."""
+    bound = []
+    for layer, own, (inputs, *_) in zip(layers, kernels, read, strict=True):
+        # Each group of inputs has filters of its own: (groups, n, M) of (M, N).
+        shape = len(own[0]), len(inputs), -1
+        rows = [kernel.reshape(shape).transpose(1, 2, 0) for kernel in own]
+        bound.append([_bind(layer, each, k) for k, each in enumerate(rows)])
+    return bound
 
 
 def _bind(layer, rows, task):
-    """Binds rows `(n, groups, M)` to a task, and returns them as `(groups, n, M)`.
-
-    Of n > M there are M, whose products are the same.
-    """
-    rows = np.moveaxis(rows, 1, 0)
+    """Binds rows `(groups, n, M)`. Of n > M it returns M, whose products are alike."""
     if not np.isfinite(rows).all():
         raise ValueError(
             f"What {layer.name!r} reads and stores must be finite. Received: NaN or "
@@ -281,12 +285,13 @@ def _bind(layer, rows, task):
 def _energies(read, stored):
     """Returns `E`, of lists of each task's rows `(groups, n, M)`."""
     # tr(Z^T Z S^T S) = |Z S^T|^2, and tr(Z^T Z) = |Z|^2.
-    energies = np.array(
-        [[_sum_squares(z @ s.swapaxes(1, 2)).sum() for s in stored] for z in read]
+    energies = [
+        [_sum_squares(z @ s.swapaxes(1, 2)).sum() for s in stored] for z in read
+    ]
+    ours, theirs = (
+        np.stack([_sum_squares(x) for x in rows]) for rows in (read, stored)
     )
-    most = (
-        np.stack([*map(_sum_squares, read)]) @ np.stack([*map(_sum_squares, stored)]).T
-    )
+    most = ours @ theirs.T
     return np.divide(energies, most, out=np.zeros_like(most), where=most > 0)
 
 

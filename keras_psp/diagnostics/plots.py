@@ -8,6 +8,7 @@ from keras_psp.figures import new_figure
 
 MAX_MATRICES = 6  # Layers whose matrices can be told apart in a figure.
 MAX_BARS = 24
+MAX_LINES = 12
 GREY = "#999999"
 LABELS = {
     "kernels": "superposed kernels",
@@ -164,7 +165,8 @@ def draw_memory(memory):
 def draw_capacity(capacity):
     """Returns a figure of a `Capacity`."""
     layers = {(layer.width, layer.limit): layer for layer in capacity.layers}.values()
-    layers = sorted(layers, key=lambda layer: -layer.width)
+    # The narrowest, if there are many: they decide.
+    layers = sorted(layers, key=lambda layer: -layer.width)[-MAX_LINES:]
     figure = new_figure(7, 4.6)
     axis = figure.subplots()
     least = min(1e-3, capacity.tolerance or 1.0)
@@ -193,7 +195,9 @@ def draw_capacity(capacity):
 
 
 def _shorten(name, length=16):
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    if len(name) <= length:
+        return name
+    return f"{name[: length // 2]}…{name[1 - length // 2 :]}"
 
 
 def _unit(count):
