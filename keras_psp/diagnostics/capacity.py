@@ -96,11 +96,13 @@ def capacity(model_or_widths, tolerance=0.05) -> Capacity:
 
     The paper's column is read off its figure 4, the first of 50 tasks, against 96 %;
     ours is the mean over all tasks that have had as many after them, of one seed, three
-    hidden layers (for 2000 two) and 1000 steps a task. So the default, 0.05, keeps nine
-    tenths or more there. It is a guide, no promise: what is learned together, tasks
-    that are alike, and models that are finished and then superposed differ, and so do
-    families whose contexts are not as random ones (permutations without signs, few
-    reflections; powers a little), of which `interference()` tells more.
+    hidden layers (for 2000 two) and 1000 steps a task. M is the hidden layers' width;
+    the image has 784 pixels, so that in the widest networks the first layer has less
+    room. So the default, 0.05, keeps nine tenths or more there. It is a guide, no
+    promise: what is learned together, tasks that are alike, and models that are
+    finished and then superposed differ, and so do families whose contexts are not as
+    random ones (permutations without signs, few reflections; powers a little), of which
+    `interference()` tells more.
 
     Args:
         model_or_widths: `keras_psp.models.TaskModel`; or a list of positive integers,
