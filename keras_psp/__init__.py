@@ -2,6 +2,7 @@
 
 from keras_psp import consolidation
 from keras_psp import contexts
+from keras_psp import diagnostics
 from keras_psp import layers
 from keras_psp import models
 from keras_psp import surgery
@@ -18,6 +19,7 @@ __all__ = [
     "contexts",
     "convert",
     "datasets",
+    "diagnostics",
     "extract",
     "infer_task",
     "layers",

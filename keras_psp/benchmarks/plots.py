@@ -7,10 +7,9 @@ import numpy as np
 from keras_psp.benchmarks.tables import SIZES
 from keras_psp.benchmarks.tables import Entry
 from keras_psp.benchmarks.tables import Group
-
-# Okabe and Ito's colours, which the colour-blind can tell apart; then line styles.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", ":", "-.")
+from keras_psp.figures import COLORS
+from keras_psp.figures import line_style
+from keras_psp.figures import new_figure
 
 
 def draw(group: Group) -> dict:
@@ -31,31 +30,13 @@ def draw(group: Group) -> dict:
     return figures
 
 
-def _figure(width, height):
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "A report needs matplotlib for its plots. Install it with: "
-            'pip install "keras-psp[plots]"'
-        ) from error
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _style(i):
-    return {
-        "color": _COLORS[i % len(_COLORS)],
-        "linestyle": _STYLES[i // len(_COLORS) % len(_STYLES)],
-    }
-
-
 def _plot_retention(entries: list[Entry]):
-    figure = _figure(10, 4.5 + 0.12 * len(entries))
+    figure = new_figure(10, 4.5 + 0.12 * len(entries))
     axes = figure.subplots(1, 2, sharey=True)
     for i, entry in enumerate(entries):
         matrix = 100 * entry.matrix
         style = {
-            **_style(i),
+            **line_style(i),
             "marker": "o" if len(matrix) <= 20 else None,
             "markersize": 4,
             "label": entry.name,
@@ -78,7 +59,7 @@ def _plot_retention(entries: list[Entry]):
 def _plot_matrices(entries: list[Entry]):
     columns = min(3, len(entries))
     rows = -(-len(entries) // columns)
-    figure = _figure(4.5 * columns + 1, 4.2 * rows)
+    figure = new_figure(4.5 * columns + 1, 4.2 * rows)
     axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axis in axes[len(entries) :]:
         axis.set_visible(False)
@@ -103,8 +84,10 @@ def _plot_matrices(entries: list[Entry]):
 
 
 def _plot_memory(entries: list[Entry]):
-    figure = _figure(8, 4.5 + 0.18 * len(entries))
-    from matplotlib.ticker import LogLocator  # Once `_figure()` has said if it lacks.
+    figure = new_figure(8, 4.5 + 0.18 * len(entries))
+    from matplotlib.ticker import (
+        LogLocator,
+    )  # Once `new_figure()` has said if it lacks.
 
     axis = figure.subplots()
     markers = "osD^v<>PX*"
@@ -113,7 +96,7 @@ def _plot_memory(entries: list[Entry]):
             entry.results[0].memory["weights"] / 1e6,
             100 * entry.mean("average_accuracy"),
             marker=markers[i % len(markers)],
-            color=_COLORS[i % len(_COLORS)],
+            color=COLORS[i % len(COLORS)],
             linestyle="",
             markersize=8,
             label=entry.name,
@@ -147,12 +130,12 @@ def _find_sizes(entries):
 
 
 def _plot_sizes(field, lines):
-    figure = _figure(8, 4.5 + 0.12 * len(lines))
+    figure = new_figure(8, 4.5 + 0.12 * len(lines))
     axis = figure.subplots()
     for i, (name, line) in enumerate(lines.items()):
         sizes = sorted(line)
         averages = [100 * line[size].mean("average_accuracy") for size in sizes]
-        axis.plot(sizes, averages, marker="o", label=name, **_style(i))
+        axis.plot(sizes, averages, marker="o", label=name, **line_style(i))
     axis.set_xscale("log", base=2)
     sizes = sorted({size for line in lines.values() for size in line})
     axis.set_xticks(sizes, [f"{size:g}" for size in sizes])

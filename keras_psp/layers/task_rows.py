@@ -62,6 +62,11 @@ class TaskRows(TakesTask):
         add()
         self._rows[attribute] = rows, add
 
+    @property
+    def task_weights(self):
+        """The weights that have a row for each task."""
+        return [getattr(self, attribute) for attribute in self._rows]
+
     def add_tasks(self, n):
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
 

@@ -7,6 +7,7 @@ from keras_psp.layers.takes_task import TakesTask
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery.counterparts import make_plain
 from keras_psp.surgery.graph import Graph
+from keras_psp.surgery.graph import check_own_task
 from keras_psp.surgery.graph import copy_layer
 from keras_psp.surgery.graph import copy_weights
 from keras_psp.surgery.graph import is_graph
@@ -86,12 +87,12 @@ def _build(model, task, made):
 
     def call(layer, *args, **kwargs):
         if "task" in kwargs:
-            _check_same(kwargs.pop("task"), inputs["task"], layer)
+            check_own_task(kwargs.pop("task"), inputs["task"], layer)
         elif isinstance(layer, keras.Model) and isinstance(args[0], dict):
             given, *args = args
             if "task" in given:
                 given = dict(given)
-                _check_same(given.pop("task"), inputs["task"], layer)
+                check_own_task(given.pop("task"), inputs["task"], layer)
             args = (_alone(given), *args)
             if isinstance(kwargs.get("mask"), dict):
                 mask = {k: v for k, v in kwargs["mask"].items() if k != "task"}
@@ -101,14 +102,6 @@ def _build(model, task, made):
     outputs = graph.rebuild(inputs, plain_of, call)
     inputs = {name: tensor for name, tensor in inputs.items() if name != "task"}
     return keras.Model(_alone(inputs), outputs, name=model.name)
-
-
-def _check_same(task, own, layer):
-    if task is not own:
-        raise ValueError(
-            "A layer that is called with a task other than the model's own cannot be "
-            f"had for one task. Received: {layer.name!r}, called with task={task}"
-        )
 
 
 def _alone(inputs):

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp.layers.takes_task import TakesTask
+
 
 def _call(layer, *args, **kwargs):
     return layer(*args, **kwargs)
@@ -73,6 +75,11 @@ class Graph:
         """The layers, and those of the models inside, without inputs; each once."""
         return _layers(self._model)
 
+    @property
+    def names(self):
+        """The names of the inputs, but for the task."""
+        return [name for name in self.inputs if name != "task"]
+
     def new_inputs(self):
         """Returns a new `keras.Input` for each input, by name."""
         return {
@@ -114,8 +121,7 @@ class Graph:
         """Returns what the model is called with, but for a task, by names."""
         if isinstance(given, dict):
             return given
-        names = [name for name in self.inputs if name != "task"]
-        return dict(zip(names, keras.tree.flatten(given), strict=True))
+        return dict(zip(self.names, keras.tree.flatten(given), strict=True))
 
 
 def is_graph(layer):
@@ -190,15 +196,28 @@ def inputs_of_layers(graph):
             inner = Graph(layer, takes_task=True)
             names, within = inputs_of_layers(inner)
             given = inner.name_inputs(args[0])
+            if "task" in given:
+                check_own_task(given["task"], inputs["task"], layer)
             for each, tensors in within.items():
                 taps = keras.Model(names, tensors)(given)
                 called.setdefault(each, []).extend(taps)
         elif isinstance(layer, keras.layers.Layer):
+            if isinstance(layer, TakesTask):
+                check_own_task(kwargs["task"], inputs["task"], layer)
             called.setdefault(id(layer), []).extend(args[:1])
         return layer(*args, **kwargs)
 
     graph.rebuild(inputs, replace=lambda layer: layer, call=record)
     return inputs, called
+
+
+def check_own_task(task, own, layer):
+    """Raises a `ValueError` if a layer is called with another task than its model."""
+    if task is not own:
+        raise ValueError(
+            "A layer that is called with a task other than the model's own cannot be "
+            f"had for one task. Received: {layer.name!r}, called with task={task}"
+        )
 
 
 def as_inputs(graph, given):
@@ -210,7 +229,7 @@ def as_inputs(graph, given):
             of arrays; or an iterable of batches of these.
 
     Returns:
-        Dictionary of arrays, by the names of the model's inputs.
+        Dictionary of arrays, by the names of the model's inputs, but for a task.
 
     Raises:
         TypeError: It is nothing of that.
@@ -221,8 +240,7 @@ def as_inputs(graph, given):
     if not batches:
         raise ValueError("`data` must hold at least one example of each task.")
     arrays = {
-        name: np.concatenate([batch[name] for batch in batches])
-        for name in graph.inputs
+        name: np.concatenate([batch[name] for batch in batches]) for name in graph.names
     }
     for name, array in arrays.items():
         if not len(array):
@@ -237,8 +255,7 @@ def _is_batch(graph, given):
         return True
     return (
         isinstance(given, (list, tuple))
-        and len(graph.inputs) > 1
-        and len(given) == len(graph.inputs)
+        and len(given) == len(graph.names) > 1
         and all(hasattr(each, "shape") for each in given)
     )
 
@@ -253,7 +270,7 @@ def _iterate(given):
 
 
 def _name_arrays(graph, batch):
-    names = list(graph.inputs)
+    names = graph.names
     if isinstance(batch, (list, tuple)):
         if len(batch) != len(names):
             raise ValueError(

@@ -4,6 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp.surgery.rows import input_rows
+from keras_psp.surgery.rows import kernel_rows
+from keras_psp.surgery.rows import unbind_rows
+
 BATCH_SIZE = 256
 
 
@@ -21,10 +25,10 @@ class Kernel:
         self.twin = twin
         self.layers = layers
         self.first = first
-        self.rows = [self._rows_of(layer.kernel) for layer in layers]
+        self.rows = [kernel_rows(twin, layer.kernel) for layer in layers]
         self.base = 0.0 * self.rows[0]
         if twin.base_kernel is not None:
-            self.base = self._rows_of(twin.base_kernel)
+            self.base = kernel_rows(twin, twin.base_kernel)
 
     def add_up(self, sign=1):
         """Adds `sum_k C_k^T D_k` to the kernel, `D_k` what is not the base's.
@@ -33,10 +37,10 @@ class Kernel:
             sign: 1, or -1 to subtract it.
         """
         total = sum(
-            self._unbind(rows - self.base, k)
+            unbind_rows(self.twin, rows - self.base, k)
             for k, rows in enumerate(self.rows, self.first)
         )
-        self._set(self._rows_of(self.twin.kernel) + sign * total)
+        self._set(kernel_rows(self.twin, self.twin.kernel) + sign * total)
 
     def fit(self, here, there, inputs, ridge):
         """Sets the kernel that answers most as the tasks' own do; see `superpose()`.
@@ -48,7 +52,8 @@ class Kernel:
             inputs: List of a dictionary of arrays for each.
             ridge: Non-negative float.
         """
-        here = _model_of_inputs(here, self.twin)
+        twin = self.twin
+        here = _model_of_inputs(here, twin)
         left = right = 0.0
         for k, (layer, x) in enumerate(zip(self.layers, inputs, strict=True)):
             gram, cross = self._products(here, _model_of_inputs(there[k], layer), x, k)
@@ -62,10 +67,12 @@ class Kernel:
                 for rows in (self.rows[k], self.base)
             )
             wanted = cross @ own - gram @ base + share * (own - base)
-            right = right + np.stack([self._unbind(each, k) for each in wanted])
+            right = right + np.stack([unbind_rows(twin, each, k) for each in wanted])
             gram = gram + share * np.eye(size)
             # C^T G C = (C^T (C^T G)^T)^T
-            bound = [self._unbind(self._unbind(each, k).T, k).T for each in gram]
+            bound = [
+                unbind_rows(twin, unbind_rows(twin, each, k).T, k).T for each in gram
+            ]
             left = left + np.stack(bound)
         solved = np.linalg.solve(left, right)
         self._set(np.reshape(np.moveaxis(solved, 0, 1), self.rows[0].shape))
@@ -82,29 +89,13 @@ class Kernel:
             # The models' inputs are alike, but may go by other names.
             own = dict(zip(there.input, batch.values(), strict=True))
             ours, theirs = (
-                self._input_rows(model, given)
+                input_rows(self.twin, model.predict_on_batch(given))
                 for model, given in ((here, {**batch, "task": index}), (there, own))
             )
             gram = gram + np.einsum("ngi,ngj->gij", ours, ours, optimize=True)
             cross = cross + np.einsum("ngi,ngj->gij", ours, theirs, optimize=True)
             count += len(ours)
         return gram / count, cross / count
-
-    def _input_rows(self, model, inputs):
-        calls = keras.tree.flatten(model.predict_on_batch(inputs))
-        rows = [
-            self.twin.input_rows(ops.cast(ops.convert_to_tensor(x), "float32"))
-            for x in calls
-        ]
-        return np.concatenate([ops.convert_to_numpy(each) for each in rows])
-
-    def _rows_of(self, kernel):
-        rows = self.twin.kernel_rows(ops.convert_to_tensor(kernel))
-        return ops.convert_to_numpy(rows).astype("float64")
-
-    def _unbind(self, rows, task):
-        rows = ops.convert_to_tensor(rows, "float32")
-        return ops.convert_to_numpy(self.twin.unbind_rows(rows, task)).astype("float64")
 
     def _set(self, rows):
         rows = ops.convert_to_tensor(rows, self.twin.kernel.dtype)

@@ -1,0 +1,7 @@
+"""What tasks do to one another, what they cost, and how many there is room for."""
+
+from keras_psp.diagnostics.capacity import capacity
+from keras_psp.diagnostics.interference import interference
+from keras_psp.diagnostics.memory import memory
+
+__all__ = ["capacity", "interference", "memory"]

@@ -1,0 +1,172 @@
+"""What a model of many tasks takes, against a model for each."""
+
+import math
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_psp.diagnostics import plots
+from keras_psp.diagnostics.superposed_layers import check_task_model
+from keras_psp.layers.superposed import Superposed
+from keras_psp.layers.task_rows import TaskRows
+from keras_psp.surgery.graph import Graph
+
+PARTS = ("kernels", "base_kernels", "contexts", "task_state", "shared")
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """The bytes of one layer's weights.
+
+    Attributes:
+        name: The layer's.
+        parts: Dictionary of bytes; see `memory()`.
+        separate: The bytes of such a layer in K models of one task each.
+    """
+
+    name: str
+    parts: dict
+    separate: int
+
+    @property
+    def total(self):
+        """The bytes of all parts."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The bytes of a model's weights; as text, a table.
+
+    Attributes:
+        num_tasks: Integer K.
+        layers: Tuple of a `LayerMemory` for each layer with weights.
+    """
+
+    num_tasks: int
+    layers: tuple
+
+    @property
+    def parts(self):
+        """Dictionary of the bytes of each part, in all layers."""
+        return {part: sum(layer.parts[part] for layer in self.layers) for part in PARTS}
+
+    @property
+    def total(self):
+        """The bytes of the model."""
+        return sum(layer.total for layer in self.layers)
+
+    @property
+    def separate(self):
+        """The bytes of K models of one task each."""
+        return sum(layer.separate for layer in self.layers)
+
+    @property
+    def ratio(self):
+        """How many times as much the K models take."""
+        return self.separate / self.total
+
+    def plot(self, path=None):
+        """Draws the parts of the model beside the K models, and layer by layer.
+
+        Args:
+            path: Where to write the figure; its ending says how (`.png`, `.svg`).
+
+        Returns:
+            Matplotlib figure.
+        """
+        return plots.save(plots.draw_memory(self), path)
+
+    def __str__(self):
+        rows = [(layer.name, layer) for layer in self.layers] + [("all", self)]
+        width = max(len(name) for name, _ in rows)
+        titles = (*PARTS, "total", f"{self.num_tasks} models")
+        lines = [" " * width + "".join(f"  {title:>12}" for title in titles)]
+        for name, row in rows:
+            counts = (*row.parts.values(), row.total, row.separate)
+            counts = "".join(f"  {count:12,}" for count in counts)
+            lines.append(f"{name:{width}}{counts}")
+        return "\n".join(lines)
+
+
+def memory(model) -> Memory:
+    """Counts the bytes of a model's weights, against a model for each of its tasks.
+
+    ```
+    kernels         of superposed layers, with what a LoRA or quantization adds
+    base_kernels    that superposed kernels are added to
+    contexts        that are stored: those made of a seed take nothing
+    task_state      what has a row for each task: biases, scales, statistics, and
+                    kernels that are not superposed
+    shared          all else, of which there is one for all tasks
+    ```
+
+    in the dtypes that they are stored in. K models of one task each, as `extract()`
+    makes them, have the kernels and what is shared K times, the state of the tasks
+    once, and no base kernels and no contexts. (It makes the kernel of a complex layer a
+    real one of twice the size; here K such layers are counted as they are.) A context
+    or layer that is used several times is counted where it is first.
+
+    Args:
+        model: `keras_psp.models.TaskModel` of K tasks.
+
+    Returns:
+        A `Memory`: `parts`, a dictionary of the above in bytes, `total`, `separate` of
+        the K models, and their `ratio`; and its `layers`, which have a `name`, `parts`,
+        `total` and `separate` of their own. `print()` shows a table, and
+        `plot(path=None)` draws it.
+
+    Raises:
+        TypeError: `model` is not a `TaskModel`.
+
+    Example:
+
+    >>> import keras_psp
+    >>> model = keras_psp.models.mlp((64,), 10, num_tasks=8, units=256, depth=1)
+    >>> result = keras_psp.diagnostics.memory(model)
+    >>> result.parts["kernels"] == 4 * (64 * 256 + 256 * 10)
+    True
+    >>> result.parts["contexts"] == 8 * (64 + 256)  # A sign takes a byte.
+    True
+    >>> result.separate == 8 * result.parts["kernels"], round(result.ratio, 1)
+    (True, 7.7)
+    """
+    check_task_model(model)
+    seen, layers = set(), []
+    for layer in Graph(model, takes_task=True).layers:
+        parts = dict.fromkeys(PARTS, 0)
+        for part, weight in _parts_of(layer):
+            if id(weight) not in seen:
+                seen.add(id(weight))
+                parts[part] += _count_bytes(weight)
+        if any(parts.values()):
+            one = model.num_tasks * (parts["kernels"] + parts["shared"])
+            layers.append(LayerMemory(layer.name, parts, one + parts["task_state"]))
+    return Memory(model.num_tasks, tuple(layers))
+
+
+def _parts_of(layer):
+    """Returns a list of each weight of a layer, with the part that it belongs to."""
+    known = {}
+    if isinstance(layer, Superposed):
+        known = {id(weight): "contexts" for weight in layer.context.weights}
+        for child, part in (
+            (layer.base, "base_kernels"),
+            (layer.task_bias, "task_state"),
+        ):
+            if child is not None:
+                known |= {id(weight): part for weight in child.weights}
+        known[id(layer.bias)] = "shared"
+        rest = "kernels"
+    elif isinstance(layer, TaskRows):
+        known = {id(weight): "task_state" for weight in layer.task_weights}
+        rest = "shared"
+    else:
+        rest = "shared"
+    return [(known.get(id(weight), rest), weight) for weight in layer.weights]
+
+
+def _count_bytes(weight):
+    dtype = keras.backend.standardize_dtype(weight.dtype)
+    return math.prod(weight.shape) * np.dtype(dtype).itemsize

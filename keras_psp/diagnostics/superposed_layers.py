@@ -1,0 +1,32 @@
+"""The superposed layers of a model."""
+
+from keras_psp.layers.superposed import Superposed
+from keras_psp.models.task_model import TaskModel
+from keras_psp.surgery.graph import Graph
+
+
+def check_task_model(model):
+    """Raises a `TypeError` if a model takes no task."""
+    if not isinstance(model, TaskModel):
+        raise TypeError(
+            "`model` must be a `keras_psp.models.TaskModel`. Received: "
+            f"model={model!r} (of type {type(model).__name__})"
+        )
+
+
+def superposed_layers(model):
+    """Returns the superposed layers of a model and of the models inside it.
+
+    Raises:
+        TypeError: `model` is not a `TaskModel`.
+        ValueError: It has none.
+    """
+    check_task_model(model)
+    layers = Graph(model, takes_task=True).layers
+    layers = [layer for layer in layers if isinstance(layer, Superposed)]
+    if not layers:
+        raise ValueError(
+            "`model` must have a superposed layer, such as `PSPDense`. Received: "
+            f"{model.name!r}, which has none"
+        )
+    return layers
