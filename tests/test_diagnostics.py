@@ -130,6 +130,8 @@ def test_energies_are_those_of_the_outputs(name, with_base, rng):
             expected[j, k] = energy / most
     (result,) = interference(one, data, models).layers
     np.testing.assert_allclose(result.energies, expected, rtol=1e-4)
+    others = expected[0, 1] + expected[0, 2]
+    np.testing.assert_allclose(result.interference[0], others, rtol=1e-4)
 
 
 FAMILIES = ("binary", "rotation", "signed_permutation")
@@ -227,16 +229,19 @@ def test_other_perceptrons(options):
 
 
 def test_many_examples_come_in_batches_and_are_drawn_from(rng):
-    model = mlp((8,), 3, 2, units=4, depth=1)
-    one = [draw(rng, 1, 8) for _ in range(2)]
-    many = [np.repeat(x, 1000, axis=0) for x in one]
-    batches = [[x[:300], x[300:]] for x in many]
-    expected = interference(model, one)
-    for data in (many, batches):
-        for layer, other in zip(
-            interference(model, data).layers, expected.layers, strict=True
-        ):
-            np.testing.assert_allclose(layer.energies, other.energies, rtol=1e-3)
+    model = mlp((8,), 3, 2, units=4, depth=0)
+    layer = model.get_layer("logits")
+    data = [draw(rng, 150, 8) for _ in range(2)]
+    for x in data:
+        x[100:] += 3.0
+    rows = [bound(layer, x, k) for k, x in enumerate(data)]
+    batches = [[x[:70], x[70:]] for x in data]
+    (layer,) = interference(model, batches).layers
+    np.testing.assert_allclose(layer.energies, energies_of(rows, rows), rtol=1e-4)
+    data = [np.repeat(x[:1], 1000, axis=0) for x in data]  # They are all alike.
+    rows = [z[:1] for z in rows]
+    (layer,) = interference(model, data).layers
+    np.testing.assert_allclose(layer.energies, energies_of(rows, rows), rtol=1e-4)
 
 
 def test_who_reads_nothing_has_no_interference():
