@@ -1,7 +1,9 @@
 """Superposed layers, each a Keras layer with a context, and layers with task rows."""
 
 from keras_psp.layers.psp_complex_dense import PSPComplexDense
+from keras_psp.layers.psp_conv1d import PSPConv1D
 from keras_psp.layers.psp_conv2d import PSPConv2D
+from keras_psp.layers.psp_conv3d import PSPConv3D
 from keras_psp.layers.psp_dense import PSPDense
 from keras_psp.layers.psp_einsum_dense import PSPEinsumDense
 from keras_psp.layers.task_batch_normalization import TaskBatchNormalization
@@ -10,7 +12,9 @@ from keras_psp.layers.task_layer_normalization import TaskLayerNormalization
 
 __all__ = [
     "PSPComplexDense",
+    "PSPConv1D",
     "PSPConv2D",
+    "PSPConv3D",
     "PSPDense",
     "PSPEinsumDense",
     "TaskBatchNormalization",
