@@ -5,6 +5,7 @@ import keras
 from keras_psp.layers.takes_task import TakesTask
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery.counterparts import make_superposed
+from keras_psp.surgery.counterparts import parts
 from keras_psp.surgery.graph import Graph
 from keras_psp.surgery.graph import copy_layer
 from keras_psp.surgery.graph import is_graph
@@ -21,7 +22,7 @@ def build_twin(graph, chosen, contexts, base):
 
     Returns:
         `(twin, pairs)`: a `TaskModel` without the model's weights, and every layer of
-        the model with the one that stands for it.
+        the model with the one that stands for it, by their `parts()`.
     """
     num_tasks = contexts[0].num_tasks
     chosen = {id(layer) for layer in chosen}
@@ -59,5 +60,8 @@ def build_twin(graph, chosen, contexts, base):
         return TaskModel({**inputs, "task": task}, outputs, name=graph.name)
 
     twin = build(graph)
-    pairs = [(layer, copy) for layer, copy in made.values() if not is_graph(layer)]
+    pairs = []
+    for layer, copy in made.values():
+        if not is_graph(layer):
+            pairs += zip(parts([layer]), parts([copy]), strict=True)
     return twin, pairs
