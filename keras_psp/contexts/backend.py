@@ -99,6 +99,17 @@ def convolve(inputs, kernel, strides, padding, data_format, dilation_rate):
     return ops.conv(inputs, kernel, strides, padding, data_format, dilation_rate)
 
 
+def depthwise_convolve(inputs, kernel, strides, padding, data_format, dilation_rate):
+    """Keras' `ops.depthwise_conv()`, for use inside `choose()`."""
+    arguments = strides, padding, data_format, dilation_rate
+    if keras.backend.backend() == "jax":
+        # A convolution with as many groups as there are channels.
+        *size, channels, multiplier = kernel.shape
+        kernel = ops.reshape(kernel, (*size, 1, channels * multiplier))
+        return convolve(inputs, kernel, *arguments)
+    return ops.depthwise_conv(inputs, kernel, *arguments)
+
+
 def gather_last(inputs, order):
     """Takes, from the last dimension of `inputs`, the elements numbered by `order`.
 

@@ -8,6 +8,7 @@ import numpy as np
 from keras_psp.diagnostics import plots
 from keras_psp.diagnostics.superposed_layers import superposed_layers
 from keras_psp.models.task_model import check_shape
+from keras_psp.surgery.counterparts import parts
 from keras_psp.surgery.graph import Graph
 from keras_psp.surgery.graph import as_inputs
 from keras_psp.surgery.graph import inputs_of_layers
@@ -211,7 +212,8 @@ def _kernels(graph, layers, num_tasks, models):
             f"names of the layers. Received: {[model.name for model in models]}"
         )
     # Of the others, layers may go by other names.
-    alike = {id(first): rest for first, *rest in zip(graph.layers, *plain, strict=True)}
+    every = [parts(each) for each in (graph.layers, *plain)]
+    alike = {id(first): rest for first, *rest in zip(*every, strict=True)}
     return [[_difference(layer, each) for each in alike[id(layer)]] for layer in layers]
 
 

@@ -10,6 +10,7 @@ from keras_psp.diagnostics import plots
 from keras_psp.diagnostics.superposed_layers import check_task_model
 from keras_psp.layers.superposed import Superposed
 from keras_psp.layers.task_rows import TaskRows
+from keras_psp.surgery.counterparts import parts
 from keras_psp.surgery.graph import Graph
 
 PARTS = ("kernels", "base_kernels", "contexts", "task_state", "shared")
@@ -134,15 +135,15 @@ def memory(model) -> Memory:
     """
     check_task_model(model)
     seen, layers = set(), []
-    for layer in Graph(model, takes_task=True).layers:
-        parts = dict.fromkeys(PARTS, 0)
+    for layer in parts(Graph(model, takes_task=True).layers):
+        sizes = dict.fromkeys(PARTS, 0)
         for part, weight in _parts_of(layer):
             if id(weight) not in seen:
                 seen.add(id(weight))
-                parts[part] += _count_bytes(weight)
-        if any(parts.values()):
-            one = model.num_tasks * (parts["kernels"] + parts["shared"])
-            layers.append(LayerMemory(layer.name, parts, one + parts["task_state"]))
+                sizes[part] += _count_bytes(weight)
+        if any(sizes.values()):
+            one = model.num_tasks * (sizes["kernels"] + sizes["shared"])
+            layers.append(LayerMemory(layer.name, sizes, one + sizes["task_state"]))
     return Memory(model.num_tasks, tuple(layers))
 
 

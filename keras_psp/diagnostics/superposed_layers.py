@@ -2,6 +2,7 @@
 
 from keras_psp.layers.superposed import Superposed
 from keras_psp.models.task_model import TaskModel
+from keras_psp.surgery.counterparts import parts
 from keras_psp.surgery.graph import Graph
 
 
@@ -22,7 +23,7 @@ def superposed_layers(model):
         ValueError: It has none.
     """
     check_task_model(model)
-    layers = Graph(model, takes_task=True).layers
+    layers = parts(Graph(model, takes_task=True).layers)
     layers = [layer for layer in layers if isinstance(layer, Superposed)]
     if not layers:
         raise ValueError(

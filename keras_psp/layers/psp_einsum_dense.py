@@ -87,7 +87,7 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
     def build(self, input_shape):
         inputs, kernel, outputs = _letters(self.equation, len(input_shape))
         summed = [x for x in kernel if x in inputs and x not in outputs]
-        if not summed or inputs[0] in kernel or inputs[0] != outputs[0]:
+        if not sums_over_inputs(self.equation, len(input_shape)):
             raise ValueError(
                 "The equation must sum over dimensions of the inputs, of which the "
                 "first is the batch, here and in the outputs. "
@@ -146,6 +146,17 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
     @property
     def _width(self):
         return self.context.input_spec.axes[-1]
+
+
+def sums_over_inputs(equation, rank):
+    """Whether an equation, of inputs of that rank, leaves a context something to bind.
+
+    That is what it sums over, of the inputs of each example.
+    """
+    inputs, kernel, outputs = _letters(equation, rank)
+    if inputs[0] in kernel or inputs[0] != outputs[:1]:
+        return False
+    return any(x in inputs and x not in outputs for x in kernel)
 
 
 def _letters(equation, rank):

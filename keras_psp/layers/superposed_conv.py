@@ -1,6 +1,5 @@
 """What every superposed convolution is, beside the Keras layer it replaces."""
 
-import itertools
 import math
 
 import keras
@@ -12,6 +11,7 @@ from keras_psp.contexts.task_index import by_task
 from keras_psp.contexts.task_index import mask_unknown_tasks
 from keras_psp.contexts.task_index import split_task
 from keras_psp.layers.superposed import Superposed
+from keras_psp.layers.taps import taps
 
 CONTEXT_OVER = ("kernel", "channels")
 
@@ -63,7 +63,19 @@ class SuperposedConv(Superposed):
 
     def call(self, inputs, task):
         index, known = split_task(task, self.num_tasks, inputs.shape)
-        outputs = super().call((inputs, index, known))  # For `convolution_op()`.
+        if self._binds_kernel:
+            outputs = self._by_task(inputs, index, known)
+        else:
+            bound = self.bind_inputs(inputs, index)
+            outputs = self._convolve(bound, self.kernel, ops.conv)
+        if self.task_bias is not None:
+            outputs = self.task_bias.add_to(outputs, index, self._channel_axis)
+        elif self.bias is not None:
+            shape = [1] * (self.rank + 2)
+            shape[self._channel_axis] = self.filters
+            outputs = ops.add(outputs, ops.reshape(self.bias, shape))
+        if self.activation is not None:
+            outputs = self.activation(outputs)
         if self._binds_kernel and self.activation is keras.activations.linear:
             return outputs  # Which has masked them.
         return mask_unknown_tasks(outputs, known)
@@ -72,16 +84,6 @@ class SuperposedConv(Superposed):
         bound = ops.moveaxis(inputs, self._channel_axis, -1)
         bound = super().bind_inputs(bound, index)
         return ops.moveaxis(bound, -1, self._channel_axis)
-
-    def convolution_op(self, inputs, kernel):
-        inputs, index, known = inputs
-        if self._binds_kernel:
-            outputs = self._by_task(inputs, index, known)
-        else:
-            outputs = super().convolution_op(self.bind_inputs(inputs, index), kernel)
-        if self.task_bias is None:
-            return outputs
-        return self.task_bias.add_to(outputs, index, self._channel_axis)
 
     def kernel_rows(self, kernel):
         return ops.reshape(kernel, (-1, self.filters))
@@ -116,12 +118,15 @@ class SuperposedConv(Superposed):
 
         return by_task(index, one, mixed, *([] if known is None else [known]))
 
-    def _convolve(self, inputs, kernel):
-        return convolve(
+    def _convolve(self, inputs, kernel, conv=convolve):
+        padding = self.padding
+        if padding == "causal":
+            inputs, padding = ops.pad(inputs, self._compute_causal_padding()), "valid"
+        return conv(
             inputs,
             ops.convert_to_tensor(kernel),
             self.strides,
-            self.padding,
+            padding,
             self.data_format,
             self.dilation_rate,
         )
@@ -142,37 +147,12 @@ class SuperposedConv(Superposed):
 
     def _patches(self, inputs):
         """What each filter of each group looks at, `(batch, *places, groups, M)`."""
-        x = ops.moveaxis(inputs, self._channel_axis, -1)
-        places, padding = [], []
-        for axis in range(self.rank):
-            size, stride = ops.shape(x)[1 + axis], self.strides[axis]
-            span = (self.kernel_size[axis] - 1) * self.dilation_rate[axis] + 1
-            if self.padding == "same":
-                places.append((size + stride - 1) // stride)
-                missing = (places[-1] - 1) * stride + span - size
-                if stride > 1:
-                    missing = _at_least_zero(missing)
-                padding.append((missing // 2, missing - missing // 2))
-            else:
-                places.append((size - span) // stride + 1)
-                padding.append((0, 0))
-        x = ops.pad(x, ((0, 0), *padding, (0, 0)))
-        taps = []
-        for tap in itertools.product(*map(range, self.kernel_size)):
-            slices = tuple(
-                slice(t * d, t * d + (n - 1) * s + 1, s)
-                for t, d, n, s in zip(
-                    tap, self.dilation_rate, places, self.strides, strict=True
-                )
-            )
-            taps.append(x[(slice(None), *slices)])
+        met = taps(ops.moveaxis(inputs, self._channel_axis, -1), self)
         if self.groups == 1:
-            return ops.expand_dims(ops.concatenate(taps, axis=-1), -2)
-        width = x.shape[-1] // self.groups
-        taps = [
-            ops.reshape(tap, (*ops.shape(tap)[:-1], self.groups, width)) for tap in taps
-        ]
-        return ops.concatenate(taps, axis=-1)
+            return ops.expand_dims(ops.concatenate(met, axis=-1), -2)
+        width = met[0].shape[-1] // self.groups
+        met = [ops.reshape(x, (*ops.shape(x)[:-1], self.groups, width)) for x in met]
+        return ops.concatenate(met, axis=-1)
 
     def _multiply(self, patches, flat):
         """Multiplies the patches with the kernel, each group with its filters."""
@@ -183,7 +163,3 @@ class SuperposedConv(Superposed):
         outputs = ops.matmul(patches, ops.moveaxis(kernel, 1, 0))
         outputs = ops.reshape(ops.moveaxis(outputs, 0, 1), (*shape, self.filters))
         return ops.moveaxis(outputs, -1, self._channel_axis)
-
-
-def _at_least_zero(size):
-    return max(size, 0) if isinstance(size, int) else ops.maximum(size, 0)

@@ -8,6 +8,7 @@ from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery.alike import all_equal
 from keras_psp.surgery.alike import check_alike
 from keras_psp.surgery.counterparts import differs
+from keras_psp.surgery.counterparts import parts
 from keras_psp.surgery.counterparts import set_task_weights
 from keras_psp.surgery.extract import build_plain
 from keras_psp.surgery.graph import Graph
@@ -111,7 +112,7 @@ def _pair(model, models):
     check_alike(graphs)
     alike = {
         id(layers[0]): layers[1:]
-        for layers in zip(*(graph.layers for graph in graphs), strict=True)
+        for layers in zip(*(parts(graph.layers) for graph in graphs), strict=True)
     }
     found = []
     for layer, copy in pairs:

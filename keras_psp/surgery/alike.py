@@ -1,5 +1,6 @@
 """Whether models are of one architecture."""
 
+import inspect
 from itertools import zip_longest
 
 import keras
@@ -96,9 +97,11 @@ def _describe_calls(graph):
                 if name != "name" and not name.startswith("_")
             }
             what = type(layer).__name__, settings
-        # A model's only input may have a name, or none.
-        called = keras.tree.flatten((args, kwargs, outputs))
-        calls.append((what, sorted(kwargs), list(map(describe, called))))
+        given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+        given = {name: value for name, value in given.items() if value is not None}
+        # Flat, for a model's only input may have a name, or none.
+        called = list(map(describe, keras.tree.flatten((given, outputs))))
+        calls.append((what, sorted(given), called))
         return outputs
 
     inputs = graph.new_inputs()

@@ -24,18 +24,21 @@ def convert(
 ) -> TaskModel:
     """Makes a Keras model one of many tasks, each of which begins as the model is.
 
-    A layer with a counterpart here (`Dense`, `EinsumDense`, `Conv2D`,
-    `BatchNormalization`, `LayerNormalization`) is replaced by it, under its name and
-    with its arguments: its kernel becomes a base kernel that all tasks share and none
-    trains, beside a superposed kernel of zeros,
+    A layer with a counterpart here (`Dense`, `EinsumDense`, `Conv1D`, `Conv2D`,
+    `Conv3D`, `DepthwiseConv1D`, `DepthwiseConv2D`, `MultiHeadAttention`,
+    `GroupQueryAttention`, `BatchNormalization`, `LayerNormalization`) is replaced by
+    it, under its name and with its arguments: its kernel, or that of each projection of
+    attention, becomes a base kernel that all tasks share and none trains, beside a
+    superposed kernel of zeros,
 
     ```
     W_k = W_0 + C_k W,  W = 0
     ```
 
-    and biases, scales and statistics are each task's own. That all tasks compute what
-    the model did can be had in no other way: a kernel unbound for one task is noise to
-    the others. It takes twice the memory of the kernels, whatever the number of tasks.
+    and biases, scales, statistics and depthwise kernels are each task's own. That all
+    tasks compute what the model did can be had in no other way: a kernel unbound for
+    one task is noise to the others. It takes twice the memory of the kernels, whatever
+    the number of tasks.
 
     Args:
         model: Functional or sequential Keras model, built; models inside it are
@@ -53,8 +56,9 @@ def convert(
 
     Returns:
         A `keras_psp.models.TaskModel`, not compiled. Inputs: a dictionary of the
-        model's, by name (`"input"`, `"input_1"`, ... if they have none), and `"task"`,
-        int32 `(batch,)`. Outputs: the model's.
+        model's, by name (`"input"`, `"input_1"`, ... if they have none; with `"_input"`
+        behind it if a layer has that name), and `"task"`, int32 `(batch,)`. Outputs:
+        the model's.
 
     Raises:
         TypeError: `model` is not a Keras model, or `num_tasks` not an integer.

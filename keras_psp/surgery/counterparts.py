@@ -6,15 +6,25 @@ from keras import ops
 
 from keras_psp.contexts import Context
 from keras_psp.layers import PSPComplexDense
+from keras_psp.layers import PSPConv1D
 from keras_psp.layers import PSPConv2D
+from keras_psp.layers import PSPConv3D
 from keras_psp.layers import PSPDense
 from keras_psp.layers import PSPEinsumDense
+from keras_psp.layers import PSPGroupQueryAttention
+from keras_psp.layers import PSPMultiHeadAttention
 from keras_psp.layers import TaskBatchNormalization
 from keras_psp.layers import TaskDense
+from keras_psp.layers import TaskDepthwiseConv1D
+from keras_psp.layers import TaskDepthwiseConv2D
 from keras_psp.layers import TaskLayerNormalization
+from keras_psp.layers.psp_einsum_dense import sums_over_inputs
 from keras_psp.layers.superposed import Superposed
+from keras_psp.layers.superposed_attention import SuperposedAttention
+from keras_psp.layers.superposed_attention import projections
 from keras_psp.layers.superposed_conv import CONTEXT_OVER
 from keras_psp.layers.superposed_conv import SuperposedConv
+from keras_psp.layers.task_depthwise_conv import TaskDepthwiseConv
 from keras_psp.names import check_name
 
 # The arguments that Keras' layers do not have.
@@ -28,8 +38,14 @@ OURS = (
 )
 COUNTERPARTS = {
     keras.layers.Dense: PSPDense,
+    keras.layers.Conv1D: PSPConv1D,
     keras.layers.Conv2D: PSPConv2D,
+    keras.layers.Conv3D: PSPConv3D,
+    keras.layers.DepthwiseConv1D: TaskDepthwiseConv1D,
+    keras.layers.DepthwiseConv2D: TaskDepthwiseConv2D,
     keras.layers.EinsumDense: PSPEinsumDense,
+    keras.layers.MultiHeadAttention: PSPMultiHeadAttention,
+    keras.layers.GroupQueryAttention: PSPGroupQueryAttention,
     keras.layers.BatchNormalization: TaskBatchNormalization,
     keras.layers.LayerNormalization: TaskLayerNormalization,
 }
@@ -40,18 +56,41 @@ PLAIN = {
 }
 
 
+def parts(layers):
+    """Returns the layers that hold these layers' weights.
+
+    They are the layers themselves, but for attention: there, its projections.
+    """
+    found = []
+    for layer in layers:
+        kind = PLAIN.get(type(layer), type(layer))
+        is_attention = issubclass(COUNTERPARTS.get(kind, object), SuperposedAttention)
+        found += projections(layer) if is_attention else [layer]
+    return found
+
+
 def can_convert(layer):
     """Whether a Keras layer has a counterpart here; subclasses have none, for one."""
     kind = type(layer)
+    counterpart = COUNTERPARTS.get(kind)
+    if counterpart is None:
+        return False
+    if issubclass(counterpart, SuperposedAttention):
+        return all(map(can_convert, parts([layer])))
     if kind is keras.layers.BatchNormalization:
         return not (layer.renorm or layer.synchronized)
     if kind is keras.layers.LayerNormalization:
         last = len(layer.get_build_config()["input_shape"]) - 1
         return not layer.rms_scaling and layer.axis in (-1, [-1], last, [last])
-    # A constraint would hold for what is added to a kernel. And an activation that has
-    # weights, or is to have some once it is built, is a layer by itself.
-    if kind not in COUNTERPARTS or layer.kernel_constraint is not None:
+    # A constraint would hold for what is added to a kernel.
+    if issubclass(counterpart, Superposed) and layer.kernel_constraint is not None:
         return False
+    if kind is keras.layers.EinsumDense:
+        rank = len(layer.get_build_config()["input_shape"])
+        if not sums_over_inputs(layer.equation, rank):
+            return False
+    # An activation that has weights, or is to have some once it is built, is a layer by
+    # itself.
     activation = layer.activation
     if isinstance(activation, keras.layers.Layer):
         return activation.built and not activation.weights
@@ -66,8 +105,11 @@ def check_context(context, context_over):
 
 def is_altered(layer):
     """Whether a layer's kernel is quantized, or the sum of a kernel and a LoRA."""
-    quantized = getattr(layer, "quantization_mode", None) is not None
-    return quantized or getattr(layer, "lora_enabled", False)
+    return any(
+        getattr(part, "quantization_mode", None) is not None
+        or getattr(part, "lora_enabled", False)
+        for part in parts([layer])
+    )
 
 
 def make_superposed(layer, num_tasks, new_context, base, context_over):
@@ -83,13 +125,13 @@ def make_superposed(layer, num_tasks, new_context, base, context_over):
     """
     config = {**layer.get_config(), "num_tasks": num_tasks}
     counterpart = COUNTERPARTS[type(layer)]
-    if issubclass(counterpart, Superposed):
+    if issubclass(counterpart, (Superposed, SuperposedAttention)):
         config |= {"context": new_context(), "base": base, "bias_per_task": True}
         if issubclass(counterpart, SuperposedConv) and layer.groups == 1:
             config["context_over"] = context_over
     elif counterpart is TaskBatchNormalization:
         config["affine_per_task"] = True
-    else:
+    elif counterpart is TaskLayerNormalization:
         config["axis"] = -1
     return counterpart.from_config(config)
 
@@ -116,9 +158,11 @@ def make_plain(layer, task):
         config["units"] *= 2
     plain = plain.from_config(config)
     plain.build_from_config(layer.get_build_config())
-    kernel = [layer.task_kernel(task)] if isinstance(layer, Superposed) else []
-    rows = [weight[task] if own else weight for weight, own in _rows_of(layer)]
-    plain.set_weights([ops.convert_to_numpy(weight) for weight in (*kernel, *rows)])
+    for ours, theirs in zip(parts([layer]), parts([plain]), strict=True):
+        kernel = [ours.task_kernel(task)] if isinstance(ours, Superposed) else []
+        rows = [weight[task] if own else weight for weight, own in _rows_of(ours)]
+        theirs.set_weights([ops.convert_to_numpy(w) for w in (*kernel, *rows)])
+        copy_flags(_weights_of(ours), theirs.weights)
     return plain
 
 
@@ -126,7 +170,7 @@ def set_task_weights(layer, plain, first=0):
     """Gives tasks the weights of plain layers, but for what tasks share.
 
     Args:
-        layer: A layer that has a counterpart, built.
+        layer: A layer that has a counterpart, or one of its `parts()`, built.
         plain: List of a Keras layer for each of the tasks.
         first: Integer, the first of these.
     """
@@ -135,13 +179,14 @@ def set_task_weights(layer, plain, first=0):
             rows = ops.convert_to_numpy(weight).copy()
             rows[first : first + len(plain)] = values
             weight.assign(rows)
+    copy_flags(plain[0].weights, _weights_of(layer))
 
 
 def differs(layer, plain, own, first=0):
     """Whether plain layers' weights are others than a layer's, but for its kernel.
 
     Args:
-        layer: A layer that has a counterpart, built.
+        layer: A layer that has a counterpart, or one of its `parts()`, built.
         plain: List of a Keras layer for each of some consecutive tasks.
         own: Boolean, whether to compare what is each task's own, or what tasks share.
         first: Integer, the first of the tasks.
@@ -169,6 +214,19 @@ def _pairs(layer, plain):
         yield weight, own, np.stack(each)
 
 
+def copy_flags(weights, copies):
+    """Makes the copies of weights trainable, or not, as these are, one by one."""
+    for weight, copy in zip(weights, copies, strict=True):
+        if hasattr(weight, "trainable"):  # A complex kernel is made of two weights.
+            copy.trainable = weight.trainable
+
+
+def _weights_of(layer):
+    """A layer's weights, in the order of Keras' layer."""
+    kernel = [layer.kernel] if isinstance(layer, Superposed) else []
+    return [*kernel, *(weight for weight, _ in _rows_of(layer))]
+
+
 def _rows_of(layer):
     """A layer's weights beside a superposed kernel, in the order of Keras' layer.
 
@@ -178,7 +236,7 @@ def _rows_of(layer):
         if layer.task_bias is not None:
             return [(layer.task_bias.bias, True)]
         return [] if layer.bias is None else [(layer.bias, False)]
-    if isinstance(layer, TaskDense):
+    if isinstance(layer, (TaskDense, TaskDepthwiseConv)):
         weights = [(layer.kernel, True), (layer.bias, True)]
     else:
         own = getattr(layer, "affine_per_task", True)

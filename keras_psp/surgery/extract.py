@@ -11,6 +11,7 @@ from keras_psp.surgery.graph import check_own_task
 from keras_psp.surgery.graph import copy_layer
 from keras_psp.surgery.graph import copy_weights
 from keras_psp.surgery.graph import is_graph
+from keras_psp.surgery.graph import pair_parts
 
 
 def extract(model, task) -> keras.Model:
@@ -48,7 +49,7 @@ def build_plain(model, task):
 
     Returns:
         `(plain, pairs)`: it, and every layer of the model with the one that stands for
-        it.
+        it, by their `parts()`.
     """
     if not isinstance(model, TaskModel):
         raise TypeError(
@@ -60,7 +61,7 @@ def build_plain(model, task):
         raise TypeError(f"`task` must be an integer. Received: task={task!r}")
     made = {}  # Models may share a layer, or a model.
     plain = _build(model, task, made)
-    pairs = [(layer, copy) for layer, copy in made.values() if not is_graph(layer)]
+    pairs = pair_parts(made.values())
     for layer, copy in pairs:
         if not isinstance(layer, TakesTask):
             copy_weights(layer, copy)

@@ -1,12 +1,15 @@
 """What taking models apart and building them once more has in common."""
 
 import functools
+import inspect
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_psp.layers.takes_task import TakesTask
+from keras_psp.surgery.counterparts import copy_flags
+from keras_psp.surgery.counterparts import parts
 
 
 def _call(layer, *args, **kwargs):
@@ -53,11 +56,11 @@ class Graph:
         self.name = model.name
         self.output = model.outputs[0] if sequential else model.output
         if not sequential and isinstance(model.input, dict):
-            self.inputs = dict(model.input)
+            named = model.input.items()
         else:
-            self.inputs = {
-                _name_of(tensor, i): tensor for i, tensor in enumerate(model.inputs)
-            }
+            named = [(_name_of(x, i), x) for i, x in enumerate(model.inputs)]
+        taken = {layer.name for layer in model.layers if not _is_input(layer)}
+        self.inputs = {_not_among(taken, name): tensor for name, tensor in named}
         if not all(hasattr(tensor, "shape") for tensor in self.inputs.values()):
             raise ValueError(
                 "A dictionary of inputs must hold tensors alone. "
@@ -144,15 +147,23 @@ def _layers(model):
     for layer in model.layers:
         if is_graph(layer):
             found |= {id(each): each for each in _layers(layer)}
-        elif not isinstance(layer, keras.layers.InputLayer):
+        elif not _is_input(layer):
             found[id(layer)] = layer
     return list(found.values())
+
+
+def _is_input(layer):
+    return isinstance(layer, keras.layers.InputLayer)
 
 
 def _name_of(tensor, position):
     if tensor.name.startswith("keras_tensor"):  # Which is numbered by the process.
         return f"input_{position}" if position else "input"
     return tensor.name
+
+
+def _not_among(taken, name):
+    return _not_among(taken, f"{name}_input") if name in taken else name
 
 
 def copy_layer(layer):
@@ -175,8 +186,18 @@ def copy_weights(layer, copy):
     if copy is layer or not getattr(layer, "weights", None):
         return
     copy.set_weights(layer.get_weights())
+    copy_flags(layer.weights, copy.weights)
     if hasattr(copy, "finalize_state"):  # Of what adapts: more is made of the weights.
         copy.finalize_state()
+
+
+def pair_parts(made):
+    """Returns pairs of the `parts()` of pairs of layers, those of models left out."""
+    pairs = []
+    for layer, copy in made:
+        if not is_graph(layer):
+            pairs += zip(parts([layer]), parts([copy]), strict=True)
+    return pairs
 
 
 def inputs_of_layers(graph):
@@ -186,8 +207,9 @@ def inputs_of_layers(graph):
         graph: A `Graph`.
 
     Returns:
-        `(inputs, called)`: new symbolic inputs, a dictionary; and by the layers' `id`
-        the list of symbolic tensors that it is called with, for given these inputs.
+        `(inputs, called)`: new symbolic inputs, a dictionary; and by the `id` of the
+        layers, and of the projections of attention, the list of symbolic tensors that
+        it is called with, for given these inputs.
     """
     inputs, called = graph.new_inputs(), {}
 
@@ -201,9 +223,15 @@ def inputs_of_layers(graph):
             for each, tensors in within.items():
                 taps = keras.Model(names, tensors)(given)
                 called.setdefault(each, []).extend(taps)
+            return layer(*args, **kwargs)
+        if isinstance(layer, TakesTask):
+            check_own_task(kwargs["task"], inputs["task"], layer)
+        if parts([layer]) != [layer]:
+            for part, tensor in zip(
+                parts([layer]), _inputs_of_parts(layer, *args, **kwargs), strict=True
+            ):
+                called.setdefault(id(part), []).append(tensor)
         elif isinstance(layer, keras.layers.Layer):
-            if isinstance(layer, TakesTask):
-                check_own_task(kwargs["task"], inputs["task"], layer)
             called.setdefault(id(layer), []).extend(args[:1])
         return layer(*args, **kwargs)
 
@@ -218,6 +246,49 @@ def check_own_task(task, own, layer):
             "A layer that is called with a task other than the model's own cannot be "
             f"had for one task. Received: {layer.name!r}, called with task={task}"
         )
+
+
+def _inputs_of_parts(layer, *args, **kwargs):
+    """Calls a layer, and returns what its parts are called with."""
+    given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
+    tensors = {k: v for k, v in given.items() if isinstance(v, keras.KerasTensor)}
+    options = {k: v for k, v in given.items() if k not in tensors}
+    return _Listener(layer, options)(tensors)
+
+
+class _Listener(keras.layers.Layer):
+    """Answers with what a layer's parts are called with.
+
+    Of an attention's output projection no more is known outside than its outputs: the
+    parts are overheard while it is called.
+    """
+
+    def __init__(self, layer, options):
+        super().__init__(dtype=layer.dtype_policy)
+        self.layer, self.options = layer, options
+
+    def call(self, tensors):
+        heard = {}
+
+        def listen(part):
+            def call(inputs, *args, **kwargs):
+                heard[id(part)] = inputs
+                return type(part).call(part, inputs, *args, **kwargs)
+
+            part.call = call
+
+        every = parts([self.layer])
+        try:
+            for part in every:
+                listen(part)
+            self.layer(**tensors, **self.options)
+        finally:
+            for part in every:
+                del part.call
+        return [heard[id(part)] for part in every]
+
+    def compute_mask(self, tensors, mask):
+        return None  # Those of the inputs are the layer's.
 
 
 def as_inputs(graph, given):

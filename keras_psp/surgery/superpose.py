@@ -12,6 +12,7 @@ from keras_psp.surgery.alike import check_alike
 from keras_psp.surgery.counterparts import can_convert
 from keras_psp.surgery.counterparts import check_context
 from keras_psp.surgery.counterparts import is_altered
+from keras_psp.surgery.counterparts import parts
 from keras_psp.surgery.counterparts import set_task_weights
 from keras_psp.surgery.graph import Graph
 from keras_psp.surgery.graph import as_inputs
@@ -34,8 +35,9 @@ def superpose(
 
     whose second term is what the other tasks leak in. With `base`, the model that all
     have been trained from, only their differences `W_k - W_0` are: they are far smaller
-    than the kernels, and so is what leaks. Everything that is no kernel (biases,
-    scales, statistics) each task keeps as it is.
+    than the kernels, and so is what leaks. Of attention these are the kernels of its
+    projections. Everything that is no such kernel (biases, scales, statistics,
+    depthwise kernels) each task keeps as it is.
 
     With `data`, the sum is replaced by the kernel that answers best, layer after layer:
     the one whose outputs, for the inputs which the layers before it give it, are
@@ -112,7 +114,7 @@ def superpose(
     one, pairs = build_twin(graphs[0], chosen, contexts, with_base, context_over)
     alike = {
         id(layers[0]): layers
-        for layers in zip(*(graph.layers for graph in graphs), strict=True)
+        for layers in zip(*(parts(graph.layers) for graph in graphs), strict=True)
     }
     kernels = []
     for layer, twin in pairs:

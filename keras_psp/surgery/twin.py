@@ -8,6 +8,7 @@ from keras_psp.surgery.counterparts import make_superposed
 from keras_psp.surgery.graph import Graph
 from keras_psp.surgery.graph import copy_layer
 from keras_psp.surgery.graph import is_graph
+from keras_psp.surgery.graph import pair_parts
 
 
 def build_twin(graph, chosen, contexts, base, context_over):
@@ -22,7 +23,7 @@ def build_twin(graph, chosen, contexts, base, context_over):
 
     Returns:
         `(twin, pairs)`: a `TaskModel` without the model's weights, and every layer of
-        the model with the one that stands for it.
+        the model with the one that stands for it, by their `parts()`.
     """
     num_tasks = contexts[0].num_tasks
     chosen = {id(layer) for layer in chosen}
@@ -60,5 +61,4 @@ def build_twin(graph, chosen, contexts, base, context_over):
         return TaskModel({**inputs, "task": task}, outputs, name=graph.name)
 
     twin = build(graph)
-    pairs = [(layer, copy) for layer, copy in made.values() if not is_graph(layer)]
-    return twin, pairs
+    return twin, pair_parts(made.values())

@@ -3,14 +3,17 @@ import numpy as np
 import pytest
 from conftest import BACKEND
 from layer_checks import NUM_TASKS
+from layer_checks import SelfAttention
 from layer_checks import draw
 from layer_checks import functional
 from layer_checks import to_numpy
 
+from keras_psp.layers import PSPConv1D
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import PSPDense
 from keras_psp.layers import TaskBatchNormalization
 from keras_psp.layers import TaskDense
+from keras_psp.layers import TaskDepthwiseConv2D
 
 IMAGES = (10, 5, 6, 4)
 KINDS = ("binary-seed", "complex", "powers", "rotation", "fast_rotation", "permutation")
@@ -30,6 +33,9 @@ LAYERS |= {
         lambda: PSPConv2D(3, 3, NUM_TASKS, strides=2, context_over="channels"),
         IMAGES,
     ),
+    "conv-causal": (lambda: PSPConv1D(3, 2, NUM_TASKS, padding="causal"), (10, 5, 4)),
+    "depthwise": (lambda: TaskDepthwiseConv2D(3, NUM_TASKS, padding="same"), IMAGES),
+    "attention": (lambda: SelfAttention(2, 3, NUM_TASKS), (10, 3, 6)),
     "norm": (lambda: TaskBatchNormalization(NUM_TASKS, affine_per_task=True), IMAGES),
     "task-dense": (lambda: TaskDense(4, NUM_TASKS, bias_initializer="normal"), (10, 6)),
 }

@@ -87,4 +87,35 @@ def residual():
     return keras.Model(inputs, layers.Dense(CLASSES, name="head")(x), name="residual")
 
 
-MODELS = (sequential, convolutional, shared, nested, residual)
+def attentive():
+    """Attention, by others and within, with masks and a gate."""
+    inputs = keras.Input((4, 6), name="x")
+    others = layers.MultiHeadAttention(2, 3, name="attention")
+    x = inputs + others(inputs, layers.ReLU(name="value")(inputs), use_causal_mask=True)
+    x = layers.GroupQueryAttention(3, 2, 1, use_gate=True, name="groups")(x, x, x)
+    x = layers.GlobalAveragePooling1D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, name="head")(x), name="attentive")
+
+
+def of_all_ranks():
+    """Convolutions of volumes, images and sequences, depthwise ones among them."""
+    x = inputs = keras.Input((4, 4, 4, 2), name="x")
+    x = layers.Conv3D(3, 2, padding="same", activation="tanh", name="volume")(x)
+    x = layers.Reshape((8, 8, 3), name="image")(x)
+    x = layers.DepthwiseConv2D(3, strides=2, depth_multiplier=2, name="depthwise")(x)
+    x = layers.Reshape((9, 6), name="sequence")(x)
+    x = layers.Conv1D(4, 3, padding="causal", dilation_rate=2, name="causal")(x)
+    x = layers.DepthwiseConv1D(2, use_bias=False, name="depthwise_2")(x)
+    x = layers.GlobalAveragePooling1D(name="pool")(x)
+    return keras.Model(inputs, layers.Dense(CLASSES, name="head")(x), name="all_ranks")
+
+
+MODELS = (
+    sequential,
+    convolutional,
+    shared,
+    nested,
+    residual,
+    attentive,
+    of_all_ranks,
+)

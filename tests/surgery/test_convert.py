@@ -8,6 +8,7 @@ from small_models import draw_weights
 import keras_psp
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import PSPDense
+from keras_psp.layers import PSPMultiHeadAttention
 from keras_psp.layers import TaskBatchNormalization
 
 NUM_TASKS = 3
@@ -132,6 +133,38 @@ def test_what_cannot_be_converted_is_listed():
         keras_psp.convert(model, NUM_TASKS, layers=".*pe")
 
 
+def test_attention_is_converted_with_all_its_projections_or_not_at_all():
+    x = keras.Input((3, 4), name="x")
+
+    class Own(keras.layers.MultiHeadAttention):
+        pass
+
+    def make(**options):
+        return keras.layers.MultiHeadAttention(2, 2, name="attention", **options)
+
+    for kind, changed in (
+        (make(kernel_constraint="unit_norm"), "MultiHeadAttention"),
+        (Own(2, 2, name="attention"), "Own"),
+    ):
+        model = draw_weights(keras.Model(x, keras.layers.Dense(2)(kind(x, x))))
+        inputs = draw_inputs(model)["x"]
+        with pytest.warns(UserWarning, match=rf"'attention' \({changed}\)"):
+            converted = keras_psp.convert(model, NUM_TASKS)
+        expected = model.predict(inputs, verbose=0)
+        np.testing.assert_allclose(answers(converted, inputs), expected, atol=1e-5)
+    attention = make()
+    model = keras.Model(x, keras.layers.Dense(2)(attention(x, x)))
+    attention.trainable = False
+    converted = keras_psp.convert(model, NUM_TASKS)
+    assert [v.path for v in converted.trainable_variables] == [
+        f"{model.layers[-1].name}/kernel",
+        f"{model.layers[-1].name}/task_bias/bias",
+    ]
+    attention.query_dense.enable_lora(2)
+    with pytest.raises(ValueError, match="quantized or has a LoRA.*'attention'"):
+        keras_psp.convert(model, NUM_TASKS)
+
+
 def test_bad_input():
     model = small_models.sequential()
     with pytest.raises(ValueError, match="No layer .* can be conv.*'z"):
@@ -179,6 +212,18 @@ def test_inputs_without_a_name_are_numbered():
     assert list(converted.input) == ["input", "input_1", "task"]
 
 
+def test_inputs_do_not_take_the_names_of_layers():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="input")])
+    converted = keras_psp.convert(model, NUM_TASKS)
+    assert list(converted.input) == ["input_input", "task"]
+    assert isinstance(converted.get_layer("input"), PSPDense)
+    x = np.ones((3, 4), "float32")
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(answers(converted, x), expected, atol=1e-6)
+    plain = keras_psp.extract(converted, 1)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), expected, atol=1e-6)
+
+
 def test_what_a_layer_has_adapted_to_is_kept(rng):
     norm = keras.layers.Normalization(name="norm")
     norm.adapt(rng.normal(3.0, 2.0, size=(20, 4)))
@@ -204,6 +249,25 @@ def test_a_frozen_layer_stays_frozen(tmp_path):
     converted.get_layer("first").trainable = True
     paths = [v.path for v in converted.trainable_variables]
     assert paths == ["first/kernel", "first/task_bias/bias"]
+
+
+def test_a_frozen_weight_stays_frozen():
+    model = small_models.convolutional()
+    model.get_layer("conv").bias.trainable = False
+    model.get_layer("groups").kernel.trainable = False
+    model.get_layer("norm").gamma.trainable = False
+    names = ["conv", "groups"]  # And a norm that is not converted.
+    converted = keras_psp.convert(model, NUM_TASKS, layers=[*names, "head"])
+    assert [v.path for v in converted.trainable_variables] == [
+        "conv/kernel",
+        "norm/beta",
+        "norm_2/beta",
+        "head/kernel",
+        "head/task_bias/bias",
+    ]
+    plain = keras_psp.extract(keras_psp.convert(model, NUM_TASKS), 1)
+    paths = ["conv/kernel", "norm/beta", "norm_2/beta", "head/kernel", "head/bias"]
+    assert [v.path for v in plain.trainable_variables] == paths
 
 
 def test_layers_that_models_share_are_shared():
@@ -232,8 +296,8 @@ def test_layers_called_by_keyword():
     y = keras.layers.Dense(2)(inputs=inner(inputs=y))
     model = draw_weights(keras.Model(x, y))
     x = draw_inputs(model)["x"]
-    with pytest.warns(UserWarning, match="'attention'"):
-        converted = keras_psp.convert(model, NUM_TASKS)
+    converted = keras_psp.convert(model, NUM_TASKS)
+    assert isinstance(converted.get_layer("attention"), PSPMultiHeadAttention)
     expected = model.predict(x, verbose=0)
     np.testing.assert_allclose(answers(converted, x), expected, atol=1e-5)
     plain = keras_psp.extract(converted, 2)
@@ -246,13 +310,18 @@ def test_layers_whose_kernel_is_not_theirs_alone_are_left():
             keras.Input((4,), name="x"),
             keras.layers.Dense(4, kernel_constraint="unit_norm", name="bound"),
             keras.layers.Dense(4, activation=keras.layers.PReLU(), name="sloped"),
+            keras.layers.EinsumDense("bd,de->bde", (4, 3), name="outer"),
+            keras.layers.Reshape((4, 3, 1)),
+            keras.layers.SeparableConv2D(4, 2, name="separable"),
+            keras.layers.Flatten(),
             keras.layers.Lambda(lambda x: 2.0 * x),
             keras.layers.Dense(2, name="last"),
         ]
     )
     draw_weights(model)
     x = draw_inputs(model)["x"]
-    with pytest.warns(UserWarning, match=r"'bound' \(Dense\), 'sloped' \(Dense\)"):
+    left = r"'bound' \(Dense\), 'sloped' \(Dense\), 'outer' .*, 'separable' .*share"
+    with pytest.warns(UserWarning, match=left):
         converted = keras_psp.convert(model, NUM_TASKS)
     expected = model.predict(x, verbose=0)
     np.testing.assert_allclose(answers(converted, x), expected, atol=1e-5)

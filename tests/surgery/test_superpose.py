@@ -8,6 +8,7 @@ from small_models import draw_weights
 
 import keras_psp
 from keras_psp import contexts
+from keras_psp.layers.superposed_attention import projections
 
 FAMILIES = ("binary", "rotation", "permutation", "hadamard")
 
@@ -40,6 +41,33 @@ def test_kernels_are_bound_and_added_up(family, with_base):
         )
 
 
+def test_projections_are_bound_and_added_up():
+    models = [draw_weights(small_models.attentive(), seed) for seed in range(2)]
+    one = keras_psp.superpose(models, "rotation")
+    for name in ("attention", "groups"):
+        every = [projections(model.get_layer(name)) for model in (one, *models)]
+        assert len(every[0]) == (5 if name == "groups" else 4)
+        for ours, *theirs in zip(*every, strict=True):
+            expected = sum(
+                to_numpy(ours.context.unbind_kernel(ours.kernel_rows(each.kernel), k))
+                for k, each in enumerate(theirs)
+            )
+            rows = to_numpy(ours.kernel_rows(ours.kernel))
+            np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+def test_depthwise_kernels_are_kept_for_each_task():
+    models = [draw_weights(small_models.of_all_ranks(), seed) for seed in range(2)]
+    one = keras_psp.superpose(models)
+    for name in ("depthwise", "depthwise_2"):
+        for k, model in enumerate(models):
+            kept = [to_numpy(weight)[k] for weight in one.get_layer(name).weights]
+            for mine, weight in zip(
+                kept, model.get_layer(name).get_weights(), strict=True
+            ):
+                np.testing.assert_array_equal(mine, weight)
+
+
 @pytest.mark.parametrize("make", small_models.MODELS)
 def test_models_that_do_not_differ_are_read_back_from_their_base(make):
     base = draw_weights(make())
@@ -62,6 +90,8 @@ def test_models_that_do_not_differ_are_read_back_from_their_base(make):
         (small_models.convolutional, {"context_over": "channels"}),
         (small_models.residual, {}),
         (small_models.nested, {}),
+        (small_models.attentive, {}),
+        (small_models.of_all_ranks, {}),
     ],
 )
 @pytest.mark.parametrize("with_base", [False, True])

@@ -15,23 +15,39 @@ from layer_checks import shares
 from layer_checks import to_numpy
 
 from keras_psp import contexts
+from keras_psp.layers import PSPConv1D
 from keras_psp.layers import PSPConv2D
+from keras_psp.layers import PSPConv3D
 
-SHAPE = (10, 5, 6, 4)
+LAYERS = {1: PSPConv1D, 2: PSPConv2D, 3: PSPConv3D}
+PLAIN = {1: keras.layers.Conv1D, 2: keras.layers.Conv2D, 3: keras.layers.Conv3D}
+SHAPES = {1: (10, 6, 4), 2: (10, 5, 6, 4), 3: (10, 3, 4, 3, 4)}
+SHAPE = SHAPES[2]
 # Those of Keras' own tests of Conv2D, and what they leave out.
-ARGUMENTS = (
-    dict(filters=5, kernel_size=2),
-    dict(filters=6, kernel_size=2, padding="same", dilation_rate=(2, 2), groups=2),
-    dict(filters=6, kernel_size=(2, 2), strides=(2, 1), groups=2),
-    dict(filters=3, kernel_size=3, padding="same"),
-    dict(filters=3, kernel_size=(3, 2), strides=2, padding="same"),
-    dict(filters=3, kernel_size=1, strides=2, padding="same", use_bias=False),
-    dict(filters=4, kernel_size=(2, 3), dilation_rate=(1, 2), groups=4),
-)
-CHANNELS_FIRST = dict(filters=6, kernel_size=3, strides=(2, 1), groups=2)
-CHANNELS_FIRST |= dict(padding="same", data_format="channels_first")
-# Whose convolution TensorFlow has for a GPU alone.
-ANYWHERE = () if BACKEND == "tensorflow" else (CHANNELS_FIRST,)
+ARGUMENTS = [
+    (2, dict(filters=5, kernel_size=2)),
+    (2, dict(filters=6, kernel_size=2, padding="same", dilation_rate=2, groups=2)),
+    (2, dict(filters=6, kernel_size=(2, 2), strides=(2, 1), groups=2)),
+    (2, dict(filters=3, kernel_size=3, padding="same")),
+    (2, dict(filters=3, kernel_size=(3, 2), strides=2, padding="same")),
+    (2, dict(filters=3, kernel_size=1, strides=2, padding="same", use_bias=False)),
+    (2, dict(filters=4, kernel_size=(2, 3), dilation_rate=(1, 2), groups=4)),
+    (1, dict(filters=3, kernel_size=3, padding="causal", dilation_rate=2)),
+    (1, dict(filters=4, kernel_size=2, padding="causal", strides=2, groups=2)),
+    (1, dict(filters=3, kernel_size=3, padding="same", strides=2)),
+    (3, dict(filters=4, kernel_size=2, padding="same", strides=2, groups=2)),
+    (3, dict(filters=3, kernel_size=(1, 2, 2), dilation_rate=(1, 3, 1))),
+    (3, dict(filters=3, kernel_size=2, data_format="channels_first")),
+]
+CHANNELS_FIRST = [
+    (2, dict(filters=6, kernel_size=3, strides=(2, 1), groups=2, padding="same")),
+    (1, dict(filters=3, kernel_size=2, padding="causal")),
+]
+if BACKEND != "tensorflow":  # Which has these for a GPU alone.
+    ARGUMENTS += [
+        (rank, {**arguments, "data_format": "channels_first"})
+        for rank, arguments in CHANNELS_FIRST
+    ]
 
 
 def convolve(layer, x, kernel):
@@ -42,29 +58,30 @@ def convolve(layer, x, kernel):
     per_group = layer.filters // groups
     size, padding = [], [(0, 0)]
     for n, k, s, d in zip(
-        x.shape[1:3], layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
+        x.shape[1:-1],
+        layer.kernel_size,
+        layer.strides,
+        layer.dilation_rate,
+        strict=True,
     ):
         span = (k - 1) * d + 1
+        missing = {"valid": 0, "causal": span - 1}.get(layer.padding)
         if layer.padding == "same":
-            size.append(-(-n // s))
-            missing = max((size[-1] - 1) * s + span - n, 0)
-            padding.append((missing // 2, missing - missing // 2))
-        else:
-            size.append((n - span) // s + 1)
-            padding.append((0, 0))
+            missing = max((-(-n // s) - 1) * s + span - n, 0)
+        size.append((n + missing - span) // s + 1)
+        before = missing if layer.padding == "causal" else missing // 2
+        padding.append((before, missing - before))
     x = np.pad(x, [*padding, (0, 0)])
     y = np.zeros((len(x), *size, layer.filters))
-    for i, j in np.ndindex(*size):
-        for a, b in np.ndindex(*layer.kernel_size):
-            place = x[
-                :,
-                i * layer.strides[0] + a * layer.dilation_rate[0],
-                j * layer.strides[1] + b * layer.dilation_rate[1],
-            ]
+    for place in np.ndindex(*size):
+        for tap in np.ndindex(*layer.kernel_size):
+            at = np.multiply(place, layer.strides)
+            at = at + np.multiply(tap, layer.dilation_rate)
+            met = x[(slice(None), *at)]
             for g in range(groups):
                 filters = slice(g * per_group, (g + 1) * per_group)
-                inputs = place[:, g * width : (g + 1) * width]
-                y[:, i, j, filters] += inputs @ kernel[a, b, :, filters]
+                inputs = met[:, g * width : (g + 1) * width]
+                y[(slice(None), *place, filters)] += inputs @ kernel[tap][:, filters]
     return np.moveaxis(y, -1, 1) if first else y
 
 
@@ -81,22 +98,24 @@ def reference(layer, x, k):
     y = convolve(layer, x, kernel)
     if layer.base is not None:
         y = y + convolve(layer, original, base)
-    shape = (-1, 1, 1) if layer.data_format == "channels_first" else (-1,)
+    first = layer.data_format == "channels_first"
+    shape = (-1, *(1,) * (x.ndim - 2)) if first else (-1,)
     return np.tanh(y + np.reshape(bias, shape))
 
 
-def make_binary(filters=3, kernel_size=3, **kwargs):
+def make_binary(filters=3, kernel_size=3, rank=2, **kwargs):
     kwargs = {
         "num_tasks": NUM_TASKS,
         "activation": "tanh",
         "bias_initializer": "normal",
         **kwargs,
     }
-    return PSPConv2D(filters, kernel_size, **kwargs)
+    return LAYERS[rank](filters, kernel_size, **kwargs)
 
 
 def make_strided(**kwargs):
-    return make_binary(strides=2, padding="same", groups=2, filters=4, **kwargs)
+    kwargs = {"strides": 2, "padding": "same", "groups": 2, "filters": 4, **kwargs}
+    return make_binary(**kwargs)
 
 
 def make_channels(**kwargs):
@@ -117,9 +136,9 @@ def make_learnable(**kwargs):
     )
 
 
-def make_base(**kwargs):
-    layer = make_strided(base=True, bias_per_task=True, **kwargs)
-    return fill(layer, SHAPE)
+def make_base(rank=2, **kwargs):
+    layer = make_strided(rank=rank, base=True, bias_per_task=True, **kwargs)
+    return fill(layer, SHAPES[rank])
 
 
 def make_base_over_channels(**kwargs):
@@ -127,27 +146,42 @@ def make_base_over_channels(**kwargs):
     return fill(layer, SHAPE)
 
 
+def make_causal(**kwargs):
+    return make_strided(rank=1, padding="causal", **kwargs)
+
+
+def make_causal_base(**kwargs):
+    return make_base(rank=1, padding="causal", **kwargs)
+
+
+def make_volume(**kwargs):
+    return make_base(rank=3, kernel_size=2, groups=1, **kwargs)
+
+
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize(
-    "make",
+    "make, rank",
     [
-        make_strided,
-        make_channels,
-        make_without_bias,
-        make_learnable,
-        make_base,
-        make_base_over_channels,
+        (make_strided, 2),
+        (make_channels, 2),
+        (make_without_bias, 2),
+        (make_learnable, 2),
+        (make_base, 2),
+        (make_base_over_channels, 2),
+        (make_causal, 1),
+        (make_causal_base, 1),
+        (make_volume, 3),
     ],
 )
-def test_layer(make, check):
-    check(make, reference, SHAPE)
+def test_layer(make, rank, check):
+    check(make, reference, SHAPES[rank])
 
 
 @pytest.mark.parametrize("context_over", ["kernel", "channels"])
-@pytest.mark.parametrize("arguments", (*ARGUMENTS, *ANYWHERE))
-def test_each_example_has_its_own_answer(arguments, context_over):
-    layer = make_binary(**arguments, context_over=context_over)
-    x, task = draw(SHAPE)
+@pytest.mark.parametrize("rank, arguments", ARGUMENTS)
+def test_each_example_has_its_own_answer(rank, arguments, context_over):
+    layer = make_binary(rank=rank, **arguments, context_over=context_over)
+    x, task = draw(SHAPES[rank])
     if layer.data_format == "channels_first":
         x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
     y = to_numpy(layer(x, task))
@@ -160,19 +194,19 @@ def test_each_example_has_its_own_answer(arguments, context_over):
             np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("arguments", (*ARGUMENTS, *ANYWHERE))
-def test_identity_is_conv2d(arguments):
-    x, _ = draw(SHAPE)
+@pytest.mark.parametrize("rank, arguments", ARGUMENTS)
+def test_one_task_is_the_keras_layer_with_its_kernel(rank, arguments):
+    x, _ = draw(SHAPES[rank])
     if "data_format" in arguments:
         x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
-    for context_over in ("kernel", "channels"):
-        layer = PSPConv2D(
-            num_tasks=1, context="identity", context_over=context_over, **arguments
-        )
-        plain = keras.layers.Conv2D(**arguments)
-        layer(x, 0), plain(x)
-        plain.set_weights(layer.get_weights())
-        for task in (0, np.zeros(len(x), "int32")):
+    plain = PLAIN[rank](**arguments)
+    plain.build(x.shape)
+    for context in ("identity", "rotation"):
+        layer = make_binary(rank=rank, context=context, activation=None, **arguments)
+        layer.build(x.shape)
+        weights = [layer.task_kernel(3), *([layer.bias] if layer.use_bias else [])]
+        plain.set_weights([to_numpy(weight) for weight in weights])
+        for task in (3, np.full(len(x), 3, "int32")):
             np.testing.assert_allclose(
                 to_numpy(layer(x, task)), to_numpy(plain(x)), rtol=1e-5, atol=1e-5
             )
@@ -245,12 +279,12 @@ def test_gradients_equal_finite_differences(make, one_task):
             )
 
 
-def test_it_is_a_conv2d_with_its_arguments_and_no_others():
-    layer = make_binary()
-    assert isinstance(layer, keras.layers.Conv2D)
-    plain = keras.layers.Conv2D(3, 3).get_config()
-    more = {"num_tasks", "context", "context_over"}
-    assert set(layer.get_config()) == set(plain) | more
+def test_it_is_a_convolution_with_its_arguments_and_no_others():
+    for rank, plain in PLAIN.items():
+        layer = make_binary(rank=rank)
+        assert isinstance(layer, plain)
+        more = {"num_tasks", "context", "context_over"}
+        assert set(layer.get_config()) == set(plain(3, 3).get_config()) | more
 
 
 @pytest.mark.parametrize("make", [make_strided, make_channels, make_learnable])

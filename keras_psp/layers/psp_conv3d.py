@@ -1,0 +1,69 @@
+"""The superposed convolution of volumes."""
+
+import keras
+
+from keras_psp.layers.superposed_conv import SuperposedConv
+
+
+@keras.saving.register_keras_serializable(package="keras_psp")
+class PSPConv3D(SuperposedConv, keras.layers.Conv3D):
+    """A `keras.layers.Conv3D` that holds many kernels in one, one for each task.
+
+    ```
+    y = activation(conv(x, C_k W) + b)
+    ```
+
+    The context acts on the numbers that a filter looks at, `prod(kernel_size) * in /
+    groups` of them, or on the `in` channels of the inputs, alike at every place.
+    Everything else is Conv3D's: strides, padding, dilation, groups, data formats,
+    regularizers, constraints, dtype policies, LoRA, saving.
+
+    A batch of one task is one convolution with the bound kernel. A batch of many tasks
+    binds the patches of each example, which takes `prod(kernel_size)` times the inputs'
+    memory; with `context_over="channels"` it binds the inputs and is one convolution
+    too.
+
+    Args:
+        filters: Positive integer, the number of filters.
+        kernel_size: Integer or three integers, the size of a filter.
+        num_tasks: Positive integer, the number of tasks. May be left out where
+            `context` knows it.
+        context: Name of a context family, `keras_psp.contexts.Context`, or its
+            serialized form. Defaults to `"binary"`.
+        context_over: `"kernel"`, as in the paper, or `"channels"`.
+        base: Boolean, whether there is a kernel `W_0` beside that every task sees as
+            it is, so that task k sees `W_0 + C_k W`. It is the attribute
+            `base_kernel`, zeros at first, and is not trained.
+        bias_per_task: Boolean, whether each task has a bias of its own. An optimizer
+            with momentum goes on moving it for a while after the task's last example.
+        **kwargs: `keras.layers.Conv3D` arguments.
+
+    Call arguments:
+        inputs: Float tensor.
+        task: Integer for the whole batch, or integer tensor of shape `(batch,)` or
+            `(batch, 1)`, one index for each example. A float index is a `TypeError`.
+            Or soft contexts: a float tensor of shape `(batch, num_tasks)`, a weight
+            for each task.
+
+    Input shape:
+        `(batch, depth, height, width, in)`, or `(batch, in, depth, height, width)` if
+        `data_format` is `"channels_first"`.
+
+    Output shape:
+        `(batch, new_depth, new_height, new_width, filters)`, or `(batch, filters,
+        new_depth, new_height, new_width)`. Examples whose index lies outside `[0,
+        num_tasks)` raise a `ValueError` where the index can be read and are NaN in a
+        compiled or exported graph.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> layer = keras_psp.layers.PSPConv3D(2, 3, num_tasks=10)
+    >>> x = keras.ops.ones((3, 4, 8, 8, 4))
+    >>> tuple(layer(x, [0, 7, 7]).shape)
+    (3, 2, 6, 6, 2)
+
+    Reference:
+        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3 and
+        section 4.3.
+    """

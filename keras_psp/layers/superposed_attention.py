@@ -1,0 +1,170 @@
+"""What every superposed attention is, beside the Keras layer it replaces."""
+
+from contextvars import ContextVar
+from types import SimpleNamespace
+
+import keras
+
+from keras_psp import contexts
+from keras_psp.contexts.families import series
+from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp.contexts.task_index import check_task
+from keras_psp.layers.psp_einsum_dense import PSPEinsumDense
+from keras_psp.layers.takes_task import TakesTask
+
+# The attributes in which Keras keeps them, the last one of the outputs.
+PROJECTIONS = (
+    "_query_dense",
+    "_key_dense",
+    "_value_dense",
+    "_gate_dense",
+    "_output_dense",
+)
+_task = ContextVar("task")
+
+
+def projections(attention):
+    """Returns the projections of a built attention, Keras' or one of this package's."""
+    names = [name for name in PROJECTIONS if hasattr(attention, name)]
+    return [getattr(attention, name) for name in names]
+
+
+class Projection(PSPEinsumDense):
+    """A projection, which an attention calls without a task: with its own."""
+
+    def __call__(self, inputs):
+        return super().__call__(inputs, _task.get())
+
+
+class SuperposedAttention(TakesTask):
+    """Mixin of the attentions whose projections hold a kernel for each task.
+
+    It stands before a Keras layer among the bases, whose `build()` and `call()` are
+    left as they are, so that all they know of masks, gates and fused kernels holds.
+    Only, whenever they set an attribute to a projection, it is ours that is set; and
+    what they call it without, the task, lies ready for as long as `call()` takes.
+
+    `__init__` calls `set_projections()`.
+    """
+
+    def set_projections(self, context, num_tasks, base, bias_per_task):
+        """Sets what the projections are to be; see `keras_psp.layers.PSPEinsumDense`.
+
+        Args:
+            context: What shows, but for its seed, the context of each.
+            num_tasks: Positive integer, or `None` if the context knows it.
+            base: Boolean.
+            bias_per_task: Boolean.
+        """
+        context = contexts.get(context, num_tasks=num_tasks)
+        # A copy, for it grows with the layer; and hidden from Keras, which would wait
+        # in vain for it to be built.
+        context = type(context).from_config(context.get_config())
+        self._example = SimpleNamespace(context=context)
+        self.base = base
+        self.bias_per_task = bias_per_task
+
+    def __setattr__(self, name, value):
+        if type(value) is keras.layers.EinsumDense:
+            own = series(
+                self.context, self.num_tasks, len(PROJECTIONS), seed=self.context.seed
+            )
+            value = Projection.from_config(
+                {
+                    **value.get_config(),
+                    "context": own[PROJECTIONS.index(name)],
+                    "base": self.base,
+                    "bias_per_task": self.bias_per_task,
+                }
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def context(self):
+        """What shows the context of each projection, and is never built itself."""
+        return self._example.context
+
+    @property
+    def num_tasks(self):
+        """How many tasks the projections' contexts hold."""
+        return self.context.num_tasks
+
+    def add_tasks(self, n):
+        """Adds `n` tasks behind the present ones, which stay exactly as they are.
+
+        See `Context.add_tasks()`; it returns the layer itself.
+        """
+        self.check_can_hold(self.num_tasks + check_num_tasks(n, "n"))
+        for layer in (self.context, *projections(self)):
+            layer.add_tasks(n)
+        return self
+
+    def remove_tasks(self, n):
+        """Removes the last `n` tasks; the others stay exactly as they are.
+
+        See `Context.remove_tasks()`; it returns the layer itself.
+        """
+        for layer in (self.context, *projections(self)):
+            layer.remove_tasks(n)
+        return self
+
+    def check_can_hold(self, num_tasks):
+        """Raises a `ValueError` if a projection's context cannot hold `num_tasks`."""
+        for layer in projections(self):
+            layer.check_can_hold(num_tasks)
+
+    def __call__(self, query, value, key=None, *, task, **kwargs):
+        task = check_task(task, self.num_tasks)
+        # Not by `TakesTask`, whose layers have one input.
+        return super(TakesTask, self).__call__(
+            query, value, key=key, task=task, **kwargs
+        )
+
+    # Keras looks for names of arguments here: it fills in masks by them.
+    def call(
+        self,
+        query,
+        value,
+        key=None,
+        query_mask=None,
+        value_mask=None,
+        key_mask=None,
+        attention_mask=None,
+        return_attention_scores=False,
+        training=None,
+        use_causal_mask=False,
+        *,
+        task,
+    ):
+        token = _task.set(task)
+        try:
+            return super().call(
+                query,
+                value,
+                key=key,
+                query_mask=query_mask,
+                value_mask=value_mask,
+                key_mask=key_mask,
+                attention_mask=attention_mask,
+                return_attention_scores=return_attention_scores,
+                training=training,
+                use_causal_mask=use_causal_mask,
+            )
+        finally:
+            _task.reset(token)
+
+    def compute_output_spec(self, *args, task, **kwargs):
+        return super().compute_output_spec(*args, **kwargs)
+
+    def get_config(self):
+        context = keras.saving.serialize_keras_object(self.context)
+        config = {
+            **super().get_config(),
+            "num_tasks": self.num_tasks,
+            "context": context,
+        }
+        if self.base:
+            config["base"] = True
+        if self.bias_per_task:
+            config["bias_per_task"] = True
+        return config

@@ -1,0 +1,89 @@
+"""What depthwise convolutions with a kernel for each task have in common."""
+
+import keras
+from keras import ops
+
+from keras_psp.contexts.backend import depthwise_convolve
+from keras_psp.contexts.task_index import by_task
+from keras_psp.contexts.task_index import mask_unknown_tasks
+from keras_psp.layers.taps import taps
+from keras_psp.layers.task_bias import add_bias
+from keras_psp.layers.task_rows import TaskRows
+
+
+class TaskDepthwiseConv(TaskRows):
+    """Mixin of the depthwise convolutions with a kernel for each task.
+
+    It stands before a Keras depthwise convolution among the bases.
+    """
+
+    def __init__(self, kernel_size, num_tasks, **kwargs):
+        super().__init__(kernel_size, **kwargs)
+        self.set_num_tasks(num_tasks)
+
+    def build(self, input_shape):
+        channels = input_shape[self._channel_axis]
+        if channels is None:
+            raise ValueError(
+                "The channel dimension of the inputs must be known. "
+                f"Received: input_shape={input_shape}"
+            )
+        self.compute_output_shape(input_shape)  # Which raises if there is none.
+        self.add_rows(
+            "kernel",
+            (*self.kernel_size, channels, self.depth_multiplier),
+            self.depthwise_initializer,
+            regularizer=self.depthwise_regularizer,
+            constraint=self.depthwise_constraint,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.add_rows(
+                "bias",
+                (channels * self.depth_multiplier,),
+                self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+        self.input_spec = keras.InputSpec(
+            ndim=self.rank + 2, axes={self._channel_axis: channels}
+        )
+
+    def call(self, inputs, task):
+        index, known = self.split_index(task, inputs)
+        kernel = ops.convert_to_tensor(self.kernel)
+
+        def one(index):
+            return depthwise_convolve(
+                inputs,
+                ops.take(kernel, index, axis=0),
+                self.strides,
+                self.padding,
+                self.data_format,
+                self.dilation_rate,
+            )
+
+        def mixed():
+            # What a filter meets at each of its places, times that place's numbers.
+            *_, channels, multiplier = kernel.shape
+            met = taps(ops.moveaxis(inputs, self._channel_axis, -1), self)
+            numbers = ops.reshape(
+                ops.take(kernel, index, axis=0),
+                (-1, len(met), *(1,) * self.rank, channels, multiplier),
+            )
+            outputs = sum(
+                ops.expand_dims(x, -1) * numbers[:, i] for i, x in enumerate(met)
+            )
+            shape = (*ops.shape(outputs)[:-2], channels * multiplier)
+            return ops.moveaxis(ops.reshape(outputs, shape), -1, self._channel_axis)
+
+        outputs = by_task(index, one, mixed)
+        if self.bias is not None:
+            outputs = add_bias(outputs, self.bias, index, self._channel_axis)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return mask_unknown_tasks(outputs, known)
+
+    @property
+    def _channel_axis(self):
+        return -1 if self.data_format == "channels_last" else 1
