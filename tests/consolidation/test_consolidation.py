@@ -247,6 +247,7 @@ def test_bad_arguments():
     ewc = EWC("sgd")
     model = regression(ewc)
     ewc.build(model.trainable_variables)
+    model.loss = "mae"
     with pytest.raises(ValueError, match='use `labels="data"`'):
         ewc.end_task(model, draw(1))
     with pytest.raises(TypeError, match="Received: data of type NoneType"):
