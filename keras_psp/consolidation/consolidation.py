@@ -17,8 +17,8 @@ class Consolidation(keras.optimizers.Optimizer):
     over all trainable weights and lets another optimizer take the step. Its variables,
     anchors and importances among them, are those of any Keras optimizer: on every
     backend, under jit, in files and checkpoints. Subclasses say in `end_task()` what is
-    important; where that is no number for each weight, they write `add_importances()` and
-    `rise()` too, and how a step is taken.
+    important; where that is no number for each weight, they write `add_importances()`
+    and `rise()` too, and how a step is taken.
 
     Args:
         optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.

@@ -5,9 +5,9 @@ from keras import ops
 
 
 class Factor:
-    """A symmetric matrix without negative eigenvalues: `vectors diag(values) vectors^T`.
+    """A symmetric matrix without negative eigenvalues, `V diag(values) V^T`.
 
-    Or only its diagonal, where it would be too large: then there are no vectors.
+    Or only its diagonal, where it would be too large: then there are no vectors `V`.
 
     Args:
         optimizer: The optimizer whose variables it consists of.

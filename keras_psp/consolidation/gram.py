@@ -185,10 +185,13 @@ class Gram(Consolidation):
         size = ops.multiply(self.count, ops.divide_no_nan(moved, gradients))
         weights = ops.multiply(left.values[:, None], right.values)
         weights = ops.multiply(ops.multiply(self.strength, size), weights)
-        rows = left.out_of(ops.divide(self._coordinates(i), ops.add(1.0, weights)))
+        # What is taken away, so that what does not matter stays exactly as it is.
+        share = ops.divide(weights, ops.add(1.0, weights))
+        rows = left.out_of(ops.multiply(share, self._coordinates(i)))
         rows = ops.transpose(right.out_of(ops.transpose(rows)))
-        anchor = self.anchors[i]
-        return ops.add(anchor, ops.cast(ops.reshape(rows, anchor.shape), anchor.dtype))
+        variable = self._trainable_variables[i]
+        rows = ops.cast(ops.reshape(rows, variable.shape), variable.dtype)
+        return ops.subtract(variable, rows)
 
     def _coordinates(self, i):
         """How far a variable is from its anchor, along the eigenvectors."""
