@@ -123,12 +123,11 @@ class _Probe(keras.Model):
             return ops.sum(self.loss_function(y, y_pred))
         if self._kind == "squared_error":
             # Off by one standard deviation of what this loss is the likelihood of.
-            shape = ops.shape(y_pred)
-            up = keras.random.uniform(shape, seed=self.seed_generator) < 0.5
-            off = ops.where(up, 1.0, -1.0) * (math.prod(y_pred.shape[1:]) / 2) ** 0.5
+            up = keras.random.uniform(ops.shape(y_pred), seed=self.seed_generator) < 0.5
+            size = math.prod(y_pred.shape[1:])
+            off = ops.where(up, 1.0, -1.0) * (size / 2) ** 0.5
             drawn = ops.stop_gradient(y_pred) + ops.cast(off, y_pred.dtype)
-            errors = ops.mean(ops.square(y_pred - drawn), axis=range(1, len(shape)))
-            return ops.sum(errors)
+            return ops.sum(ops.square(y_pred - drawn)) / size
         logits = y_pred if self._from_logits else ops.log(y_pred)
         drawn = keras.random.categorical(logits, 1, seed=self.seed_generator)
         losses = keras.losses.sparse_categorical_crossentropy(
@@ -179,6 +178,8 @@ class _Products(keras.optimizers.Optimizer):
 
     def update_step(self, gradient, variable, learning_rate):
         totals = self.totals[self._get_variable_index(variable)]
+        # TensorFlow's may hold some rows alone.
+        gradient = ops.reshape(ops.convert_to_tensor(gradient), variable.shape)
         products = self.products(ops.cast(gradient, "float32"))
         for total, product in zip(totals, products, strict=True):
             self.assign_add(total, product)

@@ -1,5 +1,7 @@
 """Consolidation by the Gram matrices of gradients."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -18,7 +20,7 @@ class Gram(Consolidation):
 
     ```
     strength / 2 * tr((W - W*)^T L (W - W*) R)
-    L = sum_k E[g g^T],   R = sum_k E[g^T g] / tr(L)
+    L = sum_k E[g g^T] / t_k,   R = t mean_k E[g^T g] / t_k,   t_k = E|g|^2
     ```
 
     where `g` is the gradient of one example's log-likelihood by the kernel, a matrix of
@@ -28,6 +30,11 @@ class Gram(Consolidation):
     Together they are a Kronecker-factored Fisher information, of which `EWC` has the
     diagonal: to second order the penalty is how much the losses of the earlier tasks
     rise, with a `strength` of 1 as much as they were in the sum.
+
+    All tasks count alike, with `t` the harmonic mean of the `t_k`. By themselves, a task
+    of which the model is sure would count for little, its gradients being small, and be
+    forgotten; and one that has been learned badly for much, and keep the next from
+    being learned well.
 
     In a superposed layer the gradient is that by the superposed kernel: it is bound, as
     the inputs are, so that one pair of matrices holds for all tasks.
@@ -92,7 +99,7 @@ class Gram(Consolidation):
     def __init__(
         self,
         optimizer="rmsprop",
-        strength=5.0,
+        strength=20.0,
         decay=1.0,
         examples=1024,
         labels="model",
@@ -147,13 +154,22 @@ class Gram(Consolidation):
         self._pull_back(ops.convert_to_tensor(True))  # For the last steps.
         found = self._fisher(model, data)
         for i, (new_left, new_right) in enumerate(found):
-            left, right = self.factors[i]
-            old_left = self.decay * left.get()
-            before, after = _trace(old_left), _trace(old_left + new_left)
-            left.set(old_left + new_left)
-            if after > 0:
-                right.set((before * right.get() + new_right) / after)
+            size = _trace(new_left)
+            if size > 0:
+                self._add(*self.factors[i], new_left / size, new_right / size, size)
             self.anchors[i].assign(ops.copy(self._trainable_variables[i].value))
+
+    def _add(self, left, right, new_left, new_right, new_size):
+        """Adds a task's two matrices of trace 1, and the size of its gradients."""
+        old_left, old_right = self.decay * left.get(), right.get()
+        before = _trace(old_left)  # How many tasks there have been.
+        left.set(old_left + new_left)
+        if before == 0:
+            right.set(new_size * new_right)
+            return
+        old_size, share = _trace(old_right), 1 / (before + 1)
+        mean = (1 - share) * old_right / old_size + share * new_right
+        right.set(mean / ((1 - share) / old_size + share / new_size))
 
     def _step(self, grads, variables):
         before = [ops.copy(variable.value) for variable in variables]
@@ -162,7 +178,9 @@ class Gram(Consolidation):
             if gradient is not None:
                 gone = _norm(ops.subtract(variable, old))
                 path = self.paths[self._get_variable_index(variable)]
-                path.assign_add(ops.stack([gone, _norm(gradient)]))
+                path.assign_add(
+                    ops.stack([gone, _norm(ops.convert_to_tensor(gradient))])
+                )
         self.count.assign_add(1.0)
         self._pull_back(ops.greater_equal(self.count, self.every))
 
@@ -222,7 +240,8 @@ class Gram(Consolidation):
 
 def _rows(variable):
     """A weight as a matrix: a row for each input, a column for each output."""
-    return ops.reshape(variable, (-1, variable.shape[-1] if variable.shape else 1))
+    shape = tuple(variable.shape) or (1,)
+    return ops.reshape(variable, (math.prod(shape[:-1]), shape[-1]))
 
 
 def _norm(tensor):
