@@ -31,10 +31,9 @@ class Gram(Consolidation):
     diagonal: to second order the penalty is how much the losses of the earlier tasks
     rise, with a `strength` of 1 as much as they were in the sum.
 
-    All tasks count alike, with `t` the harmonic mean of the `t_k`. By themselves, a task
+    All tasks count alike, with `t` the harmonic mean of the `t_k`. By themselves, one
     of which the model is sure would count for little, its gradients being small, and be
-    forgotten; and one that has been learned badly for much, and keep the next from
-    being learned well.
+    forgotten; one learned badly for much, and keep the next from being learned.
 
     In a superposed layer the gradient is that by the superposed kernel: it is bound, as
     the inputs are, so that one pair of matrices holds for all tasks.
