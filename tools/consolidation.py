@@ -1,6 +1,6 @@
 """Draws what consolidation adds to superposition, from runs of `keras-psp run`.
 
-    python tools/consolidation.py figure.png RUN...
+python tools/consolidation.py figure.png RUN...
 """
 
 import sys
@@ -20,9 +20,11 @@ def main(path, runs):
         matrix = 100 * np.array(result.accuracy_matrix, "float64")
         tasks = np.arange(1, len(matrix) + 1)
         label = describe_system(result)
-        left.plot(tasks, [row[:k].mean() for k, row in zip(tasks, matrix)], label=label)
+        so_far = [row[:k].mean() for k, row in zip(tasks, matrix, strict=True)]
+        left.plot(tasks, so_far, label=label)
         right.plot(tasks, matrix[:, 0], label=label)
-    left.set(title="all tasks so far, mean", xlabel="tasks learned", ylabel="accuracy, %")
+    left.set(title="all tasks so far, mean", xlabel="tasks learned")
+    left.set(ylabel="accuracy, %")
     right.set(title="the first task", xlabel="tasks learned")
     right.legend(loc="lower left", frameon=False)
     for axes in (left, right):
