@@ -18,7 +18,7 @@ MODULES = [
     for _, name, _ in pkgutil.walk_packages(keras_psp.__path__, "keras_psp.")
     if not name.endswith(".cli")
 ]
-TEXTS = [ROOT / "README.md", ROOT / "keras_psp" / "contexts" / "README.md"]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "keras_psp").glob("*/README.md"))]
 BLOCKS = [
     block
     for text in TEXTS

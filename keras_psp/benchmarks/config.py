@@ -8,6 +8,7 @@ import keras
 
 from keras_psp import contexts
 from keras_psp.consolidation import EWC
+from keras_psp.consolidation import Gram
 from keras_psp.consolidation import SynapticIntelligence
 from keras_psp.consolidation.consolidation import check_number
 from keras_psp.names import check_name
@@ -19,12 +20,15 @@ OPTIMIZERS = sorted(
     and issubclass(value, keras.optimizers.Optimizer)
     and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
 )
+# The cosine falls to 0, and begins anew with each task.
+SCHEDULES = ("constant", "cosine")
 # What wraps the optimizer, and options that make it what it is called.
 CONSOLIDATIONS = {
     "none": None,
     "ewc": (EWC, {}),
     "per_task_ewc": (EWC, {"decay": None}),
     "online_ewc": (EWC, {"decay": 0.9}),
+    "gram": (Gram, {}),
     "si": (SynapticIntelligence, {}),
 }
 
@@ -77,6 +81,9 @@ class Config:
         tuple(OPTIMIZERS),
     )
     learning_rate: float = option(1e-4, "its learning rate")
+    schedule: str = option(
+        "constant", "how that changes while a task is trained", SCHEDULES
+    )
     seed: int = option(0, "of tasks, contexts, initial weights, batches")
 
     def __post_init__(self):
@@ -141,6 +148,10 @@ class Config:
     def build_optimizer(self) -> keras.optimizers.Optimizer:
         """Returns the optimizer of the whole stream, in its consolidation if any."""
         options = {"learning_rate": self.learning_rate}
+        if self.schedule == "cosine":
+            options["learning_rate"] = keras.optimizers.schedules.CosineDecayRestarts(
+                self.learning_rate, self.steps, t_mul=1.0
+            )
         if self.optimizer == "rmsprop":
             options["rho"] = 0.99  # PyTorch's default, which the authors used.
         optimizer = keras.optimizers.get(

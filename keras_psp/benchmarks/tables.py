@@ -14,12 +14,13 @@ SYSTEM = (
     *("head", "norm", "separate", "joint", "consolidation", "strength"),
 )
 SIZES = ("units", "depth", "width")
-TOLD = (*SIZES, "optimizer", "learning_rate")
+TOLD = (*SIZES, "optimizer", "learning_rate", "schedule")
 
 CONSOLIDATION_NAMES = {
     "ewc": "EWC",
     "per_task_ewc": "EWC, anchored to each task",
     "online_ewc": "EWC, fading",
+    "gram": "Gram",
     "si": "SI",
 }
 ASSIGNMENT_NAMES = {

@@ -2,6 +2,7 @@
 
 from keras_psp.consolidation.consolidation import Consolidation
 from keras_psp.consolidation.ewc import EWC
+from keras_psp.consolidation.gram import Gram
 from keras_psp.consolidation.synaptic_intelligence import SynapticIntelligence
 
-__all__ = ["Consolidation", "EWC", "SynapticIntelligence"]
+__all__ = ["Consolidation", "EWC", "Gram", "SynapticIntelligence"]

@@ -17,7 +17,8 @@ class Consolidation(keras.optimizers.Optimizer):
     over all trainable weights and lets another optimizer take the step. Its variables,
     anchors and importances among them, are those of any Keras optimizer: on every
     backend, under jit, in files and checkpoints. Subclasses say in `end_task()` what is
-    important.
+    important; where that is no number for each weight, they write `add_importances()`
+    and `rise()` too, and how a step is taken.
 
     Args:
         optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
@@ -55,8 +56,12 @@ class Consolidation(keras.optimizers.Optimizer):
             )
             for v in variables
         ]
-        self.importances = self._like(variables, "importance")
+        self.add_importances(variables)
         super().build(variables)
+
+    def add_importances(self, variables):
+        """Adds the variables that say how important the model's are: a number each."""
+        self.importances = self._like(variables, "importance")
 
     @property
     def variables(self):
@@ -72,13 +77,12 @@ class Consolidation(keras.optimizers.Optimizer):
 
     def penalty(self):
         """Returns the penalty, a scalar, for the weights as they are."""
-        terms = [
-            ops.sum(ops.multiply(f, ops.square(ops.subtract(v, a))))
-            for v, a, f in zip(
-                self._trainable_variables, self.anchors, self.importances, strict=True
-            )
-        ]
+        terms = [self.rise(i) for i in range(len(self._trainable_variables))]
         return ops.multiply(self.strength / 2, ops.sum(ops.stack(terms)))
+
+    def rise(self, i):
+        """Returns twice what a variable adds to the penalty, but for the `strength`."""
+        return ops.sum(ops.multiply(self.importances[i], ops.square(self._apart(i))))
 
     def end_task(self, model, data=None):
         """Makes what a task has learned important; call it when the task ends.
@@ -100,14 +104,46 @@ class Consolidation(keras.optimizers.Optimizer):
         for gradient, variable in zip(grads, variables, strict=True):
             if gradient is not None:
                 i = self._get_variable_index(variable)
-                apart = ops.subtract(variable, self.anchors[i])
-                pull = ops.multiply(self.strength * self.importances[i], apart)
+                pull = ops.multiply(self.strength * self.importances[i], self._apart(i))
                 gradient = ops.add(gradient, ops.cast(pull, gradient.dtype))
             penalized.append(gradient)
         return penalized
 
+    def _apart(self, i):
+        return ops.subtract(self._trainable_variables[i], self.anchors[i])
+
+    def _check_trained(self, model):
+        """Raises a `ValueError` if this is not the optimizer that trained a model."""
+        if not self.built:
+            raise ValueError(
+                "No task has been trained yet: there is nothing to consolidate. Of a "
+                "model that was trained elsewhere, build the optimizer first, with "
+                "`optimizer.build(model.trainable_variables)`."
+            )
+        trained = [id(v) for v in self._trainable_variables]
+        if [id(v) for v in model.trainable_variables] != trained:
+            raise ValueError(
+                "The model must be the one that this optimizer has trained, with the "
+                f"same trainable variables. Received: {model.name!r}, with "
+                f"{len(model.trainable_variables)} variables, where it has trained "
+                f"{len(trained)}"
+            )
+
     def _like(self, variables, name):
         return [self.add_variable_from_reference(v, name) for v in variables]
+
+    def load_own_variables(self, store):
+        """Takes the variables of a file; raises if they are another model's."""
+        shapes = [tuple(variable.shape) for variable in self.variables]
+        found = [tuple(store[str(i)].shape) for i in range(len(store.keys()))]
+        if found != shapes:
+            # Keras would leave them as they are, with a warning.
+            raise ValueError(
+                f"These are not the variables of {self.name!r} for this model: it has "
+                f"{len(shapes)}. Received: {len(found)}"
+                + ("" if len(found) != len(shapes) else ", of other shapes")
+            )
+        super().load_own_variables(store)
 
     # What Keras' own optimizer around another, LossScaleOptimizer, hands through.
 

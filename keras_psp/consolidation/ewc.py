@@ -35,8 +35,9 @@ class EWC(Consolidation):
         examples: Positive integer, of how many examples of a task the Fisher
             information is measured, or all if there are fewer.
         labels: `"model"` for the Fisher information proper, whose labels the model
-            draws itself; it must be trained with a (sparse) categorical crossentropy.
-            `"data"` for the empirical one, which serves with any loss.
+            draws itself; it must be trained with a (sparse) categorical crossentropy or
+            the mean squared error. `"data"` for the empirical one, which serves with
+            any loss.
         name: Name of the optimizer.
 
     Raises:
@@ -77,7 +78,9 @@ class EWC(Consolidation):
             decay = check_number("decay", decay, most=1.0)
         self.decay = decay
         self._fisher = Fisher(
-            check_num_tasks(examples, "examples"), check_name("labels", labels, LABELS)
+            check_num_tasks(examples, "examples"),
+            check_name("labels", labels, LABELS),
+            lambda gradient: [keras.ops.square(gradient)],
         )
 
     def end_task(self, model, data=None):
@@ -91,11 +94,14 @@ class EWC(Consolidation):
 
         Raises:
             TypeError: `data` is neither.
-            ValueError: `labels="model"`, and the model is not trained with a
-                categorical crossentropy.
+            ValueError: Nothing has been trained yet, or another model; `data` is empty,
+                not of the model's shapes or gives gradients that are not finite;
+                `labels="model"`, and the loss is not one of those above. Nothing
+                changes then.
         """
+        self._check_trained(model)
         found = self._fisher(model, data)
-        for variable, anchor, importance, new in zip(
+        for variable, anchor, importance, (new,) in zip(
             self._trainable_variables,
             self.anchors,
             self.importances,

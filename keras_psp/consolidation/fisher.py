@@ -1,4 +1,6 @@
-"""The diagonal of the Fisher information, by way of Keras' own `fit()`."""
+"""What there is to know of the Fisher information, by way of Keras' own `fit()`."""
+
+import math
 
 import keras
 import numpy as np
@@ -9,14 +11,16 @@ BATCH_SIZE = 8
 
 
 class Fisher:
-    """Measures the mean squared gradients of a model's log-likelihood.
+    """Measures means of products of the gradients of a model's log-likelihood.
 
     Args:
         examples: Positive integer, of at most how many examples.
         labels: `"model"`, labels drawn from the model's own answers: its loss must be a
-            (sparse) categorical crossentropy. Then the gradients of different examples
-            are uncorrelated with mean 0, and the squares may be taken of sums over
-            batches. Or `"data"`, for any loss, an example at a time.
+            (sparse) categorical crossentropy or the mean squared error. Then the
+            gradients of different examples are uncorrelated with mean 0, and the
+            products may be taken of sums over batches. Or `"data"`, for any loss, an
+            example at a time.
+        products: Function of a gradient that returns the list of its products.
 
     Reference:
         [Kunstner et al., 2019](https://arxiv.org/abs/1905.12558), equations 2 and 3;
@@ -24,13 +28,14 @@ class Fisher:
         section 2.3.
     """
 
-    def __init__(self, examples, labels):
+    def __init__(self, examples, labels, products):
         self.examples = examples
         self.labels = labels
+        self._products = products
         self._probe = None
 
     def __call__(self, model, data):
-        """Returns a float32 NumPy array for each of the model's trainable variables.
+        """Returns float32 NumPy arrays for each of the model's trainable variables.
 
         Args:
             model: A compiled `keras.Model`; nothing of it changes.
@@ -39,21 +44,31 @@ class Fisher:
 
         Raises:
             TypeError: `data` is neither.
-            ValueError: `labels="model"` and another loss.
+            ValueError: `labels="model"` and another loss; the data are not of the
+                model's shapes, none, or of a kind that its gradients are not finite.
         """
         x, y = self._take(data)
         if self._probe is None or self._probe.inner is not model:
             self._probe = _Probe(model, self.labels)  # Compiled once.
-            self._probe.compile(_SquaredGradients())
+            self._probe.compile(_Products(self._products))
+        # What does not fit is told here: on JAX a `fit()` that fails loses the weights.
+        model(keras.tree.map_structure(lambda array: array[:1], x), training=False)
         probe = self._probe
         probe.reset()
         batch_size = 1 if self.labels == "data" else BATCH_SIZE
         probe.fit(x, y, batch_size=batch_size, verbose=0, shuffle=False)
         count = len(keras.tree.flatten(x)[0])
-        return [
-            ops.convert_to_numpy(square).astype("float32") / count
-            for square in probe.optimizer.squares
+        found = [
+            [ops.convert_to_numpy(total).astype("float32") / count for total in totals]
+            for totals in probe.optimizer.totals
         ]
+        for variable, arrays in zip(model.trainable_variables, found, strict=True):
+            if not all(np.isfinite(array).all() for array in arrays):
+                raise ValueError(
+                    "The gradients must be finite; nothing has been consolidated. "
+                    f"Received: NaN or inf in those of {variable.path!r}"
+                )
+        return found
 
     def _take(self, data):
         """The first examples, as arrays."""
@@ -72,6 +87,8 @@ class Fisher:
             count += len(keras.tree.flatten(taken[-1])[0])
             if count >= self.examples:
                 break
+        if not count:
+            raise ValueError("`data` must hold at least one example.")
         return keras.tree.map_structure(
             lambda *arrays: np.concatenate(arrays)[: self.examples], *taken
         )
@@ -88,12 +105,12 @@ class _Probe(keras.Model):
         self.seed_generator = keras.random.SeedGenerator(0)
         self._seed = ops.convert_to_numpy(self.seed_generator.state).copy()
         if labels == "model":
-            self._from_logits = _find_from_logits(self.loss_function)
+            self._kind, self._from_logits = _find_kind(self.loss_function)
 
     def reset(self):
         """Begins anew, with equal draws: what was measured before does not matter."""
-        for square in self.optimizer.squares:
-            square.assign(ops.zeros(square.shape, square.dtype))
+        for total in keras.tree.flatten(self.optimizer.totals):
+            total.assign(ops.zeros(total.shape, total.dtype))
         self.seed_generator.state.assign(self._seed)
 
     def call(self, inputs):
@@ -104,6 +121,13 @@ class _Probe(keras.Model):
     ):
         if self.labels == "data":  # Of one example.
             return ops.sum(self.loss_function(y, y_pred))
+        if self._kind == "squared_error":
+            # Off by one standard deviation of what this loss is the likelihood of.
+            up = keras.random.uniform(ops.shape(y_pred), seed=self.seed_generator) < 0.5
+            size = math.prod(y_pred.shape[1:])
+            off = ops.where(up, 1.0, -1.0) * (size / 2) ** 0.5
+            drawn = ops.stop_gradient(y_pred) + ops.cast(off, y_pred.dtype)
+            return ops.sum(ops.square(y_pred - drawn)) / size
         logits = y_pred if self._from_logits else ops.log(y_pred)
         drawn = keras.random.categorical(logits, 1, seed=self.seed_generator)
         losses = keras.losses.sparse_categorical_crossentropy(
@@ -112,33 +136,50 @@ class _Probe(keras.Model):
         return ops.sum(losses)
 
 
-def _find_from_logits(loss):
+def _find_kind(loss):
+    """Which likelihood a loss is of; and whether it is given logits."""
     config = loss.get_config() if hasattr(loss, "get_config") else {}
     name = getattr(loss, "__name__", "") or type(loss).__name__
-    if name.lower().replace("_", "") not in (
-        "categoricalcrossentropy",
-        "sparsecategoricalcrossentropy",
-    ):
+    kind = _KINDS.get(name.lower().replace("_", ""))
+    if kind is None:
         raise ValueError(
             'With `labels="model"` a model must be compiled with a (sparse) '
-            "categorical crossentropy, from which it can draw labels; use "
-            f'`labels="data"` with others. Received: loss={name}'
+            "categorical crossentropy or the mean squared error, from which it can "
+            'draw labels; use `labels="data"` with others. '
+            f"Received: loss={name}"
         )
-    return bool(config.get("from_logits", False))
+    return kind, bool(config.get("from_logits", False))
 
 
-class _SquaredGradients(keras.optimizers.Optimizer):
-    """Adds up the squares of gradients, and leaves the weights as they are."""
+_KINDS = {
+    "categoricalcrossentropy": "crossentropy",
+    "sparsecategoricalcrossentropy": "crossentropy",
+    "meansquarederror": "squared_error",
+}
 
-    def __init__(self):
-        super().__init__(learning_rate=1.0, name="squared_gradients")
-        self.squares = []
+
+class _Products(keras.optimizers.Optimizer):
+    """Adds up products of gradients, and leaves the weights as they are."""
+
+    def __init__(self, products):
+        super().__init__(learning_rate=1.0, name="products")
+        self.products = products
+        self.totals = []
 
     def build(self, variables):
-        if not self.built:
-            super().build(variables)
-            self.squares = self.add_optimizer_variables(variables, "square")
+        if self.built:
+            return
+        super().build(variables)
+        for variable in variables:
+            like = keras.KerasTensor(variable.shape, "float32")
+            self.totals.append(
+                [self.add_variable(each.shape) for each in self.products(like)]
+            )
 
     def update_step(self, gradient, variable, learning_rate):
-        square = self.squares[self._get_variable_index(variable)]
-        self.assign_add(square, ops.square(ops.cast(gradient, square.dtype)))
+        totals = self.totals[self._get_variable_index(variable)]
+        # TensorFlow's may hold some rows alone.
+        gradient = ops.reshape(ops.convert_to_tensor(gradient), variable.shape)
+        products = self.products(ops.cast(gradient, "float32"))
+        for total, product in zip(totals, products, strict=True):
+            self.assign_add(total, product)

@@ -1,0 +1,251 @@
+"""Consolidation by the Gram matrices of gradients."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_psp.consolidation.consolidation import Consolidation
+from keras_psp.consolidation.consolidation import check_number
+from keras_psp.consolidation.factor import Factor
+from keras_psp.consolidation.fisher import LABELS
+from keras_psp.consolidation.fisher import Fisher
+from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp.names import check_name
+
+
+@keras.saving.register_keras_serializable(package="keras_psp")
+class Gram(Consolidation):
+    """Keeps what earlier tasks' layers answer, by two matrices for each kernel.
+
+    ```
+    strength / 2 * tr((W - W*)^T L (W - W*) R)
+    L = sum_k E[g g^T] / t_k,   R = t mean_k E[g^T g] / t_k,   t_k = E|g|^2
+    ```
+
+    where `g` is the gradient of one example's log-likelihood by the kernel, a matrix of
+    a row for each input, taken over examples of task k at its end, and `W*` is the
+    kernel at the end of the last task. `L` says which of the kernel's inputs the tasks
+    use, all pairs of them, and `R` which of its outputs matter to their answers.
+    Together they are a Kronecker-factored Fisher information, of which `EWC` has the
+    diagonal: to second order the penalty is how much the losses of the earlier tasks
+    rise, with a `strength` of 1 as much as they were in the sum.
+
+    All tasks count alike, with `t` the harmonic mean of the `t_k`. By themselves, one
+    of which the model is sure would count for little, its gradients being small, and be
+    forgotten; one learned badly for much, and keep the next from being learned.
+
+    In a superposed layer the gradient is that by the superposed kernel: it is bound, as
+    the inputs are, so that one pair of matrices holds for all tasks.
+
+    A weight of any shape is taken as a matrix with its last dimension as outputs: a
+    convolution's kernel has the numbers of a patch as inputs, a bias has one. A side
+    of more than `largest` numbers has only the diagonal of its matrix.
+
+    The other optimizer takes its steps by the loss alone. After each `every`-th the
+    kernels are pulled back to where loss and penalty hold the balance,
+
+    ```
+    W <- W* + (I + c strength L (x) R)^-1 (W - W*)
+    ```
+
+    with `c` the sum of that optimizer's step sizes since the last time, how far it has
+    gone for how large a gradient. That is the implicit step of gradient descent: it is
+    stable however strong the penalty is, and does not disturb what the optimizer knows
+    of the loss's gradients. In the coordinates of the eigenvectors it is a division.
+
+    Args:
+        optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
+        strength: Number, at least 0: how much the penalty weighs beside the loss.
+        decay: Number in [0, 1] by which the matrices of earlier tasks fade with each
+            that ends.
+        examples: Positive integer, of how many examples of a task the matrices are
+            measured, or all if there are fewer.
+        labels: `"model"` for the Fisher information proper, whose labels the model
+            draws itself; it must be trained with a (sparse) categorical crossentropy or
+            the mean squared error. `"data"` for the empirical one, which serves with
+            any loss.
+        every: Positive integer, after how many steps the kernels are pulled back.
+        largest: Positive integer, the most inputs or outputs that have a matrix.
+        name: Name of the optimizer.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> from keras_psp import consolidation
+    >>> model = keras_psp.models.mlp((4,), num_classes=3, num_tasks=2, units=8, depth=1)
+    >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    >>> model.compile(consolidation.Gram("adam"), loss)
+    >>> rng = keras.random.SeedGenerator(0)
+    >>> for task in range(2):
+    ...     image = keras.random.normal((64, 4), seed=rng)
+    ...     x = {"image": image, "task": keras.ops.full((64,), task, "int32")}
+    ...     y = keras.ops.argmax(image[:, :3], axis=1)
+    ...     history = model.fit(x, y, verbose=0)
+    ...     model.optimizer.end_task(model, (x, y))
+    >>> float(model.optimizer.penalty())
+    0.0
+
+    Reference:
+        [Ritter et al., 2018](https://arxiv.org/abs/1805.07810), equation 8, in the
+        coordinates of [Cheung et al., 2019](https://arxiv.org/abs/1902.05522); the
+        factors: [Gupta et al., 2018](https://arxiv.org/abs/1802.09568), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        optimizer="rmsprop",
+        strength=20.0,
+        decay=1.0,
+        examples=1024,
+        labels="model",
+        every=50,
+        largest=3000,
+        name="gram",
+    ):
+        super().__init__(optimizer, strength, name)
+        self.decay = check_number("decay", decay, most=1.0)
+        self.every = check_num_tasks(every, "every")
+        self.largest = check_num_tasks(largest, "largest")
+        self._fisher = Fisher(
+            check_num_tasks(examples, "examples"),
+            check_name("labels", labels, LABELS),
+            self._products,
+        )
+
+    def add_importances(self, variables):
+        """Adds two matrices for each variable, and what measures the step sizes."""
+        self.factors, self.paths = [], []
+        for variable in variables:
+            shape = _rows(keras.KerasTensor(variable.shape)).shape
+            self.factors.append([Factor(self, size, self.largest) for size in shape])
+            # How far the variable has gone, and how large the gradients were.
+            self.paths.append(self.add_variable((2,), name="path"))
+        self.count = self.add_variable((), name="count")
+
+    def rise(self, i):
+        """Returns `tr((W - W*)^T L (W - W*) R)`; see `Consolidation.rise()`."""
+        left, right = self.factors[i]
+        weights = ops.multiply(left.values[:, None], right.values)
+        return ops.sum(ops.multiply(weights, ops.square(self._coordinates(i))))
+
+    def end_task(self, model, data=None):
+        """Measures the matrices of the task that has just been learned.
+
+        Args:
+            model: The model that was trained.
+            data: The task's training data: batches `(inputs, targets)`, as a
+                `tf.data.Dataset` or anything else to iterate over; or a tuple of two
+                arrays (or dictionaries of arrays). With `labels="model"` the targets
+                are not looked at.
+
+        Raises:
+            TypeError: `data` is neither.
+            ValueError: Nothing has been trained yet, or another model; `data` is empty,
+                not of the model's shapes or gives gradients that are not finite;
+                `labels="model"`, and the loss is not one of those above. Nothing
+                changes then.
+        """
+        self._check_trained(model)
+        self._pull_back(ops.convert_to_tensor(True))  # For the last steps.
+        found = self._fisher(model, data)
+        for i, (new_left, new_right) in enumerate(found):
+            size = _trace(new_left)
+            if size > 0:
+                self._add(*self.factors[i], new_left / size, new_right / size, size)
+            self.anchors[i].assign(ops.copy(self._trainable_variables[i].value))
+
+    def _add(self, left, right, new_left, new_right, new_size):
+        """Adds a task's two matrices of trace 1, and the size of its gradients."""
+        old_left, old_right = self.decay * left.get(), right.get()
+        before = _trace(old_left)  # How many tasks there have been.
+        left.set(old_left + new_left)
+        if before == 0:
+            right.set(new_size * new_right)
+            return
+        old_size, share = _trace(old_right), 1 / (before + 1)
+        mean = (1 - share) * old_right / old_size + share * new_right
+        right.set(mean / ((1 - share) / old_size + share / new_size))
+
+    def _step(self, grads, variables):
+        before = [ops.copy(variable.value) for variable in variables]
+        self.optimizer.apply(grads, variables)
+        for gradient, variable, old in zip(grads, variables, before, strict=True):
+            if gradient is not None:
+                gone = _norm(ops.subtract(variable, old))
+                path = self.paths[self._get_variable_index(variable)]
+                path.assign_add(
+                    ops.stack([gone, _norm(ops.convert_to_tensor(gradient))])
+                )
+        self.count.assign_add(1.0)
+        self._pull_back(ops.greater_equal(self.count, self.every))
+
+    def _pull_back(self, due):
+        values = ops.cond(
+            due,
+            lambda: [self._balance(i) for i in range(len(self.factors))],
+            lambda: [ops.convert_to_tensor(v) for v in self._trainable_variables],
+        )
+        for variable, value in zip(self._trainable_variables, values, strict=True):
+            variable.assign(value)
+        for variable in (*self.paths, self.count):
+            variable.assign(ops.where(due, 0.0, variable.value))
+
+    def _balance(self, i):
+        """Where a variable is pulled back to."""
+        left, right = self.factors[i]
+        moved, gradients = self.paths[i][0], self.paths[i][1]
+        # The sum of the step sizes: none where no gradient has been.
+        size = ops.multiply(self.count, ops.divide_no_nan(moved, gradients))
+        weights = ops.multiply(left.values[:, None], right.values)
+        weights = ops.multiply(ops.multiply(self.strength, size), weights)
+        # What is taken away, so that what does not matter stays exactly as it is.
+        share = ops.divide(weights, ops.add(1.0, weights))
+        rows = left.out_of(ops.multiply(share, self._coordinates(i)))
+        rows = ops.transpose(right.out_of(ops.transpose(rows)))
+        variable = self._trainable_variables[i]
+        rows = ops.cast(ops.reshape(rows, variable.shape), variable.dtype)
+        return ops.subtract(variable, rows)
+
+    def _coordinates(self, i):
+        """How far a variable is from its anchor, along the eigenvectors."""
+        left, right = self.factors[i]
+        rows = left.into(_rows(ops.cast(self._apart(i), "float32")))
+        return ops.transpose(right.into(ops.transpose(rows)))
+
+    def _products(self, gradient):
+        rows = _rows(gradient)
+        # E[g g^T] and E[g^T g], or their diagonals.
+        return [
+            ops.sum(ops.square(each), axis=1)
+            if each.shape[0] > self.largest
+            else ops.matmul(each, ops.transpose(each))
+            for each in (rows, ops.transpose(rows))
+        ]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "decay": self.decay,
+            "examples": self._fisher.examples,
+            "labels": self._fisher.labels,
+            "every": self.every,
+            "largest": self.largest,
+        }
+
+
+def _rows(variable):
+    """A weight as a matrix: a row for each input, a column for each output."""
+    shape = tuple(variable.shape) or (1,)
+    return ops.reshape(variable, (math.prod(shape[:-1]), shape[-1]))
+
+
+def _norm(tensor):
+    return ops.sqrt(ops.sum(ops.square(ops.cast(tensor, "float32"))))
+
+
+def _trace(matrix):
+    return matrix.sum() if matrix.ndim == 1 else matrix.trace()
