@@ -49,8 +49,6 @@ def add_models(model, models) -> TaskModel:
     >>> one = keras_psp.superpose(models[:3], context="fast_rotation")
     >>> keras_psp.surgery.add_models(one, models[3:]).num_tasks
     4
-    >>> keras_psp.surgery.remove_models(one, models[3:]).num_tasks
-    3
 
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 1.
@@ -86,6 +84,20 @@ def remove_models(model, models) -> TaskModel:
         TypeError: `model` takes no task; one of `models` is not a Keras model.
         ValueError: There is no model; one is of another architecture, or has other
             biases, scales or statistics than the task has; no task would be left.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> models = [
+    ...     keras.Sequential([keras.Input((64,), name="x"), keras.layers.Dense(2)])
+    ...     for _ in range(4)
+    ... ]
+    >>> one = keras_psp.superpose(models, context="fast_rotation")
+    >>> keras_psp.surgery.remove_models(one, models[2:]).num_tasks
+    2
+
+    Reference:
+        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 1.
     """
     pairs = _pair(model, models)
     first = model.num_tasks - check_fewer_tasks(len(models), model.num_tasks)
