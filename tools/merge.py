@@ -124,7 +124,7 @@ def _measure(args):
         mine = [network.answer(_keep(models[k], kernels), most[k]) for k in each_task]
         return np.mean(np.equal(mine, answers))
 
-    best = add_to_base(max(np.arange(1, 11) / 10, key=agree))
+    best = add_to_base(max(np.geomspace(1 / args.tasks, 1, 10), key=agree))
     add_kernels("task arithmetic", [best] * args.tasks, max(data))
     bits = [
         [

@@ -86,7 +86,7 @@ class Gram(Consolidation):
     ...     y = keras.ops.argmax(image[:, :3], axis=1)
     ...     history = model.fit(x, y, verbose=0)
     ...     model.optimizer.end_task(model, (x, y))
-    >>> float(model.optimizer.penalty())
+    >>> float(keras.ops.convert_to_numpy(model.optimizer.penalty()))
     0.0
 
     Reference:

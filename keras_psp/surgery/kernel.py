@@ -4,6 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp.surgery.extract import build_plain
+from keras_psp.surgery.graph import Graph
+from keras_psp.surgery.graph import inputs_of_layers
 from keras_psp.surgery.rows import input_rows
 from keras_psp.surgery.rows import kernel_rows
 from keras_psp.surgery.rows import unbind_rows
@@ -40,42 +43,61 @@ class Kernel:
             unbind_rows(self.twin, rows - self.base, k)
             for k, rows in enumerate(self.rows, self.first)
         )
-        self._set(kernel_rows(self.twin, self.twin.kernel) + sign * total)
+        kernel = self.twin.kernel
+        self._set(kernel, kernel_rows(self.twin, kernel) + sign * total)
 
-    def fit(self, here, there, inputs, ridge):
-        """Sets the kernel that answers most as the tasks' own do; see `superpose()`.
+    def fit(self, taps, inputs, ridge):
+        """Sets the kernels that answer most as the tasks' own do; see `superpose()`.
 
         Args:
-            here: What `inputs_of_layers()` returned of the superposed model, of which
-                the layers before this one are done.
-            there: List of what it returned of the K models.
+            taps: The `Taps` of the superposed model, of which the layers before this
+                one are done.
             inputs: List of a dictionary of arrays for each.
             ridge: Non-negative float.
         """
         twin = self.twin
-        here = _model_of_inputs(here, twin)
+        here, there = taps.models(twin)
         left = right = 0.0
-        for k, (layer, x) in enumerate(zip(self.layers, inputs, strict=True)):
-            gram, cross = self._products(here, _model_of_inputs(there[k], layer), x, k)
+        for k, x in enumerate(inputs):
+            taps.hold(k)
+            gram, cross = self._products(here, there, x, k)
             # Groups of filters see groups of channels: all of it is done for each.
             groups, _, size = gram.shape
             # Inputs that are all zero show nothing: then what the kernels say counts.
             mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
-            share = np.where(mean > 0, ridge * mean, 1.0)
+            share = np.where(mean > 0, ridge * mean, 1.0) * np.eye(size)
             own, base = (
                 np.moveaxis(np.reshape(rows, (size, groups, -1)), 1, 0)
                 for rows in (self.rows[k], self.base)
             )
-            wanted = cross @ own - gram @ base + share * (own - base)
-            right = right + np.stack([unbind_rows(twin, each, k) for each in wanted])
-            gram = gram + share * np.eye(size)
-            # C^T G C = (C^T (C^T G)^T)^T
-            bound = [
-                unbind_rows(twin, unbind_rows(twin, each, k).T, k).T for each in gram
-            ]
-            left = left + np.stack(bound)
-        solved = np.linalg.solve(left, right)
-        self._set(np.reshape(np.moveaxis(solved, 0, 1), self.rows[0].shape))
+            wanted = cross @ own - gram @ base + share @ (own - base)
+            gram = gram + share
+            half = self._unbind(gram, k)  # C^T G, and its transpose is G C
+            full = self._unbind(np.swapaxes(half, 1, 2), k)
+            bound = self._unbind(wanted, k)
+            if twin.base_kernel is not None:
+                # The ridge holds the base as well: where contexts are alike, nothing
+                # else tells what is the base's from what is the kernel's.
+                rest = np.swapaxes(half, 1, 2)
+                full = np.block([[full, half], [rest, gram + share]])
+                bound = np.concatenate([bound, wanted], axis=1)
+            left, right = left + full, right + bound
+        try:
+            solved = np.moveaxis(np.linalg.solve(left, right), 0, 1)
+        except np.linalg.LinAlgError:
+            raise ValueError(
+                f"The data do not show all inputs of {twin.name!r}: it needs a ridge "
+                f"above 0. Received: ridge={ridge}"
+            ) from None
+        shape = self.rows[0].shape
+        self._set(twin.kernel, np.reshape(solved[:size], shape))
+        if twin.base_kernel is not None:
+            change = np.reshape(solved[size:], shape)
+            self._set(twin.base_kernel, self.base + change)
+
+    def _unbind(self, rows, task):
+        """Returns `C_k^T R` for the rows `R` of each group."""
+        return np.stack([unbind_rows(self.twin, each, task) for each in rows])
 
     def _products(self, here, there, x, task):
         """The mean products of the layer's inputs here with themselves, and there's."""
@@ -86,23 +108,48 @@ class Kernel:
                 name: array[start : start + BATCH_SIZE] for name, array in x.items()
             }
             index = np.full(len(next(iter(batch.values()))), task, "int32")
-            # The models' inputs are alike, but may go by other names.
-            own = dict(zip(there.input, batch.values(), strict=True))
             ours, theirs = (
                 input_rows(self.twin, model.predict_on_batch(given))
-                for model, given in ((here, {**batch, "task": index}), (there, own))
+                for model, given in ((here, {**batch, "task": index}), (there, batch))
             )
             gram = gram + np.einsum("ngi,ngj->gij", ours, ours, optimize=True)
             cross = cross + np.einsum("ngi,ngj->gij", ours, theirs, optimize=True)
             count += len(ours)
         return gram / count, cross / count
 
-    def _set(self, rows):
-        rows = ops.convert_to_tensor(rows, self.twin.kernel.dtype)
-        self.twin.kernel.assign(self.twin.kernel_of_rows(rows))
+    def _set(self, kernel, rows):
+        rows = ops.convert_to_tensor(rows, kernel.dtype)
+        kernel.assign(self.twin.kernel_of_rows(rows))
 
 
-def _model_of_inputs(inputs_of_layers, layer):
-    """A model that answers with what a layer is called with, once for each call."""
-    inputs, called = inputs_of_layers
-    return keras.Model(inputs, called[id(layer)])
+class Taps:
+    """What layers are called with, in a superposed model and in those it holds.
+
+    The K models take turns in one plain model: it need be compiled only once.
+
+    Args:
+        one: The superposed model, a `TaskModel`.
+        kept: List of pairs of its layers with the K layers that each holds.
+    """
+
+    def __init__(self, one, kept):
+        plain, pairs = build_plain(one, 0)
+        self._copies = {id(layer): copy for layer, copy in pairs}
+        self._kept = [(self._copies[id(twin)], layers) for twin, layers in kept]
+        self._here = inputs_of_layers(Graph(one, takes_task=True))
+        self._there = inputs_of_layers(Graph(plain))
+
+    def hold(self, task):
+        """Gives the plain model the weights of model k."""
+        for copy, layers in self._kept:
+            copy.set_weights(layers[task].get_weights())
+
+    def models(self, layer):
+        """Two models that answer with what a layer is called with, once a call."""
+        return (
+            keras.Model(inputs, called[id(each)])
+            for (inputs, called), each in (
+                (self._here, layer),
+                (self._there, self._copies[id(layer)]),
+            )
+        )

@@ -17,8 +17,8 @@ from keras_psp.surgery.counterparts import set_task_weights
 from keras_psp.surgery.graph import Graph
 from keras_psp.surgery.graph import as_inputs
 from keras_psp.surgery.graph import copy_weights
-from keras_psp.surgery.graph import inputs_of_layers
 from keras_psp.surgery.kernel import Kernel
+from keras_psp.surgery.kernel import Taps
 from keras_psp.surgery.twin import build_twin
 
 
@@ -39,17 +39,24 @@ def superpose(
     projections. Everything that is no such kernel (biases, scales, statistics,
     depthwise kernels) each task keeps as it is.
 
-    With `data`, the sum is replaced by the kernel that answers best, layer after layer:
-    the one whose outputs, for the inputs which the layers before it give it, are
-    nearest to what the task's own model has there,
+    With `data`, the sum is replaced by the kernels that answer best, layer after layer:
+    those whose outputs, for the inputs which the layers before give, are nearest to
+    what each task's own model has there. With a base that is a change `B` of the base's
+    kernel and a kernel `W` under contexts, the least squares solution of
 
     ```
-    (sum_k C_k^T G_k C_k) W = sum_k C_k^T (X_k^T Y_k / n + r_k D_k)
-    G_k = X_k^T X_k / n + r_k I,  r_k = ridge tr(X_k^T X_k / n) / M
+    sum_k |X_k (B + C_k W) - Y_k|^2 / n + r_k |B + C_k W - D_k|^2 + r_k |B|^2
+    r_k = ridge tr(X_k^T X_k / n) / M
     ```
 
-    where `X_k` are the n inputs of the layer in the superposed model, `Y_k` what it is
-    to add to the base's outputs, and `D_k` the difference of the kernels.
+    where `X_k` are the n inputs of the layer in the superposed model, `Y_k` what is
+    missing from the base's outputs, and `D_k` the difference of the kernels. Without a
+    base it is `W` alone,
+
+    ```
+    (sum_k C_k^T G_k C_k) W = sum_k C_k^T (X_k^T Y_k / n + r_k W_k)
+    G_k = X_k^T X_k / n + r_k I
+    ```
 
     Args:
         models: List of at least two Keras models, functional or sequential, built, of
@@ -77,7 +84,8 @@ def superpose(
         TypeError: One of the models is not a Keras model; `data` is not as above.
         ValueError: There are fewer than two models, or not as many data; the data have
             no example, labels, or are not finite; a model is not built, neither
-            functional nor sequential, or differs in a layer or in how it is called; a
+            functional nor sequential, or differs in a layer or in how it is called; the
+            ridge is 0 and the data do not show all inputs of a layer; a
             layer without a counterpart here has other weights in each; a layer is
             quantized or has a LoRA.
 
@@ -116,7 +124,7 @@ def superpose(
         id(layers[0]): layers
         for layers in zip(*(parts(graph.layers) for graph in graphs), strict=True)
     }
-    kernels = []
+    kept, kernels = [], []
     for layer, twin in pairs:
         if isinstance(twin, (Superposed, TaskRows)):
             layers = alike[id(layer)][: len(models)]
@@ -126,15 +134,15 @@ def superpose(
                     twin.base_kernel.assign(alike[id(layer)][-1].get_weights()[0])
                 kernels.append(Kernel(twin, layers))
             set_task_weights(twin, layers)
+            kept.append((twin, layers))
         else:
             copy_weights(layer, twin)
     for kernel in kernels:
         kernel.add_up()
     if data is not None:
-        here = inputs_of_layers(Graph(one, takes_task=True))
-        there = [inputs_of_layers(graph) for graph in graphs[: len(models)]]
+        taps = Taps(one, kept)
         for kernel in kernels:  # Each sees what the ones before it now give.
-            kernel.fit(here, there, data, ridge)
+            kernel.fit(taps, data, ridge)
     return one
 
 

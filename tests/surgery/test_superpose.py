@@ -114,24 +114,37 @@ def test_data_fit_the_answers(make, options, with_base):
     assert fitted < 0.5 * summed
 
 
-def test_one_layer_is_the_least_squares_solution():
-    models = [
-        draw_weights(
-            keras.Sequential([keras.Input((5,), name="x"), keras.layers.Dense(2)]), seed
-        )
-        for seed in (1, 2, 3)
-    ]
+@pytest.mark.parametrize("with_base", [False, True])
+def test_one_layer_is_the_least_squares_solution(with_base):
+    def make(seed):
+        layers = [keras.Input((5,), name="x"), keras.layers.Dense(2, use_bias=False)]
+        return draw_weights(keras.Sequential(layers), seed)
+
+    models = [make(seed) for seed in (1, 2, 3)]
+    base = make(9) if with_base else None
     data = [draw_inputs(models[0], 20, seed)["x"] for seed in (4, 5, 6)]
-    one = keras_psp.superpose(models, "rotation", data=data, ridge=0.0)
-    layer = one.layers[-1]
-    x = np.concatenate(
-        [to_numpy(layer.context(data[k], k)) for k in range(3)], dtype="float64"
-    )
-    y = np.concatenate(
-        [data[k] @ to_numpy(models[k].layers[-1].kernel) for k in range(3)]
-    )
-    expected = np.linalg.lstsq(x, y, rcond=None)[0]
-    np.testing.assert_allclose(to_numpy(layer.kernel), expected, rtol=1e-4, atol=1e-5)
+    layer = keras_psp.superpose(
+        models, "rotation", base=base, data=data, ridge=0.1
+    ).layers[-1]
+    of_base = to_numpy(base.layers[-1].kernel) if base else 0.0
+    rows, wanted = [], []
+    for k, (x, model) in enumerate(zip(data, models, strict=True)):
+        context = to_numpy(layer.context(np.eye(5, dtype="float32"), k))
+        step = to_numpy(model.layers[-1].kernel) - of_base
+        ridge = np.sqrt(0.1 * np.mean(np.square(x))) * np.eye(5)
+        for seen in (x / np.sqrt(20), ridge):
+            rows.append(np.concatenate([seen @ context, seen], axis=1))
+            wanted.append(seen @ step)
+        rows.append(np.concatenate([0 * ridge, ridge], axis=1))
+        wanted.append(0 * step)
+    columns = 10 if with_base else 5
+    expected = np.linalg.lstsq(
+        np.concatenate(rows)[:, :columns], np.concatenate(wanted), rcond=None
+    )[0]
+    kernels = [to_numpy(layer.kernel)]
+    if with_base:
+        kernels.append(to_numpy(layer.base_kernel) - of_base)
+    np.testing.assert_allclose(np.concatenate(kernels), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_called_twice_is_fitted_to_both():
@@ -317,3 +330,5 @@ def test_bad_data(data, error, message):
         keras_psp.superpose(models, data=[data, data])
     with pytest.raises(ValueError, match="`ridge` must be"):
         keras_psp.superpose(models, data=[X, X], ridge=-1.0)
+    with pytest.raises(ValueError, match="all inputs of 'first'.*ridge=0.0"):
+        keras_psp.superpose(models, "identity", data=[X, X], ridge=0.0)
