@@ -101,8 +101,8 @@ def capacity(model_or_widths, tolerance=0.05) -> Capacity:
     room. So the default, 0.05, keeps nine tenths or more there. It is a guide, no
     promise: what is learned together, tasks that are alike, and models that are
     finished and then superposed differ, and so do families whose contexts are not as
-    random ones (permutations without signs, few reflections; powers a little), of which
-    `interference()` tells more.
+    random ones (permutations without signs, few reflections), of which `interference()`
+    tells more.
 
     Args:
         model_or_widths: `keras_psp.models.TaskModel`; or a list of positive integers,
