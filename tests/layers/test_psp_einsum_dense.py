@@ -63,7 +63,6 @@ def reference(layer, x, k):
 @pytest.mark.parametrize(
     "make, name",
     [
-        (make, "projection"),
         (make_base, "projection"),
         (make_output, "output"),
         (make_own, "own"),

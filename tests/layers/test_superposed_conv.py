@@ -150,10 +150,6 @@ def make_causal(**kwargs):
     return make_strided(rank=1, padding="causal", **kwargs)
 
 
-def make_causal_base(**kwargs):
-    return make_base(rank=1, padding="causal", **kwargs)
-
-
 def make_volume(**kwargs):
     return make_base(rank=3, kernel_size=2, groups=1, **kwargs)
 
@@ -162,14 +158,11 @@ def make_volume(**kwargs):
 @pytest.mark.parametrize(
     "make, rank",
     [
-        (make_strided, 2),
-        (make_channels, 2),
         (make_without_bias, 2),
         (make_learnable, 2),
         (make_base, 2),
         (make_base_over_channels, 2),
         (make_causal, 1),
-        (make_causal_base, 1),
         (make_volume, 3),
     ],
 )
