@@ -10,8 +10,12 @@ from keras_psp.benchmarks.checkpoint import check_same_run
 from keras_psp.benchmarks.experiments import EXPERIMENTS
 from keras_psp.benchmarks.files import claim_folder
 from keras_psp.benchmarks.files import open_atomically
+from keras_psp.benchmarks.metrics import learning_accuracy
+from keras_psp.benchmarks.metrics import retention
 from keras_psp.benchmarks.result import FILE_NAME as RESULT_NAME
 from keras_psp.benchmarks.result import RunResult
+from keras_psp.benchmarks.tables import format_bytes
+from keras_psp.benchmarks.tables import in_percent
 
 FILE_NAME = "search.json"
 TUNERS = ("random", "hyperband", "bayesian")
@@ -108,6 +112,26 @@ class Search:
             results,
             key=lambda result: (-result.config[length], -result.average_accuracy),
         )
+
+    def rows(self, results: Sequence[RunResult], most: int = 10) -> list[dict]:
+        """The table of the best results; the best average is marked with `**`."""
+        rows = [
+            {
+                "trial": self.describe_trial(result.config),
+                "average %": in_percent([result.average_accuracy]),
+                "task 0 %": in_percent([result.accuracy_matrix[-1, 0]]),
+                "retention %": in_percent([retention(result.accuracy_matrix)]),
+                "just trained %": in_percent(
+                    [learning_accuracy(result.accuracy_matrix)]
+                ),
+                "forgetting %": in_percent([result.forgetting]),
+                "weights": format_bytes(result.memory["weights"]),
+                "seconds": f"{result.timings['total_seconds']:.0f}",
+            }
+            for result in self.rank(results)[:most]
+        ]
+        rows[0]["average %"] = f"**{rows[0]['average %']}**"
+        return rows
 
     def describe_trial(self, config: dict) -> str:
         """Says what a trial has chosen, and how long it was if shorter than others."""

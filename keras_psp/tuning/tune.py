@@ -122,10 +122,11 @@ class _Runs:
         config = self.hypermodel.config(trial.hyperparameters)
         progress = RunProgress(config.num_visits, config.steps, self.console)
         metrics = self.hypermodel.fit(trial.hyperparameters, callbacks=[progress])
+        kept = metrics.get("retention", float("nan"))
         self._tell(
             trial,
             f"{100 * metrics['average_accuracy']:.1f} % on average, task 0 keeps "
-            f"{100 * metrics['retention']:.1f} %",
+            f"{100 * kept:.1f} %",
         )
         return metrics
 
