@@ -115,21 +115,7 @@ class Search:
 
     def rows(self, results: Sequence[RunResult], most: int = 10) -> list[dict]:
         """The table of the best results; the best average is marked with `**`."""
-        rows = [
-            {
-                "trial": self.describe_trial(result.config),
-                "average %": in_percent([result.average_accuracy]),
-                "task 0 %": in_percent([result.accuracy_matrix[-1, 0]]),
-                "retention %": in_percent([retention(result.accuracy_matrix)]),
-                "just trained %": in_percent(
-                    [learning_accuracy(result.accuracy_matrix)]
-                ),
-                "forgetting %": in_percent([result.forgetting]),
-                "weights": format_bytes(result.memory["weights"]),
-                "seconds": f"{result.timings['total_seconds']:.0f}",
-            }
-            for result in self.rank(results)[:most]
-        ]
+        rows = [self._row(result) for result in self.rank(results)[:most]]
         rows[0]["average %"] = f"**{rows[0]['average %']}**"
         return rows
 
@@ -147,3 +133,16 @@ class Search:
             f"{name.replace('_', ' ')} {', '.join(map(str, choices))}"
             for name, choices in self.space.items()
         )
+
+    def _row(self, result):
+        matrix = result.accuracy_matrix
+        return {
+            "trial": self.describe_trial(result.config),
+            "average %": in_percent([result.average_accuracy]),
+            "task 0 %": in_percent([matrix[-1, 0]]),
+            "retention %": in_percent([retention(matrix)]),
+            "just trained %": in_percent([learning_accuracy(matrix)]),
+            "forgetting %": in_percent([result.forgetting]),
+            "weights": format_bytes(result.memory["weights"]),
+            "seconds": f"{result.timings['total_seconds']:.0f}",
+        }

@@ -117,7 +117,7 @@ class _Runs:
     """What makes trials runs; goes before a tuner of KerasTuner's."""
 
     def run_trial(self, trial):
-        """Runs a trial; KerasTuner's own would build a model that a run does not use."""
+        # KerasTuner's own would build a model, and save weights, that nobody uses.
         keras.utils.clear_session()  # Frees what the last run has compiled.
         config = self.hypermodel.config(trial.hyperparameters)
         progress = RunProgress(config.num_visits, config.steps, self.console)
@@ -178,6 +178,6 @@ def _options(config, space, tuner, trials):
 
 
 def _role():
-    """Whether this process is a worker of a chief, and its name, as KerasTuner has it."""
+    """Whether this process is a worker of a chief, and its name, for KerasTuner."""
     tuner_id = os.environ.get("KERASTUNER_TUNER_ID", "tuner0")
     return "KERASTUNER_ORACLE_IP" in os.environ and "chief" not in tuner_id, tuner_id
