@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras_tuner
 
-from keras_psp import benchmarks
+from keras_psp.benchmarks import run
 from keras_psp.benchmarks.config import Config
 from keras_psp.models import TaskModel
 from keras_psp.tuning.spaces import check_space
@@ -20,7 +20,7 @@ OBJECTIVE = keras_tuner.Objective("average_accuracy", "max")
 class RunHyperModel(keras_tuner.HyperModel):
     """KerasTuner's view of a benchmark: hyperparameters make a config, `fit()` runs it.
 
-    The run is that of `keras_psp.benchmarks.run()`, with its own model, and gives all
+    The run is that of `keras_psp.run()`, with its own model, and gives all
     the metrics of its result. The objective is `average_accuracy`, to be maximized:
     the mean accuracy over all tasks after the last one.
 
@@ -103,7 +103,7 @@ class RunHyperModel(keras_tuner.HyperModel):
         config, output = self.config(hp), None
         if self.output is not None:
             output = self.output / config.folder_name
-        result = benchmarks.run(
+        result = run(
             config,
             output=output,
             overwrite=output is not None,  # What a kill has left before a checkpoint.
