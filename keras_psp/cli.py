@@ -244,8 +244,8 @@ def _add_tune(parser):
             default=argparse.SUPPRESS,
             metavar="NAME=CHOICE,CHOICE,...",
             help="what is searched, given once for each, as in --search units=64,128 "
-            "--search context=binary,powers (default: all that is not given below, of "
-            "what README says)",
+            "--search context=binary,powers (default: contexts, sizes and how "
+            "it is trained, but what is given below)",
         )
         _add_run_options(
             experiment,

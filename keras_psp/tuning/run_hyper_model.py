@@ -75,6 +75,11 @@ class RunHyperModel(keras_tuner.HyperModel):
         )
         self.output = None if output is None else Path(output)
 
+    def declare_hyperparameters(self, hp: keras_tuner.HyperParameters):
+        """Adds the space to hyperparameters."""
+        for name, choices in self.space.items():
+            hp.Choice(name, choices)
+
     def config(self, hp: keras_tuner.HyperParameters) -> Config:
         """Returns the config that hyperparameters make."""
         # What comes from another process may be 0 for False.

@@ -1,6 +1,7 @@
 """A search: a tuner of KerasTuner's, whose trials are runs."""
 
 import os
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from keras_psp.benchmarks.checkpoint import describe
 from keras_psp.benchmarks.config import Config
 from keras_psp.benchmarks.config import check_integer
 from keras_psp.benchmarks.progress import RunProgress
+from keras_psp.benchmarks.search import FILE_NAME
 from keras_psp.names import check_name
 from keras_psp.tuning.run_hyper_model import OBJECTIVE
 from keras_psp.tuning.run_hyper_model import RunHyperModel
@@ -91,10 +93,16 @@ def tune(
         **describe(config), space=hypermodel.space, tuner=tuner, trials=trials
     )
     is_worker, tuner_id = _role()
-    if not is_worker:
+    if is_worker:
+        while not (Path(output) / FILE_NAME).exists():
+            time.sleep(0.1)  # The chief writes it.
+        search.check(output)
+    else:
         search.claim(output, resume)
+    hyperparameters = keras_tuner.HyperParameters()
+    hypermodel.declare_hyperparameters(hyperparameters)
     trial_tuner = _TUNERS[tuner](
-        hypermodel,
+        hyperparameters=hyperparameters,
         objective=OBJECTIVE,
         seed=config.seed + 1,  # KerasTuner would draw one for 0.
         # What KerasTuner writes is there to be read; the search is in its results.
@@ -103,11 +111,9 @@ def tune(
         overwrite=True,
         **_options(config, hypermodel.space, tuner, trials),
     )
-    if is_worker:
-        trial_tuner.oracle.get_space()  # Waits for the chief, which has claimed it.
-        search.check(output)
     trial_tuner.oracle.max_trials = trials  # Hyperband's has no argument for it.
     trial_tuner.oracle.verbose = 0
+    trial_tuner.run_model = hypermodel
     trial_tuner.console = console or Console(quiet=True)
     trial_tuner.search()
     return search.results(output)
@@ -119,9 +125,9 @@ class _Runs:
     def run_trial(self, trial):
         # KerasTuner's own would build a model, and save weights, that nobody uses.
         keras.utils.clear_session()  # Frees what the last run has compiled.
-        config = self.hypermodel.config(trial.hyperparameters)
+        config = self.run_model.config(trial.hyperparameters)
         progress = RunProgress(config.num_visits, config.steps, self.console)
-        metrics = self.hypermodel.fit(trial.hyperparameters, callbacks=[progress])
+        metrics = self.run_model.fit(trial.hyperparameters, callbacks=[progress])
         kept = metrics.get("retention", float("nan"))
         self._tell(
             trial,
@@ -139,7 +145,7 @@ class _Runs:
         chosen = ", ".join(
             f"{name.replace('_', ' ')} {value}"
             for name, value in trial.hyperparameters.values.items()
-            if name in self.hypermodel.space
+            if name in self.run_model.space
         )
         of = f"{int(trial.trial_id) + 1} of {self.oracle.max_trials}"
         self.console.print(f"trial {of}: {chosen}: {outcome}")
