@@ -26,12 +26,13 @@ __all__ = [
     "models",
     "superpose",
     "surgery",
+    "tuning",
 ]
 
 
 def __getattr__(name):
-    # These two need more than Keras and NumPy, and are imported when first asked for.
-    if name in ("datasets", "benchmarks"):
+    # These need more than Keras and NumPy, and are imported when first asked for.
+    if name in ("datasets", "benchmarks", "tuning"):
         import importlib
 
         return importlib.import_module(f"keras_psp.{name}")

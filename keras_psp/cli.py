@@ -19,6 +19,12 @@ from keras_psp.names import check_name
 
 BACKENDS = ("jax", "tensorflow", "torch")
 
+# The columns of a report's tables that a terminal has room for.
+SHOWN = (
+    *("runs", "average %", "task 0 %", "retention %", "just trained %"),
+    "forgetting %",
+)
+
 DESCRIPTION = """\
 Parameter superposition: many models in one set of weights.
 
@@ -30,6 +36,8 @@ Parameter superposition: many models in one set of weights.
       compares them: tables here, a page to open in a browser beside them
   keras-psp run --suite paper-small
       all of the paper's experiments on small data, in minutes
+  keras-psp tune permuted --trials 12
+      searches for the network that keeps most; report takes its folder too
   keras-psp list
       names the experiments, sources and context families there are
 """
@@ -65,7 +73,7 @@ def _check_words(argv):
     words = [word for word in argv[:2] if not word.startswith("-")]
     if words:
         check_name("command", words[0], _COMMANDS)
-    if len(words) == 2 and words[0] == "run":
+    if len(words) == 2 and words[0] in ("run", "tune"):
         check_name("experiment", words[1], benchmarks.EXPERIMENTS)
 
 
@@ -105,15 +113,9 @@ def _add_run(parser):
     parser.set_defaults(command=_run_suite)
     experiments = parser.add_subparsers(metavar="EXPERIMENT")
     for name, config in benchmarks.EXPERIMENTS.items():
-        help = config.__doc__.splitlines()[0]
-        experiment = experiments.add_parser(
-            name,
-            help=help,
-            description=help,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
+        experiment = _add_experiment(experiments, name, config)
         for field in dataclasses.fields(config):
-            _add_option(experiment, field)
+            _add_option(experiment, field, default=field.default)
         _add_run_options(
             experiment,
             "folder for result.json (default: one in runs/ named after the run)",
@@ -136,6 +138,16 @@ def _add_run(parser):
         experiment.set_defaults(command=_run, config=config)
 
 
+def _add_experiment(experiments, name, config):
+    help = config.__doc__.splitlines()[0]
+    return experiments.add_parser(
+        name,
+        help=help,
+        description=help,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
 def _add_run_options(parser, output):
     parser.add_argument(
         "--backend",
@@ -147,17 +159,17 @@ def _add_run_options(parser, output):
     parser.add_argument("--output", type=Path, default=argparse.SUPPRESS, help=output)
 
 
-def _add_option(parser, field):
+def _add_option(parser, field, default):
     flag = "--" + field.name.replace("_", "-")
     help, names = field.metadata["help"], field.metadata["names"]
     if field.type is bool:
-        parser.add_argument(flag, action="store_true", help=help)
+        parser.add_argument(flag, action="store_true", default=default, help=help)
         return
     options = {"type": field.type, "metavar": field.type.__name__.upper()}
     if names:
         options = {"type": _known(field.name, names), "metavar": "NAME"}
         help = f"{help}: {', '.join(names)}"
-    parser.add_argument(flag, default=field.default, help=help, **options)
+    parser.add_argument(flag, default=default, help=help, **options)
 
 
 def _known(what, names):
@@ -173,7 +185,7 @@ def _known(what, names):
 def _run(args):
     fields = [field.name for field in dataclasses.fields(args.config)]
     config = args.config(**{name: getattr(args, name) for name in fields})
-    output = getattr(args, "output", Path("runs") / _name(config))
+    output = getattr(args, "output", Path("runs") / config.folder_name)
     options = {"overwrite": args.overwrite, "tensorboard": args.tensorboard}
     console = _console()
     _run_one(console, config, output, resume=args.resume, **options)
@@ -191,7 +203,7 @@ def _run_suite(args):
     output = getattr(args, "output", Path("runs") / args.suite)
     for number, config in enumerate(suite, start=1):
         console.print(f"[bold]{number} of {len(suite)}[/bold]")
-        _run_one(console, config, output / _name(config), resume=True)
+        _run_one(console, config, output / config.folder_name, resume=True)
     console.print(f"report:  keras-psp report {output}")
 
 
@@ -212,8 +224,120 @@ def _run_one(console, config, output, **options):
     )
 
 
-def _name(config):
-    return f"{config.name}-{keras.backend.backend()}"
+def _add_tune(parser):
+    experiments = parser.add_subparsers(metavar="EXPERIMENT", required=True)
+    for name, config in benchmarks.EXPERIMENTS.items():
+        experiment = _add_experiment(experiments, name, config)
+        experiment.add_argument(
+            "--tuner",
+            type=_known("tuner", benchmarks.TUNERS),
+            default="random",
+            metavar="{" + ",".join(benchmarks.TUNERS) + "}",
+            help="how KerasTuner chooses the next trial",
+        )
+        experiment.add_argument(
+            "--trials", type=int, default=20, metavar="INT", help="how many runs"
+        )
+        experiment.add_argument(
+            "--search",
+            action="append",
+            default=argparse.SUPPRESS,
+            metavar="NAME=CHOICE,CHOICE,...",
+            help="what is searched, given once for each, as in --search units=64,128 "
+            "--search context=binary,powers (default: contexts, sizes and how "
+            "it is trained, but what is given below)",
+        )
+        _add_run_options(
+            experiment,
+            "folder for the search (default: one in runs/ named after it)",
+        )
+        experiment.add_argument(
+            "--resume",
+            action="store_true",
+            help="go on with the search in the folder",
+        )
+        fixed = experiment.add_argument_group("what is not searched")
+        for field in dataclasses.fields(config):
+            _add_option(fixed, field, default=argparse.SUPPRESS)
+        experiment.set_defaults(command=_tune, config=config)
+
+
+def _tune(args):
+    from keras_psp import tuning  # Which needs KerasTuner.
+
+    fields = {field.name: field for field in dataclasses.fields(args.config)}
+    given = {name: value for name, value in vars(args).items() if name in fields}
+    config = args.config(**given)
+    if "search" in args:
+        space = _space(args.search, fields, given)
+    else:
+        space = {
+            name: choices
+            for name, choices in tuning.default_space(config).items()
+            if name not in given
+        }
+    folder = f"tune-{args.tuner}-{config.folder_name}"
+    output = getattr(args, "output", Path("runs") / folder)
+    console = _console()
+    results = tuning.tune(
+        config,
+        output,
+        space,
+        tuner=args.tuner,
+        trials=args.trials,
+        resume=args.resume,
+        console=console,
+    )
+    if not results:
+        raise ValueError(f"No trial came to an end. Received: output={output}")
+    best = results[0]
+    chosen = benchmarks.Search.load(output).describe_trial(best.config)
+    console.print(
+        f"best of {len(results)}: {chosen}: "
+        f"{100 * best.average_accuracy:.1f} % on average over {best.config['tasks']} "
+        f"tasks, {100 * best.accuracy_matrix[-1, 0]:.1f} % on task 0, which is "
+        f"{100 * benchmarks.retention(best.accuracy_matrix):.1f} % of what it had\n"
+        f"again:   keras-psp run {_command(args.config(**best.config))}\n"
+        f"report:  keras-psp report {output}"
+    )
+
+
+def _space(searched, fields, given):
+    """What `--search` says, in the fields' types."""
+    space = {}
+    for text in searched:
+        name, _, choices = text.partition("=")
+        name = name.replace("-", "_")
+        check_name("hyperparameter", name, fields)
+        if name in space or name in given:
+            raise ValueError(
+                f"`{name}` is either given or searched, and once. Received: --search "
+                f"{text}"
+            )
+        space[name] = [_read(name, x, fields[name].type) for x in choices.split(",")]
+    return space
+
+
+def _read(name, text, type):
+    if type is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return {bool: int}.get(type, type)(text)
+    except ValueError as error:
+        raise ValueError(
+            f"The choices of `{name}` must be {type.__name__}. Received: {text!r}"
+        ) from error
+
+
+def _command(config):
+    """The arguments of `keras-psp run` for a config."""
+    words = [config.experiment]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            words.append("--" + field.name.replace("_", "-"))
+            words += [] if value is True else [str(value)]
+    return " ".join(words)
 
 
 def _add_report(parser):
@@ -237,13 +361,14 @@ def _report(args):
     for title, rows in found.tables.items():
         table = Table(title=title, title_justify="left")
         # What 80 columns can hold; the files have the rest.
-        table.add_column("system", overflow="fold", min_width=12)
-        numbers = ("runs", "average %", "task 0 %", "just trained %", "forgetting %")
+        what, *others = rows[0]
+        table.add_column(what, overflow="fold", min_width=12)
+        numbers = [column for column in others if column in SHOWN]
         for column in numbers:
             table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
         for row in rows:
             table.add_row(
-                *(row[column].replace("**", "") for column in ("system", *numbers))
+                *(row[column].replace("**", "") for column in (what, *numbers))
             )
         console.print(table)
     for reason in found.left_out:
@@ -261,6 +386,7 @@ def _list(args):
     for what, names in (
         ("experiments", benchmarks.EXPERIMENTS),
         ("suites", benchmarks.SUITES),
+        ("tuners", benchmarks.TUNERS),
         ("sources", datasets.SOURCES),
         ("contexts", contexts.FAMILIES),
         ("backends", BACKENDS),
@@ -277,6 +403,7 @@ def _console():
 
 _COMMANDS = {
     "run": (_add_run, "run an experiment"),
+    "tune": (_add_tune, "search for the config that keeps most"),
     "report": (_add_report, "compare runs: table, Markdown and plots"),
     "list": (_add_list, "name the experiments, sources and context families there are"),
 }

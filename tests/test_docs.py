@@ -56,10 +56,13 @@ def test_readme_block(number, tmp_path, monkeypatch):
         if words[0] == "keras-psp":
             # The command as it stands, but for how long it takes.
             words = [sys.executable, "-m", "keras_psp.cli", *words[1:]]
-            if "run" in words:
+            if "run" in words or "tune" in words:
                 words += ["--tasks", "2", "--steps", "6"]
-                words += [] if "incremental" in words else ["--units", "8"]
                 words += [] if "digits" in words else ["--source", "digits"]
+            if "run" in words:
+                words += [] if "incremental" in words else ["--units", "8"]
+            if "tune" in words:
+                words += ["--trials", "2"]
             for i, word in enumerate(words):
                 if "*" in word:
                     words[i : i + 1] = map(str, sorted(tmp_path.glob(word)))

@@ -12,7 +12,10 @@ from conftest import BACKEND
 
 import keras_psp
 
-HEAVY = ("sklearn", "matplotlib", "rich", "tensorflow_datasets", "tensorflow")
+HEAVY = (
+    *("sklearn", "matplotlib", "rich", "tensorflow_datasets", "tensorflow"),
+    "keras_tuner",
+)
 
 
 def test_import_brings_keras_and_numpy_alone():

@@ -22,6 +22,8 @@ from keras_psp.benchmarks.report import report
 from keras_psp.benchmarks.result import RunResult
 from keras_psp.benchmarks.rotating_config import RotatingConfig
 from keras_psp.benchmarks.run import run
+from keras_psp.benchmarks.search import TUNERS
+from keras_psp.benchmarks.search import Search
 from keras_psp.benchmarks.suites import SUITES
 from keras_psp.benchmarks.tables import describe_system
 from keras_psp.benchmarks.task_accuracy import TaskAccuracy
@@ -38,6 +40,8 @@ __all__ = [
     "RotatingConfig",
     "RunResult",
     "SUITES",
+    "Search",
+    "TUNERS",
     "TaskAccuracy",
     "average_accuracy",
     "backward_transfer",

@@ -54,6 +54,7 @@ class Config:
 
     experiment: ClassVar[str]  # Its name on the command line.
     published: ClassVar[dict]  # Fields as they are in the paper, or its authors' code.
+    length: ClassVar[str] = "tasks"  # The field that makes a run longer, or shorter.
 
     source: str = option("digits", "the images")
     tasks: int = option(10, "how many tasks are learned, one after the other")
@@ -93,7 +94,7 @@ class Config:
                 check_name(field.name, value, field.metadata["names"])
             elif field.type is int:
                 least = 0 if field.name in ("seed", "depth") else 1
-                _check_integer(field.name, value, least)
+                check_integer(field.name, value, least)
             elif field.type is float:
                 check_number(field.name, value)
             elif not isinstance(value, bool):
@@ -126,6 +127,11 @@ class Config:
             if name not in always and value != defaults[name]
         ]
         return "-".join([self.experiment, *(options[k] for k in always), *changed])
+
+    @property
+    def folder_name(self) -> str:
+        """The name and the backend: of the folder that a run is written to."""
+        return f"{self.name}-{keras.backend.backend()}"
 
     @property
     def num_contexts(self) -> int:
@@ -165,7 +171,8 @@ class Config:
         return consolidation(optimizer, **options)
 
 
-def _check_integer(name, value, least):
+def check_integer(name, value, least):
+    """Raises if `value` is no integer, or less than `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer. Received: {name}={value!r}")
     if value < least:

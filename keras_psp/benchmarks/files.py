@@ -36,12 +36,17 @@ def open_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise
 
 
-def claim_folder(path: str | os.PathLike, overwrite: bool = False) -> Path:
+def claim_folder(
+    path: str | os.PathLike,
+    overwrite: bool = False,
+    way_out: str = "overwrite it with --overwrite",
+) -> Path:
     """Creates an output folder, or makes sure that it may be written.
 
     Args:
         path: The folder.
         overwrite: Boolean, whether it may hold files already.
+        way_out: What to do if it does but may not, for the message.
 
     Returns:
         The folder's path.
@@ -55,8 +60,8 @@ def claim_folder(path: str | os.PathLike, overwrite: bool = False) -> Path:
         raise FileExistsError(f"The output folder is a file. Received: output={path}")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise FileExistsError(
-            "The output folder is not empty. Choose another, or overwrite it with "
-            f"--overwrite. Received: output={path}"
+            f"The output folder is not empty. Choose another, or {way_out}. "
+            f"Received: output={path}"
         )
     path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path):

@@ -13,6 +13,8 @@ from keras_psp.benchmarks.files import open_atomically
 from keras_psp.benchmarks.plots import draw
 from keras_psp.benchmarks.result import FILE_NAME
 from keras_psp.benchmarks.result import RunResult
+from keras_psp.benchmarks.search import FILE_NAME as SEARCH_NAME
+from keras_psp.benchmarks.search import Search
 from keras_psp.benchmarks.tables import describe_system
 from keras_psp.benchmarks.tables import group
 
@@ -41,7 +43,7 @@ class Report:
 
     Attributes:
         tables: By title, a dictionary of strings for each row; the best average is in
-            `**`.
+            `**`. Those of searches come first.
         paths: The files: `report.html`, a page with everything in it, `report.md`,
             `runs.csv`, and the plots.
         left_out: Why a run is not in it, for each that is not.
@@ -56,6 +58,8 @@ def report(
     runs: Iterable[str | os.PathLike], output: str | os.PathLike | None = None
 ) -> Report:
     """Writes tables and plots of some runs, those with equal settings in one table.
+
+    Runs that a search for hyperparameters has made are in one of its best trials too.
 
     Args:
         runs: Folders of runs, folders that hold such folders, or `result.json` files.
@@ -106,7 +110,8 @@ def report(
             figure.savefig(buffer, format="png", dpi=110)
             pictures[one.slug, name] = buffer.getvalue()
     names = {folder: _name(folder, output) for folder, _ in loaded}
-    sections = [
+    sections = _searches(loaded, output, left_out)
+    sections += [
         {
             "title": one.title,
             "note": one.note,
@@ -140,6 +145,32 @@ def _find(path):
     if (path / FILE_NAME).exists():
         return [path]
     return sorted(found.parent for found in path.rglob(FILE_NAME)) or [path]
+
+
+def _searches(loaded, output, left_out):
+    """A section for each search that some of the runs are of: its best trials."""
+    found = {}
+    for folder, result in loaded:
+        if (folder.parent / SEARCH_NAME).exists():
+            found.setdefault(folder.parent, []).append(result)
+    sections = []
+    for folder, results in found.items():
+        try:
+            search = Search.load(folder)
+        except ValueError as error:
+            left_out.append(str(error))
+            continue
+        sections.append(
+            {
+                "title": f"Search {_name(folder, output)}: best of {len(results)} runs",
+                "note": f"By KerasTuner ({search.tuner}), over "
+                f"{search.describe_space()}. It is the best on the test examples, and "
+                "so looks a little better than it is: measure it with another seed.",
+                "rows": search.rows(results),
+                "pictures": [],
+            }
+        )
+    return sections
 
 
 def _name(folder, output):

@@ -33,6 +33,7 @@ class RotatingConfig(PermutedConfig):
         **PermutedConfig.published,
         **{"tasks": 10, "steps": 100, "cycles": 50},
     }
+    length: ClassVar[str] = "cycles"
 
     tasks: int = option(10, "how many arcs the circle is cut into")
     steps: int = option(100, "training steps of each arc, which are its angles")

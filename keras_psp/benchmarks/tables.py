@@ -59,7 +59,7 @@ class Entry:
 
     def describe(self, metric: str) -> str:
         """The mean in percent, and the standard deviation if there is more than one."""
-        return _describe(self._values(metric))
+        return in_percent(self._values(metric))
 
     def _values(self, metric):
         return np.array(
@@ -250,7 +250,7 @@ def _row(entry):
         "system": entry.name,
         "runs": str(len(entry.results)),
         "average %": entry.describe("average_accuracy"),
-        "task 0 %": _describe([r.accuracy_matrix[-1, 0] for r in entry.results]),
+        "task 0 %": in_percent([r.accuracy_matrix[-1, 0] for r in entry.results]),
         "just trained %": entry.describe("learning_accuracy"),
         "forgetting %": entry.describe("forgetting"),
         "backward transfer %": entry.describe("backward_transfer"),
@@ -265,7 +265,7 @@ def _row(entry):
     }
 
 
-def _describe(values):
+def in_percent(values: Sequence[float]) -> str:
     """The mean in percent, and the standard deviation if there is more than one."""
     values = 100 * np.asarray(values)
     if np.isnan(values).any():

@@ -1,0 +1,148 @@
+"""What a search for hyperparameters is, as one JSON file beside its runs."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_psp.benchmarks.checkpoint import check_same_run
+from keras_psp.benchmarks.experiments import EXPERIMENTS
+from keras_psp.benchmarks.files import claim_folder
+from keras_psp.benchmarks.files import open_atomically
+from keras_psp.benchmarks.metrics import learning_accuracy
+from keras_psp.benchmarks.metrics import retention
+from keras_psp.benchmarks.result import FILE_NAME as RESULT_NAME
+from keras_psp.benchmarks.result import RunResult
+from keras_psp.benchmarks.tables import format_bytes
+from keras_psp.benchmarks.tables import in_percent
+
+FILE_NAME = "search.json"
+TUNERS = ("random", "hyperband", "bayesian")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A search: its folder holds `search.json`, and a folder for each of its runs.
+
+    Attributes:
+        experiment: Name of the experiment.
+        backend: Keras' backend.
+        config: The fields of the config that the trials begin with.
+        space: What is searched: choices by name of the field.
+        tuner: One of `TUNERS`.
+        trials: How many trials it has, at most.
+
+    Example:
+
+    >>> import dataclasses, keras
+    >>> from keras_psp.benchmarks import PermutedConfig, Search
+    >>> search = Search(
+    ...     experiment="permuted",
+    ...     backend=keras.backend.backend(),
+    ...     config=dataclasses.asdict(PermutedConfig()),
+    ...     space={"units": [64, 128]},
+    ...     tuner="random",
+    ...     trials=2,
+    ... )
+    >>> search.describe_trial({"units": 128, "depth": 3})
+    'units 128'
+    """
+
+    experiment: str
+    backend: str
+    config: dict
+    space: dict
+    tuner: str
+    trials: int
+
+    def claim(self, folder: str | os.PathLike, resume: bool = False):
+        """Makes a folder this search's, or goes on with it there if `resume`.
+
+        A search may go on with another number of trials.
+
+        Raises:
+            FileExistsError: The folder holds files; or a search, and not `resume`.
+            ValueError: It holds another search, or the file is damaged.
+            OSError: It cannot be written.
+        """
+        path = Path(folder) / FILE_NAME
+        if resume and path.exists():
+            self.check(folder)
+        else:
+            claim_folder(folder, way_out="go on with a search there with --resume")
+        with open_atomically(path) as file:
+            file.write(json.dumps(dataclasses.asdict(self), indent=1).encode())
+
+    def check(self, folder: str | os.PathLike):
+        """Raises a `ValueError` if the folder's search is not this one."""
+        found = dataclasses.asdict(Search.load(folder))
+        wanted = json.loads(json.dumps(dataclasses.asdict(self)))
+        for search in (found, wanted):
+            del search["trials"]
+            space = {f"choices of {k}": v for k, v in search.pop("space").items()}
+            search["config"] |= {"tuner": search["tuner"], **space}
+        check_same_run(Path(folder) / FILE_NAME, found, wanted)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Search":
+        """Reads a folder's search.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: The file is damaged.
+        """
+        path = Path(folder) / FILE_NAME
+        if not path.exists():
+            raise FileNotFoundError(f"There is no search there. Received: {folder}")
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"The search is damaged: {path} ({error})") from error
+
+    def results(self, folder: str | os.PathLike) -> list[RunResult]:
+        """Reads the results there are, the best first: see `rank()`."""
+        paths = Path(folder).glob(f"*/{RESULT_NAME}")
+        return self.rank([RunResult.load(path) for path in sorted(paths)])
+
+    def rank(self, results: Sequence[RunResult]) -> list[RunResult]:
+        """Sorts by average accuracy, the best first; shorter runs come last."""
+        length = EXPERIMENTS[self.experiment].length
+        return sorted(
+            results,
+            key=lambda result: (-result.config[length], -result.average_accuracy),
+        )
+
+    def rows(self, results: Sequence[RunResult], most: int = 10) -> list[dict]:
+        """The table of the best results; the best average is marked with `**`."""
+        rows = [self._row(result) for result in self.rank(results)[:most]]
+        rows[0]["average %"] = f"**{rows[0]['average %']}**"
+        return rows
+
+    def describe_trial(self, config: dict) -> str:
+        """Says what a trial has chosen, and how long it was if shorter than others."""
+        length = EXPERIMENTS[self.experiment].length
+        names = [*self.space]
+        if config.get(length, self.config[length]) != self.config[length]:
+            names.append(length)
+        return ", ".join(f"{name.replace('_', ' ')} {config[name]}" for name in names)
+
+    def describe_space(self) -> str:
+        """Says what was searched."""
+        return "; ".join(
+            f"{name.replace('_', ' ')} {', '.join(map(str, choices))}"
+            for name, choices in self.space.items()
+        )
+
+    def _row(self, result):
+        matrix = result.accuracy_matrix
+        return {
+            "trial": self.describe_trial(result.config),
+            "average %": in_percent([result.average_accuracy]),
+            "task 0 %": in_percent([matrix[-1, 0]]),
+            "retention %": in_percent([retention(matrix)]),
+            "just trained %": in_percent([learning_accuracy(matrix)]),
+            "forgetting %": in_percent([result.forgetting]),
+            "weights": format_bytes(result.memory["weights"]),
+            "seconds": f"{result.timings['total_seconds']:.0f}",
+        }

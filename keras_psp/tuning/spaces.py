@@ -1,0 +1,79 @@
+"""Which fields of a config are searched, and over which choices."""
+
+import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence
+
+from keras_psp.names import check_name
+
+# What is searched unless told otherwise, in the experiments that have it.
+CHOICES = {
+    "context": ("binary", "hadamard", "powers", "fast_rotation", "signed_permutation"),
+    "context_over": ("kernel", "channels"),
+    "units": (64, 128, 256, 512),
+    "depth": (1, 2, 3),
+    "width": (0.125, 0.25, 0.5, 1.0),
+    "consolidation": ("none", "ewc", "si", "gram"),
+    "optimizer": ("adam", "rmsprop"),
+    "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
+    "schedule": ("constant", "cosine"),
+}
+# What is learned, and how much of it: with another, accuracies do not compare.
+FIXED = (
+    *("source", "tasks", "steps", "cycles", "classes_per_task", "seed"),
+    *("separate", "joint"),
+)
+
+
+def default_space(experiment) -> dict[str, Sequence]:
+    """Returns what is searched unless told otherwise.
+
+    Args:
+        experiment: A config, or one of the values of
+            `keras_psp.benchmarks.EXPERIMENTS`.
+
+    Returns:
+        Choices by name of the field.
+
+    Example:
+
+    >>> from keras_psp import benchmarks, tuning
+    >>> tuning.default_space(benchmarks.PermutedConfig)["depth"]
+    (1, 2, 3)
+    """
+    names = {field.name for field in dataclasses.fields(experiment)}
+    return {name: choices for name, choices in CHOICES.items() if name in names}
+
+
+def check_space(config, space: Mapping[str, Sequence]) -> dict[str, list]:
+    """Returns a space with fields and types in the config's order and of its types.
+
+    Raises:
+        TypeError: The choices of a field are no list, or one is not of its type.
+        ValueError: An unknown field, one that is not to be searched, no choices, or the
+            same twice; or a choice that the config does not take.
+    """
+    fields = {f.name: f for f in dataclasses.fields(config) if f.name not in FIXED}
+    if not space:
+        raise ValueError("A search needs at least one hyperparameter.")
+    for name, choices in space.items():
+        if name in FIXED:
+            raise ValueError(
+                f"`{name}` makes another problem, and is not searched. Received: {name}"
+            )
+        check_name("hyperparameter", name, fields)
+        if isinstance(choices, str) or not isinstance(choices, Sequence):
+            raise TypeError(
+                f"The choices of `{name}` must be a list. Received: {choices!r}"
+            )
+        if not choices or len({*choices}) < len(choices):
+            raise ValueError(
+                f"`{name}` needs choices, each of them once. Received: {choices}"
+            )
+        for choice in choices:
+            dataclasses.replace(config, **{name: choice})  # Raises.
+    return {
+        name: [field.type(choice) for choice in space[name]]
+        for name, field in fields.items()
+        if name in space
+    }
