@@ -101,7 +101,8 @@ def test_a_million_tasks_for_nothing(name):
     np.testing.assert_array_equal(y[1], y[3])
     assert not (y[0] == y[1]).all() and not (y[1] == y[2]).all()
     few = contexts.get(name, 3, storage="seed")
-    np.testing.assert_array_equal(to_numpy(few(x[:1], 0)), y[:1])
+    # A product of matrices may be rounded otherwise in a batch of another size.
+    np.testing.assert_allclose(to_numpy(few(x[:1], 0)), y[:1], rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="task=1000000"):
         context(x, 10**6)
 
