@@ -80,13 +80,17 @@ class RunHyperModel(keras_tuner.HyperModel):
         for name, choices in self.space.items():
             hp.Choice(name, choices)
 
-    def config(self, hp: keras_tuner.HyperParameters) -> Config:
-        """Returns the config that hyperparameters make."""
-        # What comes from another process may be 0 for False.
-        values = {
+    def chosen(self, hp: keras_tuner.HyperParameters) -> dict:
+        """Returns the choices by name of the field."""
+        # KerasTuner makes False a 0.
+        return {
             name: type(choices[0])(hp.Choice(name, choices))
             for name, choices in self.space.items()
         }
+
+    def config(self, hp: keras_tuner.HyperParameters) -> Config:
+        """Returns the config that hyperparameters make."""
+        values = self.chosen(hp)
         if "tuner/epochs" in hp.values:  # Hyperband's.
             values[self.base.length] = hp.values["tuner/epochs"]
         return dataclasses.replace(self.base, **values)

@@ -144,8 +144,7 @@ class _Runs:
     def _tell(self, trial, outcome):
         chosen = ", ".join(
             f"{name.replace('_', ' ')} {value}"
-            for name, value in trial.hyperparameters.values.items()
-            if name in self.run_model.space
+            for name, value in self.run_model.chosen(trial.hyperparameters).items()
         )
         of = f"{int(trial.trial_id) + 1} of {self.oracle.max_trials}"
         self.console.print(f"trial {of}: {chosen}: {outcome}")
