@@ -110,6 +110,48 @@ def depthwise_convolve(inputs, kernel, strides, padding, data_format, dilation_r
     return ops.depthwise_conv(inputs, kernel, *arguments)
 
 
+def can_map_examples(inputs):
+    """Whether `map_examples()` is worth its while: on CPUs, and not in torch's graphs.
+
+    Other devices are idle while they compute for one example, and a graph of torch's
+    would hold it as often as there are examples.
+    """
+    backend = keras.backend.backend()
+    if backend == "jax":
+        return sys.modules["jax"].default_backend() == "cpu"
+    if backend == "torch":
+        return not (_is_compiling() or inputs.is_meta or is_on_gpu(inputs))
+    return not sys.modules["tensorflow"].config.list_physical_devices("GPU")
+
+
+def map_examples(function, inputs, kernels, index):
+    """Returns what a function gives for examples each with the kernel of its task.
+
+    Args:
+        function: Function of inputs `(n, ...)` and of the kernel for all of them;
+            returns as many outputs.
+        inputs: Tensor of shape `(batch, ...)`.
+        kernels: Tensor of shape `(num_tasks, ...)`.
+        index: int32 tensor of shape `(batch,)`, the tasks.
+
+    Returns:
+        Tensor of shape `(batch, ...)`.
+    """
+    if keras.backend.backend() != "torch":  # A graph must know n: it is 1.
+
+        def one(example):
+            inputs, task = example
+            return function(inputs[None], ops.take(kernels, task, axis=0))[0]
+
+        return ops.map(one, (inputs, index))
+    torch = sys.modules["torch"]
+    order = torch.argsort(index)
+    tasks, counts = torch.unique_consecutive(index[order], return_counts=True)
+    shares = torch.split(inputs[order], counts.tolist())
+    outputs = map(function, shares, kernels[tasks])
+    return torch.cat(list(outputs))[torch.argsort(order)]
+
+
 def gather_last(inputs, order):
     """Takes, from the last dimension of `inputs`, the elements numbered by `order`.
 

@@ -6,8 +6,11 @@ import keras
 from keras import ops
 
 from keras_psp.contexts import Identity
+from keras_psp.contexts.backend import can_map_examples
 from keras_psp.contexts.backend import convolve
+from keras_psp.contexts.backend import map_examples
 from keras_psp.contexts.task_index import by_task
+from keras_psp.contexts.task_index import is_soft
 from keras_psp.contexts.task_index import mask_unknown_tasks
 from keras_psp.contexts.task_index import split_task
 from keras_psp.layers.superposed import Superposed
@@ -105,6 +108,10 @@ class SuperposedConv(Superposed):
             )
 
         def mixed():
+            if not is_soft(index) and self._kernels_are_smaller(inputs):
+                kernels = self._task_kernels()
+                outputs = map_examples(self._convolve, inputs, kernels, index)
+                return mask_unknown_tasks(outputs, known)
             if self.context_over == "kernel":
                 patches = self.context.transform(self._patches(inputs), index)
                 outputs = self._multiply(patches, self.kernel_rows(self.kernel))
@@ -144,6 +151,28 @@ class SuperposedConv(Superposed):
             return True  # One convolution, with the sum of the kernels.
         # To bind the inputs with no context costs nothing.
         return self.context_over == "kernel" and not isinstance(self.context, Identity)
+
+    def _kernels_are_smaller(self, inputs):
+        """Whether all tasks' kernels have fewer numbers to bind than the patches."""
+        if not can_map_examples(inputs):
+            return False
+        batch, *shape = self.compute_output_shape(inputs.shape)
+        if not all(isinstance(size, int) for size in shape):
+            return False
+        batch = batch if isinstance(batch, int) else 128
+        places = math.prod(shape) // self.filters
+        return self.num_tasks <= batch and self.filters <= places
+
+    def _task_kernels(self):
+        """Returns the kernels that all tasks see, `(num_tasks, *kernel.shape)`."""
+        width = self.context.input_spec.axes[-1]
+        rows = ops.reshape(self.kernel, (-1, width, self.filters))
+        rows = ops.transpose(rows, (0, 2, 1))
+        every = ops.broadcast_to(rows, (self.num_tasks, *rows.shape))
+        every = self.context.unbind(every, ops.arange(self.num_tasks, dtype="int32"))
+        every = ops.transpose(every, (0, 1, 3, 2))
+        kernels = ops.reshape(every, (self.num_tasks, *self.kernel.shape))
+        return kernels if self.base is None else ops.add(kernels, self.base_kernel)
 
     def _patches(self, inputs):
         """What each filter of each group looks at, `(batch, *places, groups, M)`."""

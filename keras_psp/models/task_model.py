@@ -53,7 +53,10 @@ class TaskModel(keras.Model):
     @property
     def num_tasks(self):
         """How many tasks the model's layers hold."""
-        return min(layer.num_tasks for layer in self._task_layers())
+        layers = self._task_layers()
+        if not layers:
+            raise ValueError(f"No layer of {self.name!r} takes a task.")
+        return min(layer.num_tasks for layer in layers)
 
     def add_tasks(self, n):
         """Adds `n` tasks behind the present ones, which stay exactly as they are.

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp.surgery.counterparts import is_altered
 from keras_psp.surgery.graph import Graph
 from keras_psp.surgery.graph import is_graph
 
@@ -14,9 +15,17 @@ from keras_psp.surgery.graph import is_graph
 def check_alike(graphs):
     """Raises a `ValueError` if models are not of one architecture.
 
+    And if a layer of one is quantized or has a LoRA.
+
     Args:
         graphs: List of `Graph`s.
     """
+    for layer in (layer for graph in graphs for layer in graph.layers):
+        if is_altered(layer):
+            raise ValueError(
+                "A layer that is quantized or has a LoRA cannot be superposed. "
+                f"Received: {layer.name!r}"
+            )
     first, *others = graphs
     calls = _describe_calls(first)
     for graph in others:

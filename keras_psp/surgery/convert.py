@@ -61,11 +61,12 @@ def convert(
         the model's.
 
     Raises:
-        TypeError: `model` is not a Keras model, or `num_tasks` not an integer.
+        TypeError: `model` is not a Keras model, `num_tasks` not an integer, or `layers`
+            none of the above.
         ValueError: The model is not built, neither functional nor sequential, or takes
             a task already; `layers` names one that is not there or has no counterpart,
-            or matches none that has; a layer is quantized or has a LoRA; the context
-            family cannot hold so many tasks.
+            matches none that has, or is no regular expression; a layer is quantized or
+            has a LoRA; the context family cannot hold so many tasks.
 
     Example:
 
@@ -110,10 +111,22 @@ def _choose(graph, wanted):
                 f"Received: layers={wanted!r}"
             )
         layers = [layer for layer in layers if layer.name in wanted]
-    elif isinstance(wanted, str):
-        layers = [layer for layer in layers if re.fullmatch(wanted, layer.name)]
-    elif wanted is not None:
+    elif isinstance(wanted, (str, re.Pattern)):
+        try:
+            expression = re.compile(wanted)
+        except re.error as error:
+            raise ValueError(
+                f"`layers` must be a regular expression ({error}). "
+                f"Received: layers={wanted!r}"
+            ) from error
+        layers = [layer for layer in layers if expression.fullmatch(layer.name)]
+    elif callable(wanted):
         layers = [layer for layer in layers if wanted(layer)]
+    elif wanted is not None:
+        raise TypeError(
+            "`layers` must be a list of names, a regular expression, or a function of "
+            f"a layer. Received: layers={wanted!r} (of type {type(wanted).__name__})"
+        )
     for layer in layers:
         if is_altered(layer):
             raise ValueError(

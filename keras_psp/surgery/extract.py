@@ -28,8 +28,9 @@ def extract(model, task) -> keras.Model:
 
     Raises:
         TypeError: `model` takes no task, or `task` is not an integer.
-        ValueError: `task` is out of range; a layer is quantized, has a LoRA, is of a
-            kind of its own, or is called with another task than the model's.
+        ValueError: `task` is out of range; no layer takes a task; a layer is quantized,
+            has a LoRA, is of a kind of its own, or is called with another task than the
+            model's.
 
     Example:
 

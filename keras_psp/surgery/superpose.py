@@ -11,7 +11,6 @@ from keras_psp.surgery.alike import all_equal
 from keras_psp.surgery.alike import check_alike
 from keras_psp.surgery.counterparts import can_convert
 from keras_psp.surgery.counterparts import check_context
-from keras_psp.surgery.counterparts import is_altered
 from keras_psp.surgery.counterparts import parts
 from keras_psp.surgery.counterparts import set_task_weights
 from keras_psp.surgery.graph import Graph
@@ -156,11 +155,6 @@ def _check(models, base):
     graphs = [Graph(model) for model in (*models, *([] if base is None else [base]))]
     check_alike(graphs)
     for layers in zip(*(graph.layers for graph in graphs), strict=True):
-        if is_altered(layers[0]):
-            raise ValueError(
-                "A layer that is quantized or has a LoRA cannot be superposed. "
-                f"Received: {layers[0].name!r}"
-            )
         if not can_convert(layers[0]) and not all_equal(layers):
             raise ValueError(
                 f"A {type(layers[0]).__name__} has no counterpart that keeps weights "
