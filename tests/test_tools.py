@@ -1,6 +1,7 @@
 """The tools that make the README's tables."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,32 @@ def test_merge_compares_with_its_rivals(tmp_path):
     assert f"| {100 * sum(fitted['accuracies']) / 2:.1f} |" in table
     assert (tmp_path / "merge.md").read_text() in table
     assert (tmp_path / "merge.png").read_bytes()
+
+
+def test_infer_counts_the_tasks_found(tmp_path, monkeypatch, capsys):
+    output = tmp_path / "infer.json"
+    sizes = "--source digits --tasks 2 --steps 100 --units 256 --images 64".split()
+    monkeypatch.setattr(sys, "argv", ["infer.py", "--output", str(output), *sizes])
+    runpy.run_path(str(TOOLS / "infer.py"), run_name="__main__")
+    said = capsys.readouterr().out
+    done = json.loads(output.read_text())
+    assert done["backend"] == BACKEND and done["seed"] == 0 and done["device"]["name"]
+    assert done["config"]["tasks"] == 2 and done["average_accuracy"] > 0.5
+    for method in ("entropy", "energy", "gradient"):
+        found = done["found"][method]
+        assert 0.5 < found["example"] <= 1 and found["batch"] * 4 % 1 == 0
+        assert f"{method}: {100 * found['example']:.1f} % of images" in said
+
+
+def test_exact_compares_with_the_original(tmp_path):
+    output = tmp_path / "exact.json"
+    only = ("--only", "convert, Transformer")
+    table = call("exact.py", "--output", output, "--backends", BACKEND, *only)
+    done = json.loads(output.read_text())[BACKEND]
+    assert done["seed"] == 0 and done["versions"]["keras"] and done["device"]["name"]
+    ((name, found),) = done["differences"].items()
+    assert found["spread"] > 0.1 and found["learned"] > 1e-4
+    for what in ("each task", "extract"):
+        assert len(found[what]) == 3 and max(found[what]) < 1e-5
+        assert f"| {name}: {what} | {max(found[what]):.3g} |" in table
+    assert found["file"] < 1e-5 and found["weights changed by a fit step"] > 20

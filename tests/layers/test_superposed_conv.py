@@ -362,3 +362,21 @@ def test_bad_arguments():
     make_binary(context=context)(np.ones((1, 4, 4, 2), "float32"), 0)
     with pytest.raises(ValueError, match="18 inputs.*a layer of 36"):
         make_binary(context=context)(np.ones((1, 4, 4, 4), "float32"), 0)
+
+
+@pytest.mark.parametrize("context_over, base", [("kernel", False), ("channels", True)])
+def test_kernels_or_patches_are_bound_to_equal_answers(context_over, base):
+    """Patches where there are more tasks than examples, and kernels where not."""
+    x, task = draw(SHAPE)
+    answers = []
+    for num_tasks in (NUM_TASKS, len(x) + 1):
+        layer = PSPConv2D(4, 3, num_tasks, "rotation", context_over, base)
+        layer.build(SHAPE)
+        rng = np.random.default_rng(0)
+        for weight in layer.weights:
+            if weight.name == "kernel":
+                weight.assign(rng.normal(size=weight.shape))
+        answers.append(to_numpy(layer(x, task)))
+    np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-5)
+    one_by_one = [to_numpy(layer(x[i : i + 1], int(k)))[0] for i, k in enumerate(task)]
+    np.testing.assert_allclose(answers[0], one_by_one, rtol=1e-5, atol=1e-5)

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -59,6 +61,38 @@ def test_every_task_begins_as_the_model(make, options, tmp_path):
     np.testing.assert_array_equal(grown, again)
 
 
+def test_an_application_of_keras():
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNetV2(
+        (32, 32, 3), alpha=0.35, weights=None, classes=3, classifier_activation=None
+    )
+    x = np.random.default_rng(0).normal(size=(64, 32, 32, 3)).astype("float32")
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # Its statistics become those of these images.
+    model(x, training=True)
+    x = x[:3]
+    expected = keras.ops.convert_to_numpy(model(x))
+    assert expected.std(axis=0).min() > 1e-2
+    converted = keras_psp.convert(model, NUM_TASKS)
+    name = next(name for name in converted.input if name != "task")
+    y = converted({name: x, "task": np.arange(3, dtype="int32")})
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(y), expected, atol=1e-4)
+    plain = keras_psp.extract(converted, 1)
+    y = keras.ops.convert_to_numpy(plain(x))
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+
+
+def test_one_task_is_enough():
+    model = draw_weights(small_models.sequential())
+    x = draw_inputs(model)["x"]
+    converted = keras_psp.convert(model, 1)
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_allclose(answers(converted, x), expected, atol=1e-5)
+    plain = keras_psp.extract(converted, 0)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), expected, atol=1e-5)
+
+
 def test_layers_keep_their_names_and_arguments():
     model = small_models.convolutional()
     converted = keras_psp.convert(model, NUM_TASKS, context="rotation")
@@ -87,8 +121,8 @@ def test_a_shared_layer_is_shared():
 
 @pytest.mark.parametrize(
     "layers",
-    [["head"], "he.*", lambda layer: layer.name == "head"],
-    ids=["names", "expression", "predicate"],
+    [["head"], "he.*", re.compile("HEAD", re.I), lambda layer: layer.name == "head"],
+    ids=["names", "expression", "compiled", "predicate"],
 )
 def test_only_the_layers_asked_for(layers):
     model = draw_weights(small_models.convolutional())
@@ -171,6 +205,10 @@ def test_bad_input():
         keras_psp.convert(model, NUM_TASKS, layers="z+")
     with pytest.raises(ValueError, match="There is no layer 'middle'"):
         keras_psp.convert(model, NUM_TASKS, layers=["first", "middle"])
+    with pytest.raises(ValueError, match=r"be a regular expression .*layers='\(first'"):
+        keras_psp.convert(model, NUM_TASKS, layers="(first")
+    with pytest.raises(TypeError, match=r"`layers` must be a list.*layers=3 \(of type"):
+        keras_psp.convert(model, NUM_TASKS, layers=3)
     with pytest.raises(ValueError, match="`num_tasks` must be a positive"):
         keras_psp.convert(model, 0)
     with pytest.raises(ValueError, match="Unknown context family"):

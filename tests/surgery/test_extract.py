@@ -89,6 +89,12 @@ def test_bad_input():
             keras_psp.extract(model, task)
     with pytest.raises(TypeError, match="must be a `TaskModel`"):
         keras_psp.extract(small_models.sequential(), 0)
+    x, task = model.input["image"], model.input["task"]
+    no_task = keras_psp.models.TaskModel(
+        {"image": x, "task": task}, keras.layers.Flatten()(x), name="no_task"
+    )
+    with pytest.raises(ValueError, match="No layer of 'no_task' takes a task"):
+        keras_psp.extract(no_task, 0)
     model.get_layer("dense_1").enable_lora(2)
     with pytest.raises(ValueError, match="LoRA.*'dense_1', a PSPDense"):
         keras_psp.extract(model, 0)

@@ -256,9 +256,19 @@ def test_bad_input():
     ]
     with pytest.raises(ValueError, match="PReLU.*'slope' has others"):
         keras_psp.superpose(slopes)
-    models[1].get_layer("last").quantize("int8")
-    with pytest.raises(ValueError, match="differs is 'last'|quantized"):
-        keras_psp.superpose(models)
+    for change in (
+        lambda layer: layer.enable_lora(2),
+        lambda layer: layer.quantize("int8"),
+    ):
+        changed = small_models.sequential()
+        change(changed.get_layer("last"))
+        for given, base in (
+            ([models[0], changed], None),
+            ([changed, changed], None),
+            (models, changed),
+        ):
+            with pytest.raises(ValueError, match="quantized or has a LoRA.*'last'"):
+                keras_psp.superpose(given, base=base)
 
 
 def test_models_that_are_connected_otherwise_are_refused():
