@@ -66,7 +66,8 @@ def test_families_table_is_made_of_results(tmp_path):
 def test_merge_compares_with_its_rivals(tmp_path):
     output = tmp_path / "merge.json"
     sizes = "--source digits --tasks 2 --units 8 --epochs 1 --examples 20".split()
-    call("merge.py", "--output", output, *sizes, "--families", "binary")
+    options = ("--families", "binary", "--storage", "bits")
+    call("merge.py", "--output", output, *sizes, *options)
     (done,) = json.loads(output.read_text())
     assert done["backend"] == BACKEND and done["versions"]["keras"]
     systems = done["systems"]

@@ -46,6 +46,8 @@ def main():
     parser.add_argument("--examples", **examples, help="of each task, unlabelled")
     families = ["binary", "fast_rotation"]
     parser.add_argument("--families", nargs="+", default=families)
+    storage = {"choices": ("bytes", "bits", "seed"), "help": "of contexts' signs"}
+    parser.add_argument("--storage", **storage)
     parser.add_argument("--seed", type=int, default=0)
     report = {"type": Path, "metavar": "NAME"}
     parser.add_argument("--report", **report, help="of what is there; measures nothing")
@@ -138,6 +140,7 @@ def _measure(args):
         one = keras_psp.superpose(models, "identity", data=given)
         name = f"RegMean, {examples} examples"
         add(name, _test(one, network), _count(one), examples)
+    storage = {"storage": args.storage} if args.storage else {}
     kinds = [(family, {"base": base}) for family in args.families]
     if args.network == "resnet18":
         kinds += [
@@ -148,7 +151,8 @@ def _measure(args):
     for kind, options in kinds:
         family = kind.split(",")[0]
         for examples, given in {0: None, **data}.items():
-            one = keras_psp.superpose(models, family, data=given, **options)
+            context = keras_psp.contexts.get(family, num_tasks=args.tasks, **storage)
+            one = keras_psp.superpose(models, context, data=given, **options)
             name = f"superposed, {kind}"
             name += f", {examples} examples" if examples else ""
             add(name, _test(one, network), _count(one), examples)

@@ -19,9 +19,10 @@ class PSPConv3D(SuperposedConv, keras.layers.Conv3D):
     regularizers, constraints, dtype policies, LoRA, saving.
 
     A batch of one task is one convolution with the bound kernel. A batch of many tasks
-    binds the patches of each example, which takes `prod(kernel_size)` times the inputs'
-    memory; with `context_over="channels"` it binds the inputs and is one convolution
-    too.
+    binds the kernel of each task, if a filter has as many places as there are filters
+    or more, there is an example for each task, and a CPU computes; or else the patches
+    of each example, which takes `prod(kernel_size)` times the inputs' memory. With
+    `context_over="channels"` it binds the inputs and is one convolution too.
 
     Args:
         filters: Positive integer, the number of filters.

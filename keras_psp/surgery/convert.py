@@ -51,7 +51,7 @@ def convert(
             Defaults to all. Of those that have no counterpart and hold weights, which
             all tasks then share, a warning tells.
         context_over: What contexts of convolutions act on: `"kernel"`, as in the paper,
-            or `"channels"`, which is far faster where a batch holds many tasks, and
+            or `"channels"`, which is faster where a batch holds many tasks, and
             leaks more. See `keras_psp.layers.PSPConv2D`.
 
     Returns:

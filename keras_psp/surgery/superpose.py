@@ -71,7 +71,7 @@ def superpose(
             is added to the diagonal, for inputs that the data do not show. With 0 the
             data must show all.
         context_over: What contexts of convolutions act on: `"kernel"`, as in the paper,
-            or `"channels"`, which is far faster where a batch holds many tasks, and
+            or `"channels"`, which is faster where a batch holds many tasks, and
             leaks more. See `keras_psp.layers.PSPConv2D`.
 
     Returns:
