@@ -21,8 +21,9 @@ class PSPConv2D(SuperposedConv, keras.layers.Conv2D):
     A batch of one task is one convolution with the bound kernel. A batch of many tasks
     binds the kernel of each task, if a filter has as many places as there are filters
     or more, there is an example for each task, and a CPU computes; or else the patches
-    of each example, which takes `kernel_size[0] * kernel_size[1]` times the inputs' memory. With
-    `context_over="channels"` it binds the inputs and is one convolution too.
+    of each example, which takes `kernel_size[0] * kernel_size[1]` times the inputs'
+    memory. With `context_over="channels"` it binds the inputs and is one convolution
+    too.
 
     Args:
         filters: Positive integer, the number of filters.
