@@ -182,7 +182,7 @@ def _builders():
     from keras_psp.models import resnet18
 
     perceptron = functools.partial(mlp, (8, 8, 1), CLASSES, NUM_TASKS, 32, 2)
-    resnet = functools.partial(resnet18, (8, 8, 3), CLASSES, NUM_TASKS, width=0.0625)
+    resnet = functools.partial(resnet18, (16, 16, 3), CLASSES, NUM_TASKS, width=0.0625)
     models = {}
     for family in FAMILIES:
         models[f"mlp, {family}"] = functools.partial(perceptron, context=family)

@@ -110,17 +110,16 @@ def depthwise_convolve(inputs, kernel, strides, padding, data_format, dilation_r
     return ops.depthwise_conv(inputs, kernel, *arguments)
 
 
-def can_map_examples(inputs):
-    """Whether `map_examples()` is worth its while: on CPUs, and not in torch's graphs.
+def is_worth_mapping(inputs):
+    """Whether `map_examples()` may be faster than what computes for all at once.
 
-    Other devices are idle while they compute for one example, and a graph of torch's
-    would hold it as often as there are examples.
+    On a CPU: other devices are idle while they compute for one example.
     """
     backend = keras.backend.backend()
     if backend == "jax":
         return sys.modules["jax"].default_backend() == "cpu"
     if backend == "torch":
-        return not (_is_compiling() or inputs.is_meta or is_on_gpu(inputs))
+        return not is_on_gpu(inputs)
     return not sys.modules["tensorflow"].config.list_physical_devices("GPU")
 
 

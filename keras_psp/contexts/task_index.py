@@ -179,7 +179,7 @@ def mask_unknown_tasks(outputs, known):
     return ops.subtract(outputs, mask)
 
 
-def by_task(index, one, mixed, *known):
+def by_task(index, one, mixed, *known, apart=None):
     """Computes for one task where a batch holds no other, which may be far cheaper.
 
     Args:
@@ -189,9 +189,11 @@ def by_task(index, one, mixed, *known):
         mixed: function without arguments, for a batch of any tasks.
         *known: the validity that `split_task` returned, if it is a tensor and `one`
             uses it.
+        apart: function like `mixed`, to be called instead where a program branches
+            anyway, and so need not be plain; or `None`.
 
     Returns:
-        What the function that was called returned. Both return alike.
+        What the function that was called returned. All return alike.
     """
     if is_soft(index):
         return mixed()
@@ -200,4 +202,6 @@ def by_task(index, one, mixed, *known):
     uniform = holds_one_task(index, *known)
     if uniform is None:
         return mixed()
-    return choose(uniform, lambda: one(*(x[0] for x in (index, *known))), mixed)
+    return choose(
+        uniform, lambda: one(*(x[0] for x in (index, *known))), apart or mixed
+    )

@@ -6,11 +6,10 @@ import keras
 from keras import ops
 
 from keras_psp.contexts import Identity
-from keras_psp.contexts.backend import can_map_examples
 from keras_psp.contexts.backend import convolve
+from keras_psp.contexts.backend import is_worth_mapping
 from keras_psp.contexts.backend import map_examples
 from keras_psp.contexts.task_index import by_task
-from keras_psp.contexts.task_index import is_soft
 from keras_psp.contexts.task_index import mask_unknown_tasks
 from keras_psp.contexts.task_index import split_task
 from keras_psp.layers.superposed import Superposed
@@ -108,10 +107,6 @@ class SuperposedConv(Superposed):
             )
 
         def mixed():
-            if not is_soft(index) and self._kernels_are_smaller(inputs):
-                kernels = self._task_kernels()
-                outputs = map_examples(self._convolve, inputs, kernels, index)
-                return mask_unknown_tasks(outputs, known)
             if self.context_over == "kernel":
                 patches = self.context.transform(self._patches(inputs), index)
                 outputs = self._multiply(patches, self.kernel_rows(self.kernel))
@@ -123,7 +118,15 @@ class SuperposedConv(Superposed):
                 outputs = ops.add(outputs, base)
             return mask_unknown_tasks(outputs, known)
 
-        return by_task(index, one, mixed, *([] if known is None else [known]))
+        def apart():
+            kernels = self._task_kernels()
+            outputs = map_examples(self._convolve, inputs, kernels, index)
+            return mask_unknown_tasks(outputs, known)
+
+        return by_task(
+            *(index, one, mixed, *([] if known is None else [known])),
+            apart=apart if self._kernels_are_smaller(inputs) else None,
+        )
 
     def _convolve(self, inputs, kernel, conv=convolve):
         padding = self.padding
@@ -154,7 +157,7 @@ class SuperposedConv(Superposed):
 
     def _kernels_are_smaller(self, inputs):
         """Whether all tasks' kernels have fewer numbers to bind than the patches."""
-        if not can_map_examples(inputs):
+        if not is_worth_mapping(inputs):
             return False
         batch, *shape = self.compute_output_shape(inputs.shape)
         if not all(isinstance(size, int) for size in shape):

@@ -22,7 +22,7 @@ def builders():
             f"mlp-{name}-{options.get('head')}",
             lambda o=options, c=context: mlp((4, 4), 3, NUM_TASKS, 8, 2, c, **o),
         )
-    shape = (8, 8, 3)
+    shape = (16, 16, 3)  # In the end 2 x 2: to normalize one number leaves nothing.
     for options in (
         {"context": "rotation", "norm": "task"},
         {"context_over": "channels", "norm": "shared", "head": "multi"},
