@@ -171,8 +171,7 @@ def entropy(outputs, from_logits):
     return -ops.sum(outputs * logs, axis=-1)
 
 
-def evidence_by_entropy(model, x, batch_size, from_logits):
-    """Returns how sure each task's model is, a float32 tensor `(n, num_tasks)`."""
+def _by_entropy(model, x, batch_size, from_logits):
     return -entropy(_answers(model, x, batch_size), from_logits)
 
 
@@ -259,8 +258,4 @@ def _with_soft_contexts(model):
     return TaskModel(inputs, graph.rebuild(inputs, replace))
 
 
-_METHODS = {
-    "entropy": evidence_by_entropy,
-    "energy": _by_energy,
-    "gradient": _by_gradient,
-}
+_METHODS = {"entropy": _by_entropy, "energy": _by_energy, "gradient": _by_gradient}

@@ -8,9 +8,10 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_psp.inference import evidence_by_entropy
+from keras_psp.inference import entropy
 
 BATCH_SIZES = (1, 7, 64)
+SIZE = max(BATCH_SIZES)
 RUN_ARTIFACT = Path(__file__).with_name("run_artifact.py")
 
 
@@ -33,32 +34,28 @@ class Check:
     ):
         self.requests, self.answers = {}, {}
         self._model, self._names = model, output_names
-        size = max(BATCH_SIZES)
         others = {
-            name: _draw(name, tensor, size)
+            name: _draw(name, tensor)
             for name, tensor in model.input.items()
             if name != "task"
         }
         if "task" not in model.input:
-            self._add_batches(others)
+            self._add(others, BATCH_SIZES)
             return
-        given = _draw_tasks(model, size)
-        self._add_batches({**others, "task": given})
-        for n in (1, 7):
-            one = np.repeat(given[-1:], n, axis=0)
-            self._add({**_first(others, n), "task": one})
+        given = _draw_tasks(model)
+        self._add({**others, "task": given}, BATCH_SIZES)
+        self._add({**others, "task": np.repeat(given[:1], SIZE, axis=0)}, (1, 7))
         if model.input["task"].dtype == "int32":
-            self._add_unknown(_first(others, 7), given[:7], {3: model.num_tasks})
-            self._add_unknown(others, given, {0: -1, 5: 2**31 - 1, 6: -(2**31)})
-            self._add_unknown(_first(others, 1), given[:1], {0: model.num_tasks})
-        others = _first(others, 7)
+            self._add({**others, "task": given}, (7,), {3: model.num_tasks})
+            self._add({**others, "task": given}, (1,), {0: model.num_tasks})
+            unknown = {0: -1, 5: 2**31 - 1, 6: -(2**31)}
+            self._add({**others, "task": given}, (64,), unknown)
         for task in tasks:
-            outputs = self._predict({**others, "task": np.full(7, task, "int32")})
-            self._expect(f"serve_task_{task}", others, outputs)
+            outputs = self._predict({**others, "task": np.full(SIZE, task, "int32")})
+            self._expect(f"serve_task_{task}", _first(others, 7), _first(outputs, 7))
         if infer_task:
-            evidence = evidence_by_entropy(model, others, 7, from_logits)
-            evidence = keras.ops.convert_to_numpy(evidence)
-            self._expect("infer_task", others, {"evidence": evidence})
+            evidence = self._evidence(_first(others, 7), from_logits)
+            self._expect("infer_task", _first(others, 7), {"evidence": evidence})
 
     def run(self, path, folder, python=sys.executable):
         """Runs an exported model in a process that has neither Keras nor keras_psp.
@@ -97,21 +94,16 @@ class Check:
             for key, expected in self.answers.items()
         )
 
-    def _add_batches(self, inputs):
-        for n in BATCH_SIZES:
-            self._add(_first(inputs, n))
-
-    def _add(self, inputs):
-        self._expect("serve", inputs, self._predict(inputs))
-
-    def _add_unknown(self, inputs, tasks, unknown):
-        outputs = self._predict({**inputs, "task": tasks})
-        tasks = tasks.copy()
-        for i, task in unknown.items():
-            tasks[i] = task
+    def _add(self, inputs, sizes, unknown=()):
+        """Adds batches of the first examples, some with tasks that there are not."""
+        outputs = self._predict(inputs)
+        for i in unknown:
+            inputs["task"] = inputs["task"].copy()
+            inputs["task"][i] = unknown[i]
             for value in outputs.values():
                 value[i] = np.nan
-        self._expect("serve", {**inputs, "task": tasks}, outputs)
+        for n in sizes:
+            self._expect("serve", _first(inputs, n), _first(outputs, n))
 
     def _expect(self, endpoint, inputs, outputs):
         number = len({key.split("/")[0] for key in self.requests})
@@ -120,9 +112,20 @@ class Check:
                 arrays[f"{number}/{endpoint}/{name}"] = value
 
     def _predict(self, inputs):
-        outputs = self._model.predict(inputs, batch_size=max(BATCH_SIZES), verbose=0)
+        # In batches of one size: others would be compiled anew.
+        outputs = self._model.predict(inputs, batch_size=SIZE, verbose=0)
         outputs = keras.tree.flatten(outputs)
         return dict(zip(self._names, map(np.array, outputs), strict=True))
+
+    def _evidence(self, inputs, from_logits):
+        """How sure of each example each task is; see `keras_psp.infer_task`."""
+        n, num_tasks = len(next(iter(inputs.values()))), self._model.num_tasks
+        rows = np.arange(-(-n * num_tasks // SIZE) * SIZE) % (n * num_tasks)
+        inputs = {name: value[rows // num_tasks] for name, value in inputs.items()}
+        task = (rows % num_tasks).astype("int32")
+        (outputs,) = self._predict({**inputs, "task": task}).values()
+        evidence = -entropy(outputs[: n * num_tasks].astype("float32"), from_logits)
+        return keras.ops.convert_to_numpy(evidence).reshape(n, num_tasks)
 
 
 def run_python(python, *arguments, backend=None):
@@ -156,9 +159,9 @@ def run_python(python, *arguments, backend=None):
         raise RuntimeError(done.stdout.strip()[-2000:])
 
 
-def _draw(name, tensor, size):
+def _draw(name, tensor):
     dtype = keras.backend.standardize_dtype(tensor.dtype)
-    shape = [size, *(32 if n is None else n for n in tensor.shape[1:])]
+    shape = [SIZE, *(32 if n is None else n for n in tensor.shape[1:])]
     rng = np.random.default_rng(0)
     if keras.backend.is_float_dtype(dtype):
         return rng.normal(size=shape).astype(dtype)
@@ -170,11 +173,11 @@ def _draw(name, tensor, size):
     )
 
 
-def _draw_tasks(model, size):
+def _draw_tasks(model):
     rng = np.random.default_rng(1)
     if model.input["task"].dtype == "int32":
-        return rng.permutation(np.arange(size) % model.num_tasks).astype("int32")
-    return rng.dirichlet(np.ones(model.num_tasks), size).astype("float32")
+        return rng.permutation(np.arange(SIZE) % model.num_tasks).astype("int32")
+    return rng.dirichlet(np.ones(model.num_tasks), SIZE).astype("float32")
 
 
 def _first(inputs, n):

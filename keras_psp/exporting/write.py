@@ -35,26 +35,33 @@ def write(model, path, format, tasks=(), infer_task=False, from_logits=True):
 
 
 def _write_saved_model(model, path, tasks, infer_task, from_logits):
+    import tensorflow as tf
+
     specs = {
-        name: keras.InputSpec(shape=tensor.shape, dtype=tensor.dtype, name=name)
+        name: tf.TensorSpec(tensor.shape, tensor.dtype, name)
         for name, tensor in model.input.items()
     }
     others = {name: spec for name, spec in specs.items() if name != "task"}
+    # As declared comes first: that is what signatures are made of.
+    serve = [specs]
+    if "task" in specs and specs["task"].dtype == "int32":
+        serve.append({**specs, "task": tf.TensorSpec(specs["task"].shape, "int64")})
+    endpoints = {"serve": (_serve(model), *serve)}
+    for task in tasks:
+        endpoints[f"serve_task_{task}"] = _serve_task(model, task), others
+    if infer_task:
+        endpoints["infer_task"] = _infer_task(model, from_logits), others
     archive = keras.export.ExportArchive()
     archive.track(model)
-    archive.add_endpoint("serve", _serve(model, specs))
-    for task in tasks:
-        archive.add_endpoint(f"serve_task_{task}", _serve_task(model, task), [others])
-    if infer_task:
-        infer = _infer_task(model, from_logits)
-        archive.add_endpoint("infer_task", infer, [others])
+    for name, (function, *signatures) in endpoints.items():
+        function = tf.function(function, autograph=False)
+        for signature in signatures:  # Traced here, or Keras traces more often.
+            function.get_concrete_function(signature)
+        archive.add_endpoint(name, function)
     archive.write_out(path, verbose=False)
 
 
-def _serve(model, specs):
-    """Returns a `tf.function` that takes a task of 32 bits, as declared, or of 64."""
-    import tensorflow as tf
-
+def _serve(model):
     def serve(inputs):
         if "task" in inputs and inputs["task"].dtype == "int64":
             # Keras would cast it, and 2**32 become task 0.
@@ -63,15 +70,6 @@ def _serve(model, specs):
             inputs = {**inputs, "task": ops.cast(task, "int32")}
         return model(inputs, training=False)
 
-    serve = tf.function(serve, autograph=False)
-    specs = {
-        name: tf.TensorSpec(spec.shape, spec.dtype, name)
-        for name, spec in specs.items()
-    }
-    serve.get_concrete_function(specs)
-    if "task" in specs and specs["task"].dtype == "int32":
-        task = tf.TensorSpec(specs["task"].shape, "int64", "task")
-        serve.get_concrete_function({**specs, "task": task})
     return serve
 
 
