@@ -156,7 +156,7 @@ def run_python(python, *arguments, backend=None):
         errors="replace",
     )
     if done.returncode:
-        raise RuntimeError(done.stdout.strip()[-2000:])
+        raise RuntimeError("\n".join(done.stdout.strip().splitlines()[-10:]))
 
 
 def _draw(name, tensor):

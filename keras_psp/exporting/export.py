@@ -77,23 +77,22 @@ def export(
         ImportError: What the format needs is not installed; with the command.
         OSError: `path` is there already, or cannot be written.
         TypeError: `model` is not a Keras model, a task not an integer.
-        ValueError: The model is not a graph of layers, or holds custom objects, which
-            another process cannot know; the format is unknown, or cannot hold what
-            is asked for; `path` does not end as it must; a task is none of the model's.
-        RuntimeError: The model could not be written or loaded again, or what was
-            written answers otherwise. Nothing is left at `path`.
+        ValueError: The model is not a graph of layers, takes batches of one size alone,
+            or holds custom objects, which another process cannot know; the format is
+            unknown, or has no such endpoints; `path` does not end as it must; a task is
+            none of the model's. Or the format cannot hold the model: it could not be
+            written or loaded again, or answers otherwise. Nothing is left at `path`.
 
     Example:
 
-    ```python
-    model = keras_psp.models.mlp((8, 8, 1), num_classes=10, num_tasks=20)
-    keras_psp.export(model, "model", tasks=[3])
-
-    # Elsewhere, with TensorFlow alone:
-    served = tf.saved_model.load("model")
-    logits = served.serve({"image": images, "task": tasks})
-    logits = served.serve_task_3({"image": images})
-    ```
+    >>> import tempfile, keras_psp
+    >>> model = keras_psp.models.mlp((4,), num_classes=3, num_tasks=5, units=8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     card = keras_psp.export(model, folder + "/model", tasks=[3])
+    >>> card["endpoints"]
+    ['serve', 'serve_task_3', 'infer_task']
+    >>> card["difference"] < 1e-5
+    True
     """
     check_name("format", format, FORMATS)
     path = _check_path(path, format, overwrite)
@@ -158,6 +157,12 @@ def _check_path(path, format, overwrite):
 def _with_named_inputs(model):
     """Returns the model with a dictionary of inputs, and as a `TaskModel` if it is."""
     graph = Graph(model, takes_task=True)
+    shapes = {name: tuple(tensor.shape) for name, tensor in graph.inputs.items()}
+    if any(not shape or shape[0] is not None for shape in shapes.values()):
+        raise ValueError(
+            "The model must take batches of any size. "
+            f"Received: {model.name!r} with inputs of shape {shapes}"
+        )
     if isinstance(model, TaskModel) and isinstance(model.input, dict):
         return model
     kind = TaskModel if "task" in graph.inputs else keras.Model
@@ -251,7 +256,7 @@ def _write(model, path, folder, format, options):
             backend=FORMATS[format].backend,
         )
     except RuntimeError as error:
-        raise RuntimeError(
+        raise ValueError(
             f"The model cannot be written with `format={format!r}`. Received: "
             f"{model.name!r}; Keras' export said:\n{error}"
         ) from error
@@ -261,7 +266,7 @@ def _compare(model, check, path, folder, format):
     try:
         found = check.run(path, folder)
     except RuntimeError as error:
-        raise RuntimeError(
+        raise ValueError(
             f"What was written with `format={format!r}` does not run. Received: "
             f"{model.name!r}; the runtime said:\n{error}"
         ) from error
@@ -269,7 +274,7 @@ def _compare(model, check, path, folder, format):
     dtypes = [layer.compute_dtype for layer in model.layers]
     tolerance = max(TOLERANCES.get(dtype, 0) for dtype in dtypes)
     if not difference <= tolerance:
-        raise RuntimeError(
+        raise ValueError(
             f"What was written with `format={format!r}` answers otherwise than the "
             f"model: it differs by {difference:.3g}, which is more than {tolerance}. "
             f"Received: {model.name!r}"

@@ -36,7 +36,12 @@ FORMATS = {
     "litert": Format(
         ".tflite", "tensorflow", {**_TENSORFLOW, "ai_edge_litert": "ai-edge-litert"}
     ),
-    "openvino": Format(".xml", "tensorflow", {**_TENSORFLOW, "openvino": "openvino"}),
+    "openvino": Format(
+        ".xml",
+        "tensorflow",
+        {**_TENSORFLOW, "openvino": "openvino"},
+        needs_one_graph=True,  # Its branches stay of the size that they ran first.
+    ),
     "torch": Format(".pt2", "torch", {"torch": "torch"}),
 }
 
