@@ -1,6 +1,7 @@
 """What an exported model says of itself."""
 
 import importlib.metadata
+import json
 
 import keras
 
@@ -26,7 +27,7 @@ def describe(model, format, output_names, endpoints):
 
     layers = parts(Graph(model, takes_task=True).layers)
     packages = FORMATS[format].packages.values()
-    return {
+    card = {
         "name": model.name,
         "num_tasks": getattr(model, "num_tasks", None),
         "contexts": {
@@ -51,3 +52,4 @@ def describe(model, format, output_names, endpoints):
             **{name: importlib.metadata.version(name) for name in packages},
         },
     }
+    return json.loads(json.dumps(card))  # Without tuples, as it will be read.

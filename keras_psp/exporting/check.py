@@ -57,13 +57,14 @@ class Check:
             evidence = self._evidence(_first(others, 7), from_logits)
             self._expect("infer_task", _first(others, 7), {"evidence": evidence})
 
-    def run(self, path, folder, python=sys.executable):
+    def run(self, path, folder, python=None):
         """Runs an exported model in a process that has neither Keras nor keras_psp.
 
         Args:
             path: Path of the model.
             folder: Path of a folder for the files that are exchanged.
-            python: Path of the interpreter.
+            python: Path of an interpreter that has the runtime, which is run apart from
+                all that is not its own. Defaults to this one.
 
         Returns:
             Dictionary of NumPy arrays, like `answers`.
@@ -73,7 +74,8 @@ class Check:
         """
         requests, answers = Path(folder, "requests.npz"), Path(folder, "answers.npz")
         np.savez(requests, **self.requests)
-        run_python(python, "-P", RUN_ARTIFACT, path, requests, answers)
+        interpreter = [sys.executable, "-P"] if python is None else [python, "-I"]
+        run_python(*interpreter, RUN_ARTIFACT, path, requests, answers)
         with np.load(answers) as found:
             return dict(found)
 
@@ -139,12 +141,12 @@ def run_python(python, *arguments, backend=None):
     Raises:
         RuntimeError: It failed; with the last that it said.
     """
-    root = str(Path(__file__).parents[2])
+    paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")
     environment = {
         "TF_CPP_MIN_LOG_LEVEL": "3",
         **os.environ,
         "KERAS_BACKEND": backend or keras.backend.backend(),
-        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "CUDA_VISIBLE_DEVICES": "",  # Whose memory another process may hold.
     }
     done = subprocess.run(

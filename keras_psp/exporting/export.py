@@ -113,7 +113,7 @@ def export(
         written.parent.mkdir()
         _write(model, written, folder, format, options)
         card["difference"] = _compare(model, check, written, folder, format)
-        card["batch_sizes"] = BATCH_SIZES
+        card["batch_sizes"] = list(BATCH_SIZES)
         _card_path(written, format).parent.mkdir(exist_ok=True)
         _card_path(written, format).write_text(json.dumps(card, indent=2))
         _move(written.parent, path)
@@ -163,10 +163,12 @@ def _with_named_inputs(model):
             "The model must take batches of any size. "
             f"Received: {model.name!r} with inputs of shape {shapes}"
         )
-    if isinstance(model, TaskModel) and isinstance(model.input, dict):
-        return model
     kind = TaskModel if "task" in graph.inputs else keras.Model
-    return kind(graph.inputs, graph.output, name=model.name)
+    if isinstance(model, kind) and isinstance(model.input, dict):
+        return model
+    inputs = graph.new_inputs()
+    outputs = graph.rebuild(inputs, lambda layer: layer)
+    return kind(inputs, outputs, name=model.name)
 
 
 def _output_names(model):

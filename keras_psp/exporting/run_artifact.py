@@ -22,7 +22,7 @@ def main(model, requests, answers):
         for key, value in arrays.items():
             number, endpoint, name = key.split("/", 2)
             calls.setdefault((number, endpoint), {})[name] = value
-    call = _load(model)
+    call = load(model)
     found = {}
     for (number, endpoint), inputs in calls.items():
         for name, value in call(endpoint, inputs).items():
@@ -30,7 +30,7 @@ def main(model, requests, answers):
     np.savez(answers, **found)
 
 
-def _load(model):
+def load(model):
     """Returns a function of an endpoint's name and of a dictionary of arrays."""
     for suffix, load in _LOADERS.items():
         if model.endswith(suffix):
