@@ -42,10 +42,11 @@ def convolutional():
     return TaskModel({"image": image, "task": task}, PSPDense(3, NUM_TASKS)(x, task))
 
 
-def of_all_families():
+def of_families():
     image = x = keras.Input((8,), name="image")
     task = keras.Input((), dtype="int32", name="task")
-    for seed, family in enumerate(contexts.FAMILIES):
+    # OpenVINO cannot multiply with a matrix for each task and dynamic batches.
+    for seed, family in enumerate(sorted({*contexts.FAMILIES} - {"rotation"})):
         x = PSPDense(8, context=contexts.get(family, NUM_TASKS, seed))(x, task)
     return TaskModel({"image": image, "task": task}, x)
 
@@ -143,8 +144,16 @@ def test_saved_model(tmp_path, capsys):
 WRITTEN = {
     ("jax", "onnx"): (convolutional, ".onnx"),
     ("tensorflow", "litert"): (convolutional, ".tflite"),
-    ("tensorflow", "openvino"): (of_all_families, ".xml"),
+    ("tensorflow", "openvino"): (of_families, ".xml"),
     ("torch", "torch"): (convolutional, ".pt2"),
+}
+
+# What the runtimes raise for requests that are not as declared.
+REFUSALS = {
+    "onnx": Exception,
+    "litert": (ValueError, RuntimeError),
+    "openvino": RuntimeError,
+    "torch": (ValueError, RuntimeError, AssertionError),
 }
 
 
@@ -167,14 +176,16 @@ def test_other_runtimes(format, tmp_path):
     for n in (9, 1, 6):
         (y,) = call("serve", {name: value[:n] for name, value in x.items()}).values()
         np.testing.assert_allclose(y, expected[:n], rtol=1e-5, atol=1e-5)
-    for wrong in (
-        {"image": x["image"], "tusk": x["task"]},
-        {"image": x["image"][:, :2], "task": x["task"]},
-        {"image": x["image"], "task": x["task"][None, None]},
-    ):
-        with pytest.raises(Exception) as told:
-            call("serve", wrong)
-        assert str(told.value)
+    wrong = {
+        "name": {"image": x["image"], "tusk": x["task"]},
+        "dtype": {"image": x["image"], "task": x["task"].astype("float32")},
+        "shape": {"image": x["image"][..., :1], "task": x["task"]},
+    }
+    if format == "openvino":
+        del wrong["dtype"]  # Which it casts.
+    for request in wrong.values():
+        with pytest.raises(REFUSALS[format]):
+            call("serve", request)
 
 
 BUILDERS = {
@@ -183,7 +194,7 @@ BUILDERS = {
     "resnet18": lambda: resnet18((8, 8, 2), 3, NUM_TASKS, width=0.0625),
     "convert": converted,
     "superpose": superposed,
-    "families": of_all_families,
+    "families": of_families,
 }
 
 
@@ -353,12 +364,12 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_difference_leaves_nothing(tmp_path, monkeypatch):
-    run = Check.run
-
-    def run_another(check, *args):
-        return {name: value + 2e-5 for name, value in run(check, *args).items()}
-
-    monkeypatch.setattr(Check, "run", run_another)
+    module = sys.modules["keras_psp.exporting.export"]
+    monkeypatch.setattr(module, "run_python", lambda *args, **kwargs: None)
+    monkeypatch.setattr(
+        Check, "run", lambda check, *_: {k: v + 2e-5 for k, v in check.answers.items()}
+    )
+    model = with_layer(keras.layers.Dense(2, kernel_initializer="zeros"))
     with pytest.raises(ValueError, match="differs by 2e-05, which is more than 1e-05"):
-        keras_psp.export(with_layer(keras.layers.Dense(2)), tmp_path / "model")
+        keras_psp.export(model, tmp_path / "model.onnx", "onnx")
     assert os.listdir(tmp_path) == []

@@ -193,11 +193,11 @@ def _stack(*parts, shape):
     return TaskModel({"image": image, "task": task}, x)
 
 
-def _families():
+def _families(*names):
     return _stack(
         *(
             PSPDense(8, context=contexts.get(family, NUM_TASKS, seed=i))
-            for i, family in enumerate(contexts.FAMILIES)
+            for i, family in enumerate(names)
         ),
         shape=(6,),
     )
@@ -252,7 +252,10 @@ BUILDERS = {
     "`superpose`": _superposed,
 }
 MODELS = BUILDERS | {
-    "all families": _families,
+    "all families but `rotation`": lambda: _families(
+        *(family for family in contexts.FAMILIES if family != "rotation")
+    ),
+    "`rotation`": lambda: _families("rotation"),
     "signs from a seed, in bits": _from_a_seed,
     "soft contexts": lambda: mlp((8,), 10, NUM_TASKS, units=16, depth=2, soft=True),
     "complex numbers": lambda: mlp(

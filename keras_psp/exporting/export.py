@@ -259,8 +259,8 @@ def _write(model, path, folder, format, options):
         )
     except RuntimeError as error:
         raise ValueError(
-            f"The model cannot be written with `format={format!r}`. Received: "
-            f"{model.name!r}; Keras' export said:\n{error}"
+            f"The model cannot be written with `format={format!r}`; another may hold "
+            f"it. Received: {model.name!r}. Keras' export said:\n{error}"
         ) from error
 
 
@@ -269,8 +269,8 @@ def _compare(model, check, path, folder, format):
         found = check.run(path, folder)
     except RuntimeError as error:
         raise ValueError(
-            f"What was written with `format={format!r}` does not run. Received: "
-            f"{model.name!r}; the runtime said:\n{error}"
+            f"What was written with `format={format!r}` does not run; another may hold "
+            f"the model. Received: {model.name!r}. The runtime said:\n{error}"
         ) from error
     difference = float(check.difference(found))
     dtypes = [layer.compute_dtype for layer in model.layers]
@@ -278,8 +278,8 @@ def _compare(model, check, path, folder, format):
     if not difference <= tolerance:
         raise ValueError(
             f"What was written with `format={format!r}` answers otherwise than the "
-            f"model: it differs by {difference:.3g}, which is more than {tolerance}. "
-            f"Received: {model.name!r}"
+            f"model: it differs by {difference:.3g}, which is more than {tolerance}; "
+            f"another may hold it. Received: {model.name!r}"
         )
     return difference
 

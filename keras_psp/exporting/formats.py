@@ -36,12 +36,7 @@ FORMATS = {
     "litert": Format(
         ".tflite", "tensorflow", {**_TENSORFLOW, "ai_edge_litert": "ai-edge-litert"}
     ),
-    "openvino": Format(
-        ".xml",
-        "tensorflow",
-        {**_TENSORFLOW, "openvino": "openvino"},
-        needs_one_graph=True,  # Its branches stay of the size that they ran first.
-    ),
+    "openvino": Format(".xml", "tensorflow", {**_TENSORFLOW, "openvino": "openvino"}),
     "torch": Format(".pt2", "torch", {"torch": "torch"}),
 }
 
