@@ -131,6 +131,8 @@ def test_saved_model(tmp_path, capsys):
     assert card["versions"]["keras_psp"] == keras_psp.__version__
     assert card["difference"] <= 1e-5 and card["batch_sizes"] == [1, 7, 64]
 
+    if BACKEND != "tensorflow":
+        return  # The others write the same.
     np.save(tmp_path / "image.npy", x["image"])
     command = "-m tensorflow.python.tools.saved_model_cli run --tag_set serve".split()
     command += ["--dir", path, "--signature_def", "serve_task_3"]

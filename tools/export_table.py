@@ -78,7 +78,7 @@ def _export_all(args):
         missing = [
             format
             for format in args.formats
-            if format not in _read(args.output)["cells"][name].get(backend, {})
+            if format not in _read(args.output)["cells"].get(name, {}).get(backend, {})
         ]
         if not missing:
             continue
@@ -88,7 +88,8 @@ def _export_all(args):
             cell = _export(model, format, pythons.get(format))
             print(f"{name} from {backend} to {format}: {cell}", file=sys.stderr)
             content = _read(args.output)  # Other processes write it too.
-            content["cells"][name].setdefault(backend, {})[format] = cell
+            backends = content["cells"].setdefault(name, {})
+            backends.setdefault(backend, {})[format] = cell
             content["versions"].update(_versions(format))
             args.output.write_text(json.dumps(content, indent=1))
 
@@ -143,7 +144,7 @@ def _read(path):
         "seed": SEED,
         "versions": {"python": platform.python_version()},
         "device": {"platform": platform.platform(), "cpus": os.cpu_count()},
-        "cells": {name: {} for name in MODELS},
+        "cells": {},
     }
 
 
@@ -277,17 +278,21 @@ MODELS = BUILDERS | {
 
 
 def _markdown(content):
-    titles = ["", "from", *FORMATS]
+    """One row for each model and backend; and what was said where there is a "no"."""
+    titles = ["", "from", *(f"`{format}`" for format in FORMATS)]
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    for name, backends in content["cells"].items():
-        rows = {
-            backend: [_cell(cells.get(format)) for format in FORMATS]
-            for backend, cells in backends.items()
-        }
-        for backend, row in rows.items():
-            lines.append("| " + " | ".join([name, backend, *row]) + " |")
-            name = ""
-    return "\n".join(lines)
+    reasons = []
+    for name in MODELS:
+        shown = name
+        for backend, cells in sorted(content["cells"].get(name, {}).items()):
+            row = [_cell(cells.get(format)) for format in FORMATS]
+            lines.append("| " + " | ".join([shown, backend, *row]) + " |")
+            shown = ""
+            for format, cell in cells.items():
+                if "error" in cell:
+                    said = cell["error"].splitlines()[-1]
+                    reasons.append(f"{name} from {backend} to {format}: {said}")
+    return "\n".join([*lines, "", *reasons])
 
 
 def _cell(cell):
