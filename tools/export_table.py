@@ -155,9 +155,13 @@ def _draw_weights(model):
         if weight.dtype == "float32" and weight.name != "contexts":
             if "var" in weight.name:
                 weight.assign(rng.uniform(0.5, 1.5, size=weight.shape))
-            elif len(weight.shape) == 1 or "bias" in weight.name:
+            elif len(weight.shape) == 1 or "bias" in weight.name or not _any(weight):
                 weight.assign(weight + rng.normal(scale=0.1, size=weight.shape))
     return model
+
+
+def _any(weight):
+    return np.any(keras.ops.convert_to_numpy(weight))
 
 
 def _convolutional():
