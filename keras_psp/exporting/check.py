@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_psp.exporting.run_artifact import as_known
 from keras_psp.inference import entropy
 
 BATCH_SIZES = (1, 7, 64)
@@ -116,8 +117,8 @@ class Check:
     def _predict(self, inputs):
         # In batches of one size: others would be compiled anew.
         outputs = self._model.predict(inputs, batch_size=SIZE, verbose=0)
-        outputs = keras.tree.flatten(outputs)
-        return dict(zip(self._names, map(np.array, outputs), strict=True))
+        outputs = [as_known(np.array(value)) for value in keras.tree.flatten(outputs)]
+        return dict(zip(self._names, outputs, strict=True))
 
     def _evidence(self, inputs, from_logits):
         """How sure of each example each task is; see `keras_psp.infer_task`."""

@@ -26,8 +26,13 @@ def main(model, requests, answers):
     found = {}
     for (number, endpoint), inputs in calls.items():
         for name, value in call(endpoint, inputs).items():
-            found[f"{number}/{endpoint}/{name}"] = value
+            found[f"{number}/{endpoint}/{name}"] = as_known(value)
     np.savez(answers, **found)
+
+
+def as_known(value):
+    """Returns an array as float32 if `.npz` files cannot hold its dtype, bfloat16."""
+    return value.astype("float32") if value.dtype.kind == "V" else value
 
 
 def load(model):
@@ -83,9 +88,13 @@ def _load_torch(model):
         with torch.no_grad():
             outputs = module(inputs)
         if isinstance(outputs, dict):
-            return {name: value.numpy() for name, value in outputs.items()}
+            return {name: to_numpy(value) for name, value in outputs.items()}
         outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        return _number([value.numpy() for value in outputs])
+        return _number(map(to_numpy, outputs))
+
+    def to_numpy(tensor):
+        # NumPy has no bfloat16.
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
     return call
 
