@@ -6,6 +6,7 @@ from keras_psp import diagnostics
 from keras_psp import layers
 from keras_psp import models
 from keras_psp import surgery
+from keras_psp.exporting import export
 from keras_psp.inference import infer_task
 from keras_psp.surgery import convert
 from keras_psp.surgery import extract
@@ -20,6 +21,7 @@ __all__ = [
     "convert",
     "datasets",
     "diagnostics",
+    "export",
     "extract",
     "infer_task",
     "layers",

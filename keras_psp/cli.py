@@ -14,7 +14,9 @@ from rich.table import Table
 from keras_psp import benchmarks
 from keras_psp import contexts
 from keras_psp import datasets
+from keras_psp import export
 from keras_psp.benchmarks.progress import RunProgress
+from keras_psp.exporting.formats import FORMATS
 from keras_psp.names import check_name
 
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -38,6 +40,8 @@ Parameter superposition: many models in one set of weights.
       all of the paper's experiments on small data, in minutes
   keras-psp tune permuted --trials 12
       searches for the network that keeps most; report takes its folder too
+  keras-psp export model.keras model
+      writes a SavedModel, or --format onnx and others, for runtimes without Keras
   keras-psp list
       names the experiments, sources and context families there are
 """
@@ -377,6 +381,60 @@ def _report(args):
         console.print(f"written: {path}")
 
 
+def _add_export(parser):
+    parser.add_argument("model", type=Path, help="a .keras file")
+    parser.add_argument("path", type=Path, help="where to write")
+    parser.add_argument(
+        "--format",
+        type=_known("format", FORMATS),
+        default="tf_saved_model",
+        metavar="{" + ",".join(FORMATS) + "}",
+        help="default: tf_saved_model",
+    )
+    parser.add_argument(
+        "--task",
+        type=int,
+        action="append",
+        default=[],
+        metavar="INT",
+        help="a task that gets an endpoint of its own in a SavedModel; may be repeated",
+    )
+    parser.add_argument(
+        "--infer-task",
+        action=argparse.BooleanOptionalAction,
+        help="whether a SavedModel has an endpoint that finds the task "
+        "(default: if it can have)",
+    )
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="whether the model gives probabilities, for --infer-task, and not logits",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="whether the path may exist already"
+    )
+    parser.set_defaults(command=_export)
+
+
+def _export(args):
+    if not args.model.is_file():
+        raise FileNotFoundError(f"There is no such file. Received: {args.model}")
+    model = keras.saving.load_model(args.model, compile=False)
+    card = export(
+        model,
+        args.path,
+        args.format,
+        tasks=args.task,
+        infer_task=args.infer_task,
+        from_logits=not args.probabilities,
+        overwrite=args.overwrite,
+    )
+    _console().print(
+        f"written: {args.path}, which differs from the model by at most "
+        f"{card['difference']:.1g}\nendpoints: {', '.join(card['endpoints'])}"
+    )
+
+
 def _add_list(parser):
     parser.set_defaults(command=_list)
 
@@ -389,6 +447,7 @@ def _list(args):
         ("tuners", benchmarks.TUNERS),
         ("sources", datasets.SOURCES),
         ("contexts", contexts.FAMILIES),
+        ("formats", FORMATS),
         ("backends", BACKENDS),
     ):
         console.print(f"{what + ':':<13}{', '.join(names)}")
@@ -405,6 +464,7 @@ _COMMANDS = {
     "run": (_add_run, "run an experiment"),
     "tune": (_add_tune, "search for the config that keeps most"),
     "report": (_add_report, "compare runs: table, Markdown and plots"),
+    "export": (_add_export, "write a model for runtimes that have no Keras"),
     "list": (_add_list, "name the experiments, sources and context families there are"),
 }
 

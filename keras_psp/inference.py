@@ -90,10 +90,24 @@ def infer_task(
         )
     if per == "batch":
         evidence = evidence.mean(axis=0)
-    second, best = np.moveaxis(np.sort(evidence, axis=-1)[..., -2:], -1, 0)
-    size = np.maximum(abs(best) + abs(second), np.finfo("float64").tiny)
-    confidences = np.float32((best - second) / size)
-    return evidence.argmax(axis=-1).astype("int32"), confidences
+    tasks, confidences = map(ops.convert_to_numpy, decide(evidence.astype("float32")))
+    return tasks[()], confidences[()]
+
+
+def decide(evidence):
+    """Returns the tasks with most evidence, and how far that is ahead.
+
+    Args:
+        evidence: float32 tensor of shape `(..., num_tasks)`.
+
+    Returns:
+        `(tasks, confidences)`: tensors of shape `(...)`, int32 and float32.
+    """
+    ordered = ops.sort(evidence, axis=-1)
+    second, best = ordered[..., -2], ordered[..., -1]
+    size = ops.maximum(ops.abs(best) + ops.abs(second), np.finfo("float32").tiny)
+    tasks = ops.cast(ops.argmax(evidence, axis=-1), "int32")
+    return tasks, (best - second) / size
 
 
 def _check(model, x):
@@ -140,7 +154,16 @@ def _check(model, x):
     return x
 
 
-def _entropy(outputs, from_logits):
+def entropy(outputs, from_logits):
+    """Returns the entropy of what a model answers, over its classes.
+
+    Args:
+        outputs: float32 tensor of shape `(..., num_classes)`.
+        from_logits: Boolean, whether these are logits, or else probabilities.
+
+    Returns:
+        Tensor of shape `(...)`.
+    """
     if from_logits:
         logs = ops.log_softmax(outputs, axis=-1)
         return -ops.sum(ops.exp(logs) * logs, axis=-1)
@@ -149,7 +172,7 @@ def _entropy(outputs, from_logits):
 
 
 def _by_entropy(model, x, batch_size, from_logits):
-    return -_entropy(_answers(model, x, batch_size), from_logits)
+    return -entropy(_answers(model, x, batch_size), from_logits)
 
 
 def _by_energy(model, x, batch_size, from_logits):
@@ -215,7 +238,7 @@ class _Probe(keras.Model):
                 *state, {**inputs, "task": weights}, training=False
             )
             outputs = ops.cast(outputs, "float32")
-            return ops.sum(_entropy(outputs, self.from_logits))
+            return ops.sum(entropy(outputs, self.from_logits))
 
         batch = ops.shape(next(iter(inputs.values())))[0]
         return gradient(

@@ -44,6 +44,7 @@ def test_run_report_list(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "contexts:    identity, binary, hadamard, complex, " in out
     assert "mnist" in out and "paper-small" in out
+    assert "formats:     tf_saved_model, onnx, " in out
 
 
 def test_a_suite_resumes(tmp_path, monkeypatch, capsys):
@@ -103,6 +104,8 @@ def test_folder_is_overwritten_when_asked(tmp_path, capsys):
         ([*RUN, "--tasks", "1.5"], "invalid int value"),
         ([*RUN, "--batch-size", "100000"], "at most 1438"),
         (["report", "no-such-run"], "no-such-run"),
+        (["export", "no-such.keras", "model"], "no-such.keras"),
+        (["export", "a.keras", "b", "--format", "onx"], "Did you mean 'onnx'"),
         (["run"], "Name an experiment, one of permuted, rotating"),
         (["run", "--suite", "papr"], "Did you mean 'paper'"),
         ([*RUN, "--joint", "--separate"], "separate and joint"),

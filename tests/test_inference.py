@@ -102,7 +102,7 @@ def test_gradient_is_that_of_a_mixture(digits):
 
     def entropy(weights):
         logits = soft.predict({"image": x, "task": weights}, verbose=0)
-        return ops.convert_to_numpy(inference._entropy(logits, True))
+        return ops.convert_to_numpy(inference.entropy(logits, True))
 
     for k in range(NUM_TASKS):
         step = 0.002 * np.eye(NUM_TASKS, dtype="float32")[k]

@@ -1,10 +1,24 @@
 """The one module that knows the backends apart, with `jax_branch` for JAX alone."""
 
+import contextlib
+import contextvars
 import sys
 
 import keras
 import numpy as np
 from keras import ops
+
+_branches = contextvars.ContextVar("branches", default=True)
+
+
+@contextlib.contextmanager
+def without_branches():
+    """Traces what computes batches of one task as it does others, without a branch."""
+    token = _branches.set(False)
+    try:
+        yield
+    finally:
+        _branches.reset(token)
 
 
 def is_readable(task):
@@ -42,9 +56,12 @@ def holds_one_task(index, known=None):
     says have not.
 
     Or `None` where the answer decides nothing at run time: on torch while it is
-    compiled or exported, or a tensor has a shape alone. On a GPU torch must wait for
+    compiled or exported, where a tensor has a shape alone, and in
+    `without_branches()`. On a GPU torch must wait for
     it: once for each `task` that a model is given, whatever number of layers ask.
     """
+    if not _branches.get():
+        return None
     if keras.backend.backend() == "torch":
         if _is_compiling() or index.is_meta:
             return None

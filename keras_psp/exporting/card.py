@@ -1,0 +1,55 @@
+"""What an exported model says of itself."""
+
+import importlib.metadata
+import json
+
+import keras
+
+from keras_psp.exporting.formats import FORMATS
+from keras_psp.layers.superposed import Superposed
+from keras_psp.surgery.counterparts import parts
+from keras_psp.surgery.graph import Graph
+
+
+def describe(model, format, output_names, endpoints):
+    """Returns the card of a model, which JSON can hold.
+
+    Args:
+        model: Functional Keras model whose inputs are a dictionary.
+        format: Name of a format.
+        output_names: Names of its outputs, in order.
+        endpoints: Names of its endpoints.
+
+    Returns:
+        Dictionary.
+    """
+    import keras_psp
+
+    layers = parts(Graph(model, takes_task=True).layers)
+    packages = FORMATS[format].packages.values()
+    card = {
+        "name": model.name,
+        "num_tasks": getattr(model, "num_tasks", None),
+        "contexts": {
+            layer.name: keras.saving.serialize_keras_object(layer.context)
+            for layer in layers
+            if isinstance(layer, Superposed)
+        },
+        "inputs": {
+            name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype)}
+            for name, tensor in model.input.items()
+        },
+        "outputs": {
+            name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype)}
+            for name, tensor in zip(output_names, model.outputs, strict=True)
+        },
+        "endpoints": endpoints,
+        "format": format,
+        "backend": keras.backend.backend(),
+        "versions": {
+            "keras_psp": keras_psp.__version__,
+            "keras": keras.__version__,
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+    }
+    return json.loads(json.dumps(card))  # Without tuples, as it will be read.

@@ -1,0 +1,208 @@
+"""Asking an exported model what the model itself answers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_psp.exporting.run_artifact import as_known
+from keras_psp.inference import entropy
+
+BATCH_SIZES = (1, 7, 64)
+SIZE = max(BATCH_SIZES)
+RUN_ARTIFACT = Path(__file__).with_name("run_artifact.py")
+
+
+class Check:
+    """Requests to an exported model, and what it must answer.
+
+    Batches of 1, 7 and 64 examples of mixed tasks, batches of one task, and examples
+    of tasks that there are not among others and alone.
+
+    Args:
+        model: Functional Keras model whose inputs are a dictionary.
+        output_names: The names of its outputs, in order.
+        tasks: The tasks that have an endpoint each.
+        infer_task: Boolean, whether there is an endpoint for that.
+        from_logits: Boolean, an argument of `infer_task()`.
+    """
+
+    def __init__(
+        self, model, output_names, tasks=(), infer_task=False, from_logits=True
+    ):
+        self.requests, self.answers = {}, {}
+        self._model, self._names = model, output_names
+        others = {
+            name: _draw(name, tensor)
+            for name, tensor in model.input.items()
+            if name != "task"
+        }
+        if "task" not in model.input:
+            self._add(others, BATCH_SIZES)
+            return
+        given = _draw_tasks(model)
+        self._add({**others, "task": given}, BATCH_SIZES)
+        self._add({**others, "task": np.repeat(given[:1], SIZE, axis=0)}, (1, 7))
+        if model.input["task"].dtype == "int32":
+            self._add({**others, "task": given}, (7,), {3: model.num_tasks})
+            self._add({**others, "task": given}, (1,), {0: model.num_tasks})
+            unknown = {0: -1, 5: 2**31 - 1, 6: -(2**31)}
+            self._add({**others, "task": given}, (64,), unknown)
+        for task in tasks:
+            outputs = self._predict({**others, "task": np.full(SIZE, task, "int32")})
+            self._expect(f"serve_task_{task}", _first(others, 7), _first(outputs, 7))
+        if infer_task:
+            evidence = self._evidence(_first(others, 7), from_logits)
+            self._expect("infer_task", _first(others, 7), {"evidence": evidence})
+
+    def run(self, path, folder, python=None):
+        """Runs an exported model in a process that has neither Keras nor keras_psp.
+
+        Args:
+            path: Path of the model.
+            folder: Path of a folder for the files that are exchanged.
+            python: Path of an interpreter that has the runtime, which is run apart from
+                all that is not its own. Defaults to this one.
+
+        Returns:
+            Dictionary of NumPy arrays, like `answers`.
+
+        Raises:
+            RuntimeError: The runtime failed; with what it said.
+        """
+        requests, answers = Path(folder, "requests.npz"), Path(folder, "answers.npz")
+        np.savez(requests, **self.requests)
+        interpreter = [sys.executable, "-P"] if python is None else [python, "-I"]
+        run_python(*interpreter, RUN_ARTIFACT, path, requests, answers)
+        with np.load(answers) as found:
+            return dict(found)
+
+    def difference(self, found):
+        """Returns how far answers are from what they must be.
+
+        Args:
+            found: What `run()` returned.
+
+        Returns:
+            The largest difference, of outputs larger than 1 relative to the largest;
+            infinite where one of them alone is NaN, or one is missing.
+        """
+        return max(
+            _regret(found, key.removesuffix("evidence"), expected)
+            if key.endswith("infer_task/evidence")
+            else _difference(found.get(key), expected)
+            for key, expected in self.answers.items()
+        )
+
+    def _add(self, inputs, sizes, unknown=()):
+        """Adds batches of the first examples, some with tasks that there are not."""
+        outputs = self._predict(inputs)
+        for i in unknown:
+            inputs["task"] = inputs["task"].copy()
+            inputs["task"][i] = unknown[i]
+            for value in outputs.values():
+                value[i] = np.nan
+        for n in sizes:
+            self._expect("serve", _first(inputs, n), _first(outputs, n))
+
+    def _expect(self, endpoint, inputs, outputs):
+        number = len({key.split("/")[0] for key in self.requests})
+        for arrays, tensors in ((self.requests, inputs), (self.answers, outputs)):
+            for name, value in tensors.items():
+                arrays[f"{number}/{endpoint}/{name}"] = value
+
+    def _predict(self, inputs):
+        # In batches of one size: others would be compiled anew.
+        outputs = self._model.predict(inputs, batch_size=SIZE, verbose=0)
+        outputs = [as_known(np.array(value)) for value in keras.tree.flatten(outputs)]
+        return dict(zip(self._names, outputs, strict=True))
+
+    def _evidence(self, inputs, from_logits):
+        """How sure of each example each task is; see `keras_psp.infer_task`."""
+        n, num_tasks = len(next(iter(inputs.values()))), self._model.num_tasks
+        rows = np.arange(-(-n * num_tasks // SIZE) * SIZE) % (n * num_tasks)
+        inputs = {name: value[rows // num_tasks] for name, value in inputs.items()}
+        task = (rows % num_tasks).astype("int32")
+        (outputs,) = self._predict({**inputs, "task": task}).values()
+        evidence = -entropy(outputs[: n * num_tasks].astype("float32"), from_logits)
+        return keras.ops.convert_to_numpy(evidence).reshape(n, num_tasks)
+
+
+def run_python(python, *arguments, backend=None):
+    """Runs a command of Python's.
+
+    Args:
+        python: Path of the interpreter.
+        *arguments: Its arguments.
+        backend: Keras' backend. Defaults to this process's.
+
+    Raises:
+        RuntimeError: It failed; with the last that it said.
+    """
+    paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")
+    environment = {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **os.environ,
+        "KERAS_BACKEND": backend or keras.backend.backend(),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "CUDA_VISIBLE_DEVICES": "",  # Whose memory another process may hold.
+    }
+    done = subprocess.run(
+        [python, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        raise RuntimeError("\n".join(done.stdout.strip().splitlines()[-10:]))
+
+
+def _draw(name, tensor):
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    shape = [SIZE, *(32 if n is None else n for n in tensor.shape[1:])]
+    rng = np.random.default_rng(0)
+    if keras.backend.is_float_dtype(dtype):
+        return rng.normal(size=shape).astype(dtype)
+    if keras.backend.is_int_dtype(dtype) or dtype == "bool":
+        return rng.integers(2, size=shape).astype(dtype)
+    raise ValueError(
+        "A model's inputs must be numbers. "
+        f"Received: input {name!r} of dtype {tensor.dtype}"
+    )
+
+
+def _draw_tasks(model):
+    rng = np.random.default_rng(1)
+    if model.input["task"].dtype == "int32":
+        return rng.permutation(np.arange(SIZE) % model.num_tasks).astype("int32")
+    return rng.dirichlet(np.ones(model.num_tasks), SIZE).astype("float32")
+
+
+def _first(inputs, n):
+    return {name: value[:n] for name, value in inputs.items()}
+
+
+def _difference(found, expected):
+    if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
+        return np.inf
+    unknown = np.isnan(expected)
+    if (np.isnan(found) != unknown).any():
+        return np.inf
+    if unknown.all():
+        return 0.0
+    found, expected = found[~unknown].astype("float64"), expected[~unknown]
+    return float(abs(found - expected).max() / max(1, abs(expected).max()))
+
+
+def _regret(found, endpoint, evidence):
+    """How far evidence is from that of the tasks which were found to have most."""
+    tasks, confidences = found[f"{endpoint}task"], found[f"{endpoint}confidence"]
+    best, second = -np.sort(-evidence, axis=-1)[:, :2].T
+    regret = best - np.take_along_axis(evidence, tasks[:, None], axis=-1)[:, 0]
+    ahead = confidences * (abs(best) + abs(second))
+    return max(regret.max(), abs(ahead - (best - second)).max())

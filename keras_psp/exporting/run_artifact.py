@@ -1,0 +1,117 @@
+"""Runs an exported model: `python -P run_artifact.py MODEL REQUESTS ANSWERS`.
+
+It needs NumPy and the format's runtime; Keras and keras_psp are kept out. `REQUESTS`
+and `ANSWERS` are `.npz` files of arrays named `number/endpoint/tensor`.
+"""
+
+import sys
+
+import numpy as np
+
+
+def main(model, requests, answers):
+    """Answers all requests of a file.
+
+    Args:
+        model: Path of the exported model; what it ends with tells the format.
+        requests: Path of the `.npz` file of inputs.
+        answers: Path of the `.npz` file to write the outputs to.
+    """
+    calls = {}
+    with np.load(requests) as arrays:
+        for key, value in arrays.items():
+            number, endpoint, name = key.split("/", 2)
+            calls.setdefault((number, endpoint), {})[name] = value
+    call = load(model)
+    found = {}
+    for (number, endpoint), inputs in calls.items():
+        for name, value in call(endpoint, inputs).items():
+            found[f"{number}/{endpoint}/{name}"] = as_known(value)
+    np.savez(answers, **found)
+
+
+def as_known(value):
+    """Returns an array as float32 if `.npz` files cannot hold its dtype, bfloat16."""
+    return value.astype("float32") if value.dtype.kind == "V" else value
+
+
+def load(model):
+    """Returns a function of an endpoint's name and of a dictionary of arrays."""
+    for suffix, load in _LOADERS.items():
+        if model.endswith(suffix):
+            return load(model)
+
+
+def _load_saved_model(model):
+    import tensorflow as tf
+
+    signatures = tf.saved_model.load(model).signatures
+
+    def call(endpoint, inputs):
+        inputs = {name: tf.constant(value) for name, value in inputs.items()}
+        outputs = signatures[endpoint](**inputs)
+        return {name: value.numpy() for name, value in outputs.items()}
+
+    return call
+
+
+def _load_onnx(model):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return lambda endpoint, inputs: _number(session.run(None, inputs))
+
+
+def _load_litert(model):
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(model_path=model).get_signature_runner()
+    return lambda endpoint, inputs: runner(**inputs)
+
+
+def _load_openvino(model):
+    import openvino
+
+    # Some processors would compute with fewer bits unless told not to.
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(model, "CPU", exact)
+    return lambda endpoint, inputs: _number(compiled(inputs).to_tuple())
+
+
+def _load_torch(model):
+    import torch
+
+    module = torch.export.load(model).module()
+
+    def call(endpoint, inputs):
+        inputs = {name: torch.from_numpy(value) for name, value in inputs.items()}
+        with torch.no_grad():
+            outputs = module(inputs)
+        if isinstance(outputs, dict):
+            return {name: to_numpy(value) for name, value in outputs.items()}
+        outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        return _number(map(to_numpy, outputs))
+
+    def to_numpy(tensor):
+        # NumPy has no bfloat16.
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+    return call
+
+
+def _number(outputs):
+    return {f"output_{i}": value for i, value in enumerate(outputs)}
+
+
+_LOADERS = {
+    ".onnx": _load_onnx,
+    ".tflite": _load_litert,
+    ".xml": _load_openvino,
+    ".pt2": _load_torch,
+    "": _load_saved_model,
+}
+
+if __name__ == "__main__":
+    for name in ("keras", "keras_psp"):
+        sys.modules[name] = None  # Which `import` takes for: there is none.
+    main(*sys.argv[1:])

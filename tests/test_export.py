@@ -1,0 +1,377 @@
+"""Exported models, in the runtimes that they are for; layers are tested with theirs."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+
+import keras_psp
+from keras_psp import cli
+from keras_psp import contexts
+from keras_psp.exporting import run_artifact
+from keras_psp.exporting.check import Check
+from keras_psp.layers import PSPConv2D
+from keras_psp.layers import PSPDense
+from keras_psp.layers import TaskBatchNormalization
+from keras_psp.models import TaskModel
+from keras_psp.models import mlp
+from keras_psp.models import resnet18
+from keras_psp.models.parts import HEADS
+
+NUM_TASKS = 5
+
+
+def small():
+    return mlp((4,), num_classes=3, num_tasks=NUM_TASKS, units=8, depth=1)
+
+
+def convolutional():
+    image = keras.Input((8, 8, 2), name="image")
+    task = keras.Input((), dtype="int32", name="task")
+    x = PSPConv2D(4, 3, NUM_TASKS, padding="same", activation="relu")(image, task)
+    x = TaskBatchNormalization(NUM_TASKS, affine_per_task=True)(x, task)
+    x = PSPConv2D(4, 3, NUM_TASKS, context_over="channels", strides=2)(x, task)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return TaskModel({"image": image, "task": task}, PSPDense(3, NUM_TASKS)(x, task))
+
+
+def of_families():
+    image = x = keras.Input((8,), name="image")
+    task = keras.Input((), dtype="int32", name="task")
+    # OpenVINO cannot multiply with a matrix for each task and dynamic batches.
+    for seed, family in enumerate(sorted({*contexts.FAMILIES} - {"rotation"})):
+        x = PSPDense(8, context=contexts.get(family, NUM_TASKS, seed))(x, task)
+    return TaskModel({"image": image, "task": task}, x)
+
+
+def converted():
+    image = keras.Input((6, 6, 2), name="image")
+    x = keras.layers.Conv2D(4, 3)(image)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.Dense(3)(keras.layers.Flatten()(x))
+    return keras_psp.convert(keras.Model(image, x), NUM_TASKS)
+
+
+def superposed():
+    base = keras.Sequential([keras.Input((4,), name="image"), keras.layers.Dense(3)])
+    models = [keras.models.clone_model(base) for _ in range(NUM_TASKS)]
+    return keras_psp.superpose(models, base=base)
+
+
+def draw(model, n):
+    rng = np.random.default_rng(3)
+    image = rng.normal(size=(n, *model.input["image"].shape[1:])).astype("float32")
+    return {"image": image, "task": (np.arange(n) * 3 % NUM_TASKS).astype("int32")}
+
+
+def test_saved_model(tmp_path, capsys):
+    tf = pytest.importorskip("tensorflow")
+    model, path = small(), str(tmp_path / "served")
+    model.save(tmp_path / "model.keras")
+    command = ["export", str(tmp_path / "model.keras"), path, "--task", "3"]
+    assert cli.main(command) == 0
+    assert "endpoints: serve, serve_task_3, infer_task" in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == ["model.keras", "served"]
+    served = tf.saved_model.load(path)
+    declared = served.signatures["serving_default"].structured_input_signature[1]
+    assert {name: spec.dtype.name for name, spec in declared.items()} == {
+        "image": "float32",
+        "task": "int32",
+    }
+    x = draw(model, 9)
+    expected = model.predict(x, verbose=0)
+    x["task"][4] = NUM_TASKS
+    expected[4] = np.nan
+    for n in (9, 1):
+        inputs = {name: value[:n] for name, value in x.items()}
+        for call in (served.serve, lambda x: served.signatures["serve"](**x)):
+            y = call({name: tf.constant(value) for name, value in inputs.items()})
+            y = y["output_0"] if isinstance(y, dict) else y
+            np.testing.assert_allclose(y, expected[:n], rtol=1e-5, atol=1e-5)
+    wide = tf.constant(x["task"], "int64") + tf.constant([0] * 8 + [2**32], "int64")
+    y = served.serve({"image": tf.constant(x["image"]), "task": wide}).numpy()
+    assert np.isnan(y[8]).all()  # 2**32 is not task 0.
+    np.testing.assert_allclose(y[:8], expected[:8], rtol=1e-5, atol=1e-5)
+
+    others = {"image": tf.constant(x["image"])}
+    third = model.predict({**x, "task": np.full(9, 3, "int32")}, verbose=0)
+    y = served.serve_task_3(others)
+    np.testing.assert_allclose(y, third, rtol=1e-5, atol=1e-5)
+    tasks, confidences = keras_psp.infer_task(model, x["image"])
+    found = served.infer_task(others)
+    np.testing.assert_array_equal(found["task"], tasks)
+    np.testing.assert_allclose(found["confidence"], confidences, atol=1e-5)
+    nothing = served.infer_task({"image": tf.constant([[np.nan, 0.0, 0.0, 0.0]])})
+    assert nothing["task"].numpy() == [-1]
+
+    serve, image = served.signatures["serve"], tf.constant(x["image"])
+    task = tf.constant(x["task"])
+    for wrong in (
+        {"image": image, "tusk": task},
+        {"image": image},
+        {"image": image, "task": tf.cast(task, "float32")},
+        {"image": image, "task": task[None]},
+        {"image": image[:, :2], "task": task},
+        {"image": tf.cast(image, "float64"), "task": task},
+    ):
+        with pytest.raises((TypeError, ValueError, tf.errors.InvalidArgumentError)):
+            serve(**wrong)
+
+    card = json.loads((tmp_path / "served/assets.extra/keras_psp.json").read_text())
+    assert card["num_tasks"] == NUM_TASKS and card["backend"] == BACKEND
+    assert card["contexts"]["dense_0"]["class_name"] == "Binary"
+    assert card["inputs"]["task"] == {"shape": [None], "dtype": "int32"}
+    assert card["versions"]["keras_psp"] == keras_psp.__version__
+    assert card["difference"] <= 1e-5 and card["batch_sizes"] == [1, 7, 64]
+
+    if BACKEND != "tensorflow":
+        return  # The others write the same.
+    np.save(tmp_path / "image.npy", x["image"])
+    command = "-m tensorflow.python.tools.saved_model_cli run --tag_set serve".split()
+    command += ["--dir", path, "--signature_def", "serve_task_3"]
+    command += ["--inputs", f"image={tmp_path}/image.npy", "--outdir", str(tmp_path)]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    y = np.load(tmp_path / "output_0.npy")
+    np.testing.assert_allclose(y, third, rtol=1e-5, atol=1e-5)
+
+
+# The others are written by the same processes, and each is tested from one backend.
+WRITTEN = {
+    ("jax", "onnx"): (convolutional, ".onnx"),
+    ("tensorflow", "litert"): (convolutional, ".tflite"),
+    ("tensorflow", "openvino"): (of_families, ".xml"),
+    ("torch", "torch"): (convolutional, ".pt2"),
+}
+
+# What the runtimes raise for requests that are not as declared.
+REFUSALS = {
+    "onnx": Exception,
+    "litert": (ValueError, RuntimeError),
+    "openvino": RuntimeError,
+    "torch": (ValueError, RuntimeError, AssertionError),
+}
+
+
+@pytest.mark.parametrize("format", [f for b, f in WRITTEN if b == BACKEND])
+def test_other_runtimes(format, tmp_path):
+    make, suffix = WRITTEN[BACKEND, format]
+    model, path = make(), tmp_path / f"model{suffix}"
+    path.write_text("an older one")
+    card = keras_psp.export(model, path, format, overwrite=True)
+    also = ["model.bin"] if format == "openvino" else []
+    names = [*also, path.name, f"{path.name}.json"]
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    assert card == json.loads((tmp_path / f"{path.name}.json").read_text())
+    assert card["endpoints"] == ["serve"]
+    call = run_artifact.load(str(path))
+    x = draw(model, 9)
+    expected = model.predict(x, verbose=0)
+    x["task"][4] = NUM_TASKS
+    expected[4] = np.nan
+    for n in (9, 1, 6):
+        (y,) = call("serve", {name: value[:n] for name, value in x.items()}).values()
+        np.testing.assert_allclose(y, expected[:n], rtol=1e-5, atol=1e-5)
+    wrong = {
+        "name": {"image": x["image"], "tusk": x["task"]},
+        "dtype": {"image": x["image"], "task": x["task"].astype("float32")},
+        "shape": {"image": x["image"][..., :1], "task": x["task"]},
+    }
+    if format == "openvino":
+        del wrong["dtype"]  # Which it casts.
+    for request in wrong.values():
+        with pytest.raises(REFUSALS[format]):
+            call("serve", request)
+
+
+BUILDERS = {
+    **{head: lambda head=head: mlp((4,), 3, NUM_TASKS, head=head) for head in HEADS},
+    "complex": lambda: mlp((4,), 3, NUM_TASKS, complex_valued=True),
+    "resnet18": lambda: resnet18((8, 8, 2), 3, NUM_TASKS, width=0.0625),
+    "convert": converted,
+    "superpose": superposed,
+    "families": of_families,
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_keras_files_are_safe(name, tmp_path):
+    path = tmp_path / "model.keras"
+    BUILDERS[name]().save(path)
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        config = archive.read("config.json").decode()
+    assert names == {"config.json", "metadata.json", "model.weights.h5"}
+    assert "lambda" not in config.lower()
+    keras.saving.load_model(path, safe_mode=True)
+
+
+def test_untrusted_code_is_not_run(tmp_path, capsys):
+    x = keras.Input((4,))
+    y = keras.layers.Lambda(lambda x: print("run") or x)(x)
+    keras.Model(x, y).save(tmp_path / "evil.keras")
+    capsys.readouterr()
+    arguments = [str(tmp_path / name) for name in ("evil.keras", "model")]
+    assert cli.main(["export", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert "lambda" in err and "run" not in out
+    assert os.listdir(tmp_path) == ["evil.keras"]
+
+
+@keras.saving.register_keras_serializable(package="mine")
+class Twice(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+def with_layer(layer, shape=(None, 4)):
+    x = keras.Input(batch_shape=shape, name="image")
+    return keras.Model(x, layer(x), name="net")
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return x
+
+
+BAD = {
+    "format": (small, {"format": "onxx"}, ValueError, "mean 'onnx'"),
+    "suffix": (small, {"format": "onnx"}, ValueError, "must end with '.onnx'"),
+    "folder": (small, {"path": "model.pt2"}, ValueError, "must not end with"),
+    "no-folder": (small, {"path": "no/model"}, FileNotFoundError, "does not exist"),
+    "unwritable": (small, {"path": "/proc/model"}, OSError, "/proc"),
+    "task": (small, {"tasks": [5]}, ValueError, r"must lie in \[0, 5\)"),
+    "float-task": (small, {"tasks": [1.5]}, TypeError, "must be an integer"),
+    "endpoints": (
+        small,
+        {"format": "onnx", "path": "m.onnx", "tasks": [1]},
+        ValueError,
+        "more than one endpoint",
+    ),
+    "infer": (
+        lambda: with_layer(keras.layers.Dense(2)),
+        {"infer_task": True},
+        ValueError,
+        "more than one task",
+    ),
+    "tasks": (
+        lambda: with_layer(keras.layers.Dense(2)),
+        {"tasks": [0]},
+        ValueError,
+        "must have an input 'task'",
+    ),
+    "custom-layer": (lambda: with_layer(Twice()), {}, ValueError, "mine>Twice"),
+    "custom-function": (
+        lambda: with_layer(keras.layers.Dense(2, activation=draw)),
+        {},
+        ValueError,
+        "the function draw",
+    ),
+    "lambda": (
+        lambda: with_layer(keras.layers.Lambda(lambda x: x)),
+        {},
+        ValueError,
+        "a lambda",
+    ),
+    "batch": (
+        lambda: with_layer(keras.layers.Dense(2), shape=(3, 4)),
+        {},
+        ValueError,
+        "batches of any size",
+    ),
+    "text": (
+        lambda: keras.Model(x := keras.Input((2,), dtype="string"), x),
+        {},
+        ValueError,
+        "must be numbers",
+    ),
+    "subclassed": (Subclassed, {}, ValueError, "must be functional"),
+    "no-model": (lambda: 3, {}, TypeError, "must be a Keras model"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name, tmp_path, monkeypatch):
+    make, arguments, error, message = BAD[name]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        keras_psp.export(**{"model": make(), "path": "model", **arguments})
+    assert os.listdir(tmp_path) == []
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    model = small()
+    for name, format in (
+        ("model.onnx", "onnx"),
+        ("model.onnx.json", "onnx"),
+        ("model.bin", "openvino"),
+        ("model", "tf_saved_model"),
+    ):
+        (tmp_path / name).write_text("mine")
+        path = tmp_path / {"openvino": "model.xml", "onnx": "model.onnx"}.get(
+            format, "model"
+        )
+        with pytest.raises(FileExistsError, match="already"):
+            keras_psp.export(model, path, format)
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_text("mine")
+    with pytest.raises(FileExistsError, match="is no model"):
+        keras_psp.export(model, tmp_path / "photos", overwrite=True)
+    assert (tmp_path / "photos" / "cat.png").read_text() == "mine"
+
+
+def test_missing_package_is_named(tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name in ("tf2onnx", "onnxruntime") else found(name),
+    )
+    with pytest.raises(ImportError, match="pip install tf2onnx onnxruntime$"):
+        keras_psp.export(small(), tmp_path / "model.onnx", "onnx")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_differs_is_left_out():
+    model = small()
+    check = Check(model, ["output_0"])
+    exact = {name: value.copy() for name, value in check.answers.items()}
+    assert check.difference(exact) == 0
+    number = next(name for name, value in exact.items() if np.isnan(value).any())
+    for wrong in (
+        exact[number] + np.float32(0.1),
+        np.nan_to_num(exact[number]),
+        np.full_like(exact[number], np.nan),
+        exact[number].astype("float64"),
+        exact[number][:, :2],
+    ):
+        assert check.difference({**exact, number: wrong}) > 0.05
+    del exact[number]
+    assert check.difference(exact) == np.inf
+
+
+def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(ValueError, match="cannot be written with `format"):
+        keras_psp.export(small(), tmp_path / "model")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_difference_leaves_nothing(tmp_path, monkeypatch):
+    module = sys.modules["keras_psp.exporting.export"]
+    monkeypatch.setattr(module, "run_python", lambda *args, **kwargs: None)
+    monkeypatch.setattr(
+        Check, "run", lambda check, *_: {k: v + 2e-5 for k, v in check.answers.items()}
+    )
+    model = with_layer(keras.layers.Dense(2, kernel_initializer="zeros"))
+    with pytest.raises(ValueError, match="differs by 2e-05, which is more than 1e-05"):
+        keras_psp.export(model, tmp_path / "model.onnx", "onnx")
+    assert os.listdir(tmp_path) == []
