@@ -148,12 +148,12 @@ class Tasks:
 """
 ## A load test
 
-32 clients ask one example after the other, each of a random task, 1000 in all.
+32 clients ask one example after the other, each of a random task, 400 in all.
 """
 
 rng = np.random.default_rng(0)
 tests = [next(iter(tasks.test(task, 200))) for task in range(num_tasks)]
-drawn = [(task, rng.integers(200)) for task in rng.integers(num_tasks, size=1000)]
+drawn = [(task, rng.integers(200)) for task in rng.integers(num_tasks, size=400)]
 requests = [
     {
         "inputs": {

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import BACKEND
 
 from keras_psp.benchmarks import PermutedConfig
@@ -79,3 +80,21 @@ def test_merge_compares_with_its_rivals(tmp_path):
     assert f"| {100 * sum(fitted['accuracies']) / 2:.1f} |" in table
     assert (tmp_path / "merge.md").read_text() in table
     assert (tmp_path / "merge.png").read_bytes()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="It always is on TensorFlow.")
+def test_serving_compares_one_model_with_many(tmp_path):
+    output = tmp_path / "serving.json"
+    arguments = ("--output", output, "--folder", tmp_path, "--tasks", 2)
+    arguments += ("--models", "MLP 784-1024-1024-10")
+    call("serving.py", *arguments, "--export")
+    table = call("serving.py", *arguments, "--rounds", 2, "--requests", 32)
+    assert "requests a second, batch 32 | " in table
+    (done,) = json.loads(output.read_text()).values()
+    assert done["difference"] < 1e-5 and done["backend"] == "tensorflow"
+    one, many = done["systems"]["one"], done["systems"]["many"]
+    assert 1.8 < many["disk"][0] / one["disk"][0] < 2
+    assert all(s["rss_loaded"] - s["rss_before"] > 7e6 for s in (one, many))
+    for rounds in done["requests_per_second"].values():
+        assert all(len(values) == 2 and min(values) > 0 for values in rounds.values())
+    assert call("serving.py", "--output", output, "--markdown") == table

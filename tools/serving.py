@@ -28,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 
-NUM_TASKS = 20
 SEED = 0
 BATCH_SIZES = (1, 32)
 MODELS = {
@@ -48,6 +47,7 @@ def main():
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--requests", type=int, default=320, help="in a round")
     parser.add_argument("--export", action="store_true", help="measure nothing")
@@ -57,7 +57,7 @@ def main():
     args = parser.parse_args()
     if args.part == "export":
         for name in args.models:
-            _export(name, args.folder)
+            _export(name, args.folder, args.tasks)
     elif args.part == "serve":
         _serve(args.paths)
     elif args.export:
@@ -78,24 +78,24 @@ def _command():
     return [sys.executable, __file__]
 
 
-def _paths(name, folder):
+def _paths(name, folder, num_tasks):
     """Returns the paths of the superposed model and of the others, by system."""
     folder = folder / name.replace(" ", "_").replace(",", "")
-    many = [folder / f"task_{task}" for task in range(NUM_TASKS)]
+    many = [folder / f"task_{task}" for task in range(num_tasks)]
     return {"one": [folder / "superposed"], "many": many}
 
 
-def _export(name, folder):
+def _export(name, folder, num_tasks):
     import keras
 
     import keras_psp
 
-    paths = _paths(name, folder)
+    paths = _paths(name, folder, num_tasks)
     paths["one"][0].parent.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(SEED)
     builder, shape, options = MODELS[name]
     model = getattr(keras_psp.models, builder)(
-        shape, num_classes=10, num_tasks=NUM_TASKS, **options
+        shape, num_classes=10, num_tasks=num_tasks, **options
     )
     rng = np.random.default_rng(SEED)
     for weight in model.weights:  # Statistics that differ from task to task.
@@ -132,19 +132,21 @@ class _System:
 
 
 def _measure(name, args):
-    paths = _paths(name, args.folder)
+    paths = _paths(name, args.folder, args.tasks)
     shape = MODELS[name][1]
     systems = {key: _System(value) for key, value in paths.items()}
     found = {key: system.loaded for key, system in systems.items()}
-    check = {"shape": shape, "batch_size": 64, "batches": 1, "seed": SEED}
-    one, many = (np.array(s.ask(**check, answers=True)) for s in systems.values())
+    check = {"shape": shape, "num_tasks": args.tasks, "batch_size": 64, "batches": 1}
+    one, many = (
+        np.array(s.ask(**check, seed=SEED, answers=True)) for s in systems.values()
+    )
     difference = float(abs(one - many).max() / max(1, abs(many).max()))
     if not difference < 1e-4:
         raise ValueError(f"{name}: the answers differ by {difference}")
     times = {}
     for batch_size in BATCH_SIZES:
         batches = max(1, args.requests // batch_size)
-        order = {"shape": shape, "batch_size": batch_size, "batches": batches}
+        order = {**check, "batch_size": batch_size, "batches": batches}
         rounds = {key: [] for key in systems}
         for i in range(args.rounds + 2):
             for key in list(systems)[:: 1 if i % 2 else -1]:
@@ -161,7 +163,7 @@ def _measure(name, args):
         "what": "rss in bytes, disk in bytes (weights, and all), load in seconds, "
         "requests a second in each round",
         "settings": {
-            "tasks": NUM_TASKS,
+            "tasks": args.tasks,
             "rounds": args.rounds,
             "requests": args.requests,
             "model": MODELS[name],
@@ -206,13 +208,13 @@ def _serve(paths):
         print(json.dumps(result), flush=True)
 
 
-def _answer(calls, shape, batch_size, batches, seed, answers=False):
+def _answer(calls, shape, num_tasks, batch_size, batches, seed, answers=False):
     """Returns how long batches took, or the answers to the last."""
     import tensorflow as tf
 
     rng = np.random.default_rng(seed)
     images = rng.normal(size=(batches, batch_size, *shape)).astype("float32")
-    tasks = rng.integers(NUM_TASKS, size=(batches, batch_size)).astype("int32")
+    tasks = rng.integers(num_tasks, size=(batches, batch_size)).astype("int32")
     start = time.perf_counter()
     for image, task in zip(images, tasks, strict=True):
         if len(calls) == 1:
@@ -235,11 +237,14 @@ def _rss():
 
 def _markdown(content):
     """One row for each measure of each model."""
-    lines = ["| | | 20 models | superposed | ratio |", "|---|---|---|---|---|"]
+    lines = ["| | | models | superposed | ratio |", "|---|---|---|---|---|"]
     for name, found in content.items():
         one, many = found["systems"]["one"], found["systems"]["many"]
         rows = {
-            "memory, MB": [
+            "memory after loading, MB": [
+                (s["rss_loaded"] - s["rss_before"]) / 1e6 for s in (many, one)
+            ],
+            "and after serving, MB": [
                 (s["rss_after_serving"] - s["rss_before"]) / 1e6 for s in (many, one)
             ],
             "weights, MB": [s["disk"][0] / 1e6 for s in (many, one)],
