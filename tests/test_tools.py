@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import BACKEND
 
 from keras_psp.benchmarks import PermutedConfig
@@ -110,3 +111,21 @@ def test_exact_compares_with_the_original(tmp_path):
         assert len(found[what]) == 3 and max(found[what]) < 1e-5
         assert f"| {name}: {what} | {max(found[what]):.3g} |" in table
     assert found["file"] < 1e-5 and found["weights changed by a fit step"] > 20
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="It always is on TensorFlow.")
+def test_serving_compares_one_model_with_many(tmp_path):
+    output = tmp_path / "serving.json"
+    arguments = ("--output", output, "--folder", tmp_path, "--tasks", 2)
+    arguments += ("--models", "MLP 784-1024-1024-10")
+    call("serving.py", *arguments, "--export")
+    table = call("serving.py", *arguments, "--rounds", 2, "--requests", 32)
+    assert "requests a second, batch 32 | " in table
+    (done,) = json.loads(output.read_text()).values()
+    assert done["difference"] < 1e-5 and done["backend"] == "tensorflow"
+    one, many = done["systems"]["one"], done["systems"]["many"]
+    assert 1.8 < many["disk"][0] / one["disk"][0] < 2
+    assert all(s["rss_loaded"] - s["rss_before"] > 7e6 for s in (one, many))
+    for rounds in done["requests_per_second"].values():
+        assert all(len(values) == 2 and min(values) > 0 for values in rounds.values())
+    assert call("serving.py", "--output", output, "--markdown") == table

@@ -1,0 +1,228 @@
+"""
+Title: Ten tasks behind one server
+Description: An exported model behind Ray Serve, which batches requests of mixed tasks.
+Accelerator: None
+
+Run it with `pip install "keras-psp[serve]"` and any backend. It serves on loopback, and
+ends by itself after a fixed number of requests.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import aiohttp
+import keras
+import numpy as np
+from starlette.responses import JSONResponse
+
+import keras_psp
+from keras_psp import datasets
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Nothing leaves this machine.
+import ray  # noqa: E402
+from ray import serve  # noqa: E402
+
+"""
+## A model of ten tasks, exported
+
+What is written needs TensorFlow alone. Beside it stands its card, which tells the
+names, shapes and dtypes of its inputs, and how many tasks it has.
+"""
+
+num_tasks = 10
+tasks = datasets.permuted("digits", num_tasks=num_tasks, seed=0)
+model = keras_psp.models.mlp(
+    tasks.image_shape, tasks.num_classes, num_tasks, units=256, depth=2
+)
+model.compile(
+    optimizer=keras.optimizers.RMSprop(1e-3),
+    loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+)
+model.fit(
+    tasks.stream(200, batch_size=64),
+    epochs=num_tasks,
+    steps_per_epoch=200,
+    shuffle=False,
+    verbose=0,
+)
+folder = tempfile.TemporaryDirectory()
+path = Path(folder.name, "digits", "1")  # TensorFlow Serving's: name and version.
+path.parent.mkdir()
+keras_psp.export(model, path)
+
+"""
+## Requests
+
+As TensorFlow Serving's REST requests are: `{"inputs": {"image": [...], "task":
+[...]}}`, one example or more. What is not as the card says is refused before it is
+computed.
+"""
+
+
+def check(body, card, limit=64):
+    """Returns the arrays of a request, or raises a `ValueError`."""
+    inputs = body.get("inputs") if isinstance(body, dict) else None
+    if not isinstance(inputs, dict) or inputs.keys() != card["inputs"].keys():
+        raise ValueError(f'"inputs" must hold {", ".join(card["inputs"])}')
+    arrays = {}
+    for name, spec in card["inputs"].items():
+        try:
+            array = np.array(inputs[name])
+        except ValueError as error:
+            raise ValueError(f"{name!r} must not be ragged") from error
+        if array.dtype.kind not in ("i" if spec["dtype"].startswith("int") else "if"):
+            raise ValueError(f"{name!r} must hold numbers of dtype {spec['dtype']}")
+        shape = array.shape[:1] + tuple(
+            have if free is None else free
+            for have, free in zip(array.shape[1:], spec["shape"][1:], strict=False)
+        )
+        if array.ndim != len(spec["shape"]) or array.shape != shape:
+            raise ValueError(
+                f"{name!r} must be of shape {spec['shape']}, not {list(array.shape)}"
+            )
+        arrays[name] = array
+    if len({len(array) for array in arrays.values()}) > 1:
+        raise ValueError("all inputs must be of as many examples")
+    if not 0 < len(arrays["task"]) <= limit:
+        raise ValueError(f"a request must hold from 1 to {limit} examples")
+    num_tasks = card["num_tasks"]
+    unknown = arrays["task"][(arrays["task"] < 0) | (arrays["task"] >= num_tasks)]
+    if unknown.size:
+        raise ValueError(f"'task' must be in [0, {num_tasks}), not {unknown[0]}")
+    # Numbers too large for the dtype become infinite.
+    with np.errstate(over="ignore"):
+        arrays = {
+            name: array.astype(card["inputs"][name]["dtype"])
+            for name, array in arrays.items()
+        }
+    if not np.isfinite(arrays["image"]).all():
+        raise ValueError("'image' must be finite")
+    return arrays
+
+
+"""
+## The server
+
+It knows neither Keras nor keras-psp. Ray Serve calls `answer` with all the requests
+that came while it was computing; to the model they are one batch, whatever their tasks.
+"""
+
+
+@serve.deployment(max_ongoing_requests=256, logging_config={"enable_access_log": False})
+class Tasks:
+    def __init__(self, path):
+        import tensorflow as tf
+
+        self.model = tf.saved_model.load(str(path))
+        card = path / "assets.extra" / "keras_psp.json"
+        self.card = json.loads(card.read_text())
+
+    def reconfigure(self, config):
+        self.answer.set_max_batch_size(config["max_batch_size"])
+
+    async def __call__(self, request):
+        if request.method != "POST":
+            return JSONResponse(self.card)
+        try:
+            inputs = check(json.loads(await request.body()), self.card)
+        except ValueError as error:
+            return JSONResponse({"error": str(error)}, status_code=400)
+        return {"outputs": (await self.answer(inputs)).tolist()}
+
+    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.002)
+    async def answer(self, requests):
+        batch = {
+            name: np.concatenate([inputs[name] for inputs in requests])
+            for name in requests[0]
+        }
+        (outputs,) = self.model.signatures["serve"](**batch).values()
+        ends = np.cumsum([len(inputs["task"]) for inputs in requests])
+        return np.split(outputs.numpy(), ends[:-1])
+
+
+"""
+## A load test
+
+32 clients ask one example after the other, each of a random task, 400 in all.
+"""
+
+rng = np.random.default_rng(0)
+tests = [next(iter(tasks.test(task, 200))) for task in range(num_tasks)]
+drawn = [(task, rng.integers(200)) for task in rng.integers(num_tasks, size=400)]
+requests = [
+    {
+        "inputs": {
+            "image": np.array(tests[task][0]["image"][i : i + 1]).tolist(),
+            "task": [int(task)],
+        }
+    }
+    for task, i in drawn
+]
+labels = [int(tests[task][1][i]) for task, i in drawn]
+
+
+async def load(url, num_clients=32, seconds=60):
+    """Returns what was answered, and how long each answer took, and all of them."""
+    answers, latencies = [None] * len(requests), []
+    waiting = iter(range(len(requests)))
+
+    async def client(session):
+        for i in waiting:
+            start = time.perf_counter()
+            async with session.post(url, json=requests[i]) as response:
+                response.raise_for_status()
+                answers[i] = np.argmax((await response.json())["outputs"][0])
+            latencies.append(time.perf_counter() - start)
+
+    async with asyncio.timeout(seconds), aiohttp.ClientSession() as session:
+        start = time.perf_counter()
+        await asyncio.gather(*(client(session) for _ in range(num_clients)))
+        return answers, latencies, time.perf_counter() - start
+
+
+async def refused(url, **changes):
+    """Returns how a request is answered that is not as it should be."""
+    body = {"inputs": {**requests[0]["inputs"], **changes}}
+    async with aiohttp.ClientSession() as session:
+        async with session.post(url, json=body) as response:
+            return response.status, (await response.json()).get("error")
+
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+serve.start(http_options={"host": "127.0.0.1", "port": port})
+url = f"http://127.0.0.1:{port}/v1/models/digits:predict"
+try:
+    for size in (1, 8, 32):
+        server = Tasks.options(user_config={"max_batch_size": size}).bind(path)
+        serve.run(server, route_prefix="/v1/models/digits:predict")
+        asyncio.run(load(url))  # It warms up.
+        answers, latencies, seconds = asyncio.run(load(url))
+        p50, p95, p99 = 1000 * np.percentile(latencies, (50, 95, 99))
+        print(
+            f"batches of up to {size}: {len(answers) / seconds:.0f} requests a second, "
+            f"latency {p50:.1f} ms (95 %: {p95:.1f}, 99 %: {p99:.1f})"
+        )
+    accuracy = np.mean(np.equal(answers, labels))
+    print(f"average accuracy over {num_tasks} tasks: {accuracy:.4f}")
+    for changes in (
+        {"task": [num_tasks]},
+        {"task": [0.5]},
+        {"task": 0},
+        {"image": [[1, 2], [3]]},
+        {"label": [0]},
+    ):
+        status, error = asyncio.run(refused(url, **changes))
+        print(f"refused, {status}: {error}")
+        assert status == 400
+finally:
+    serve.shutdown()
+    ray.shutdown()
+    folder.cleanup()
