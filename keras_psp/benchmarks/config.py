@@ -8,6 +8,7 @@ import keras
 
 from keras_psp import contexts
 from keras_psp.consolidation import EWC
+from keras_psp.consolidation import CosineEachTask
 from keras_psp.consolidation import Gram
 from keras_psp.consolidation import SynapticIntelligence
 from keras_psp.consolidation.consolidation import check_number
@@ -20,7 +21,6 @@ OPTIMIZERS = sorted(
     and issubclass(value, keras.optimizers.Optimizer)
     and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
 )
-# The cosine falls to 0, and begins anew with each task.
 SCHEDULES = ("constant", "cosine")
 # What wraps the optimizer, and options that make it what it is called.
 CONSOLIDATIONS = {
@@ -83,7 +83,9 @@ class Config:
     )
     learning_rate: float = option(1e-4, "its learning rate")
     schedule: str = option(
-        "constant", "how that changes while a task is trained", SCHEDULES
+        "constant",
+        "how that changes while a task is trained: cosine warms up and falls to 0",
+        SCHEDULES,
     )
     seed: int = option(0, "of tasks, contexts, initial weights, batches")
 
@@ -155,9 +157,7 @@ class Config:
         """Returns the optimizer of the whole stream, in its consolidation if any."""
         options = {"learning_rate": self.learning_rate}
         if self.schedule == "cosine":
-            options["learning_rate"] = keras.optimizers.schedules.CosineDecayRestarts(
-                self.learning_rate, self.steps, t_mul=1.0
-            )
+            options["learning_rate"] = CosineEachTask(self.learning_rate, self.steps)
         if self.optimizer == "rmsprop":
             options["rho"] = 0.99  # PyTorch's default, which the authors used.
         optimizer = keras.optimizers.get(

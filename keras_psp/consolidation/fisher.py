@@ -21,6 +21,10 @@ class Fisher:
             products may be taken of sums over batches. Or `"data"`, for any loss, an
             example at a time.
         products: Function of a gradient that returns the list of its products.
+        temperature: Positive number by which the logits are divided that labels are
+            drawn from, and the gradients are of. With 1 there is next to nothing to
+            learn from examples of which a model is sure; the larger, the more all
+            count alike.
 
     Reference:
         [Kunstner et al., 2019](https://arxiv.org/abs/1905.12558), equations 2 and 3;
@@ -28,9 +32,10 @@ class Fisher:
         section 2.3.
     """
 
-    def __init__(self, examples, labels, products):
+    def __init__(self, examples, labels, products, temperature=1.0):
         self.examples = examples
         self.labels = labels
+        self.temperature = temperature
         self._products = products
         self._probe = None
 
@@ -49,8 +54,8 @@ class Fisher:
         """
         x, y = self._take(data)
         if self._probe is None or self._probe.inner is not model:
-            self._probe = _Probe(model, self.labels)  # Compiled once.
-            self._probe.compile(_Products(self._products))
+            self._probe = _Probe(model, self.labels, self.temperature)
+            self._probe.compile(_Products(self._products))  # Once.
         # What does not fit is told here: on JAX a `fit()` that fails loses the weights.
         model(keras.tree.map_structure(lambda array: array[:1], x), training=False)
         probe = self._probe
@@ -97,9 +102,10 @@ class Fisher:
 class _Probe(keras.Model):
     """A model as it answers, whose loss is a batch's log-likelihood."""
 
-    def __init__(self, model, labels):
+    def __init__(self, model, labels, temperature):
         super().__init__(name="probe")
         self.labels = labels
+        self.temperature = temperature
         self.loss_function = keras.losses.get(model.loss)
         self.inner = model
         self.seed_generator = keras.random.SeedGenerator(0)
@@ -128,12 +134,16 @@ class _Probe(keras.Model):
             off = ops.where(up, 1.0, -1.0) * (size / 2) ** 0.5
             drawn = ops.stop_gradient(y_pred) + ops.cast(off, y_pred.dtype)
             return ops.sum(ops.square(y_pred - drawn)) / size
-        logits = y_pred if self._from_logits else ops.log(y_pred)
+        logits = y_pred
+        if not self._from_logits:  # Where none is too small to have a logarithm.
+            logits = ops.log(ops.maximum(y_pred, keras.config.epsilon()))
+        logits = logits / self.temperature
         drawn = keras.random.categorical(logits, 1, seed=self.seed_generator)
         losses = keras.losses.sparse_categorical_crossentropy(
-            drawn[:, 0], y_pred, from_logits=self._from_logits
+            drawn[:, 0], logits, from_logits=True
         )
-        return ops.sum(losses)
+        # By the logits, these are the differences of probabilities and labels.
+        return self.temperature * ops.sum(losses)
 
 
 def _find_kind(loss):

@@ -65,6 +65,9 @@ class Gram(Consolidation):
             draws itself; it must be trained with a (sparse) categorical crossentropy or
             the mean squared error. `"data"` for the empirical one, which serves with
             any loss.
+        temperature: Positive number by which the logits are divided, with
+            `labels="model"` and a crossentropy. With 1 hardly any but the examples
+            count of which the model is not sure; the larger, the more all do.
         every: Positive integer, after how many steps the kernels are pulled back.
         largest: Positive integer, the most inputs or outputs that have a matrix.
         name: Name of the optimizer.
@@ -98,10 +101,11 @@ class Gram(Consolidation):
     def __init__(
         self,
         optimizer="rmsprop",
-        strength=20.0,
+        strength=0.5,
         decay=1.0,
         examples=1024,
         labels="model",
+        temperature=4.0,
         every=50,
         largest=3000,
         name="gram",
@@ -114,6 +118,7 @@ class Gram(Consolidation):
             check_num_tasks(examples, "examples"),
             check_name("labels", labels, LABELS),
             self._products,
+            check_number("temperature", temperature, least=1e-3),
         )
 
     def add_importances(self, variables):
@@ -232,6 +237,7 @@ class Gram(Consolidation):
             "decay": self.decay,
             "examples": self._fisher.examples,
             "labels": self._fisher.labels,
+            "temperature": self._fisher.temperature,
             "every": self.every,
             "largest": self.largest,
         }

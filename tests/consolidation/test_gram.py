@@ -158,6 +158,27 @@ def test_the_diagonal_is_what_ewc_has():
     assert gram.factors[0][0].vectors is None
 
 
+def test_a_temperature_lets_examples_count_of_which_the_model_is_sure(monkeypatch):
+    monkeypatch.setattr(fisher, "BATCH_SIZE", 1)  # Then sure examples hardly vary.
+    traces = []
+    for temperature in (1.0, 4.0):
+        gram = Gram("sgd", temperature=temperature, examples=800)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model = build(keras.layers.Dense(2, use_bias=False), (2,), gram, loss)
+        gram.build(model.trainable_variables)
+        model.layers[-1].kernel.assign([[0.0, 0.0], [0.0, 8.0]])
+        # Of half of the examples the model is sure, of the others it knows nothing.
+        x = np.tile(np.eye(2, dtype="float32"), (400, 1))
+        gram.end_task(model, (inputs(model, x, 0), np.zeros(800, "int32")))
+        left, right = (factor.get() for factor in gram.factors[0])
+        p = 1 / (1 + np.exp(np.array([0.0, 8.0]) / temperature))
+        sizes = p * (1 - p)  # Of the variance of either logit's gradient.
+        np.testing.assert_allclose(np.diag(left), sizes / sizes.sum(), atol=0.05)
+        traces.append(np.trace(right))
+        np.testing.assert_allclose(traces[-1], sizes.sum(), rtol=0.1)
+    assert traces[1] > 1.2 * traces[0]
+
+
 def test_every_kind_of_weight():
     image = keras.Input((4, 4, 2), name="image")
     task = keras.Input((), dtype="int32", name="task")
@@ -189,6 +210,7 @@ def test_bad_input(tmp_path):
     for arguments, error, match in (
         (dict(every=0), ValueError, "`every` must be a positive integer"),
         (dict(largest=1.5), TypeError, "`largest` must be a positive integer"),
+        (dict(temperature=0), ValueError, "`temperature` must be a number in "),
         (dict(decay=-1), ValueError, r"`decay` must be a number in \[0, 1\]"),
         (dict(labels="dat"), ValueError, "Did you mean 'data'"),
     ):
