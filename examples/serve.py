@@ -200,7 +200,7 @@ ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
 serve.start(http_options={"host": "127.0.0.1", "port": port})
 url = f"http://127.0.0.1:{port}/v1/models/digits:predict"
 try:
-    for size in (1, 8, 32):
+    for size in (1, 32):
         server = Tasks.options(user_config={"max_batch_size": size}).bind(path)
         serve.run(server, route_prefix="/v1/models/digits:predict")
         asyncio.run(load(url))  # It warms up.

@@ -16,10 +16,10 @@ class CosineEachTask(keras.optimizers.schedules.LearningRateSchedule):
     rate(i) = learning_rate * (1 + cos(pi (i - w) / (steps - w))) / 2   else
     ```
 
-    in step `i` of a task, where `w` is a tenth of its steps, and at least one. At the end of a task its
-    gradients are small, and so is what optimizers divide by; the first of the next are
-    many times larger. Without warming up, steps would be too, and in directions that
-    no consolidation holds.
+    in step `i` of a task, where `w` is a tenth of its steps, and at least one. At the
+    end of a task its gradients are small, and so is what optimizers divide by; the
+    first of the next are many times larger. Without warming up, steps would be too, and
+    in directions that no consolidation holds.
 
     Args:
         learning_rate: Number, at least 0, the largest.

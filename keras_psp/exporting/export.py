@@ -299,6 +299,6 @@ def _move(folder, path):
     with tempfile.TemporaryDirectory(prefix=".old.", dir=path.parent) as old:
         for new in sorted(folder.iterdir(), key=lambda new: new.name == path.name):
             target = path.with_name(new.name)
-            if target.exists():
+            if target.is_dir():  # A file is replaced without a moment between.
                 os.replace(target, Path(old, new.name))
             os.replace(new, target)
