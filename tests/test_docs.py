@@ -70,6 +70,8 @@ def test_readme_block(number, tmp_path, monkeypatch):
             assert done.returncode == 0, done.stderr
         elif words[0].startswith("./"):
             assert (ROOT / words[0]).exists()  # ./tools/test runs this test.
+        elif words[0] == "python":  # An example, which another test runs.
+            assert words[1].startswith("examples/") and (ROOT / words[1]).exists()
         else:
             assert words[:2] == ["pip", "install"] or words[0] in ("git", "cd"), line
 
