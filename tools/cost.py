@@ -1,10 +1,11 @@
 """What superposed layers cost beside plain `keras.layers.Dense`.
 
-    python tools/cost.py --output cost.json               # layers of every family
-    python tools/cost.py --output cost.json --crossover   # rotations of many widths
-    python tools/cost.py --output cost.json --network     # the benchmark's own network
-    python tools/cost.py --output cost.json --resnet      # convolutions and norms
-    python tools/cost.py --output cost.json --serving     # one model for eight
+    python tools/cost.py --output cost.json                  # layers of every family
+    python tools/cost.py --output cost.json --crossover      # rotations of many widths
+    python tools/cost.py --output cost.json --network        # the benchmark's own network
+    python tools/cost.py --output cost.json --resnet         # convolutions and norms
+    python tools/cost.py --output cost.json --serving        # one model for eight
+    python tools/cost.py --output cost.json --consolidation  # steps with and without it
     python tools/cost.py --output cost.json --markdown    # tables of what is there
 
 Each backend has a process of its own on all the cores it is given. In every round each
@@ -19,6 +20,7 @@ import argparse
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import random
@@ -52,6 +54,7 @@ def main():
     parser.add_argument("--network", action="store_true")
     parser.add_argument("--resnet", action="store_true")
     parser.add_argument("--serving", action="store_true")
+    parser.add_argument("--consolidation", action="store_true")
     parser.add_argument("--resnet-width", type=float, default=0.25)
     parser.add_argument("--markdown", action="store_true", help="measure nothing")
     parser.add_argument("--part", choices=_PARTS, help=argparse.SUPPRESS)
@@ -237,6 +240,33 @@ def _serving(args):
     return what, settings, _rows(calls, args.rounds)
 
 
+def _consolidation(args):
+    """Training steps of one superposed network, in each consolidation and in none."""
+    import keras
+    import numpy as np
+
+    from keras_psp.benchmarks import PermutedConfig
+    from keras_psp.models import mlp
+
+    settings = {"batch_size": 128, "depth": 3, "units": 256, "context": "binary"}
+    models = {}
+    for name in ("none", "ewc", "si", "gram"):
+        config = PermutedConfig(
+            source="mnist", tasks=NUM_TASKS, consolidation=name, schedule="cosine"
+        )
+        model = mlp((784,), 10, NUM_TASKS, units=config.units, depth=config.depth)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(config.build_optimizer(), loss)
+        models["plain" if name == "none" else name] = model
+    rng = np.random.default_rng(SEED)
+    images = rng.normal(size=(128, 784)).astype("float32")
+    labels = rng.integers(10, size=128).astype("int32")
+    # As many steps at a time as there are between two of Gram's that cost more.
+    every = models["gram"].optimizer.every
+    rows = _compare(models, images, labels, args.rounds, ["training"], ["one"], every)
+    return "a training step of 784 -> 3 x 256 -> 10, plain: none", settings, rows
+
+
 def _bytes(model):
     import keras
 
@@ -249,6 +279,7 @@ _PARTS = {
     "network": _network,
     "resnet": _resnet,
     "serving": _serving,
+    "consolidation": _consolidation,
 }
 
 
@@ -280,7 +311,13 @@ def _compare_layers(families, batch_size, inputs, units, layers, args):
 
 
 def _compare(
-    models, x, y, rounds, kinds=("forward", "training"), arrangements=("one", "mixed")
+    models,
+    x,
+    y,
+    rounds,
+    kinds=("forward", "training"),
+    arrangements=("one", "mixed"),
+    multiple=1,
 ):
     """Times models and returns a row for each one's times and ratios."""
     import numpy as np
@@ -300,12 +337,15 @@ def _compare(
             for arrangement in arrangements:
                 call = functools.partial(functions[kind], inputs[arrangement])
                 calls[name, kind, arrangement] = call
-    return _rows(calls, rounds)
+    return _rows(calls, rounds, multiple)
 
 
-def _rows(calls, rounds):
+def _rows(calls, rounds, multiple=1):
     """Times calls in turn; their keys are `(name, kind, arrangement)`."""
-    repeats = {key: _repeats(call) for key, call in calls.items()}
+    repeats = {
+        key: multiple * math.ceil(_repeats(call) / multiple)
+        for key, call in calls.items()
+    }
     times = {key: [] for key in calls}
     order = random.Random(SEED)
     for _ in range(rounds):

@@ -20,6 +20,14 @@ SYSTEMS = (
     {"context": "identity", "separate": True},
     {"context": "identity", "joint": True},
 )
+# What keeps tasks, each trained as it keeps most.
+EWC = {"consolidation": "ewc", "schedule": "cosine", "learning_rate": 3e-4}
+SI = {"consolidation": "si", "strength": 1.0}
+GRAM = {"consolidation": "gram", "schedule": "cosine", "learning_rate": 1e-3}
+CONSOLIDATED = (
+    *({"context": "identity", **kept} for kept in ({}, EWC, GRAM)),
+    *({"context": "binary", **kept} for kept in ({}, EWC, SI, GRAM)),
+)
 FAMILIES = (
     {"context": "binary", "learnable": True},
     {"context": "complex"},
@@ -86,5 +94,10 @@ SUITES = {
             for turns in TURNS
         ),
         *(Incremental(**head, augment=True, steps=5000) for head in HEADS),
+    ],
+    "consolidation": [
+        Permuted(**MNIST, **system, seed=seed)
+        for seed in range(3)
+        for system in CONSOLIDATED
     ],
 }
