@@ -416,6 +416,8 @@ def test_capacity_of_widths():
     assert [layer.num_tasks(0.29) for layer in result.layers] == [30, 594]
     assert result.num_tasks == 30
     assert capacity([100, 50], tolerance=0.0).num_tasks == 1
+    assert capacity([100, 50], 0.1, "none").num_tasks == 6
+    assert capacity([100, 50], 0.1, consolidation="gram").num_tasks == 21
     assert capacity(np.array([64])).num_tasks == 4
     for width in range(1, 300):
         number = capacity([width]).num_tasks
@@ -432,6 +434,8 @@ def test_capacity_of_models():
     assert "dense_0" in str(result)
     few = capacity(mlp((16,), 3, 2, units=16, depth=1, context="hadamard"), 2.0)
     assert few.num_tasks == 16  # There are no more rows.
+    model = mlp((16,), 3, 2, units=16, depth=1, context="hadamard")
+    assert capacity(model, 1.0, "gram").num_tasks == 16
     assert capacity(mlp((16,), 3, 2, 16, context="identity"), 2.0).num_tasks == 1
 
 
@@ -447,6 +451,8 @@ def test_capacity_refuses():
             capacity(widths)
     with pytest.raises(ValueError, match="at least one width"):
         capacity([])
+    with pytest.raises(ValueError, match="Unknown consolidation.*'gram'"):
+        capacity([8], consolidation="grams")
     for tolerance in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="`tolerance` must be a number"):
             capacity([8], tolerance)

@@ -2,7 +2,7 @@
 
     python tools/cost.py --output cost.json                  # layers of every family
     python tools/cost.py --output cost.json --crossover      # rotations of many widths
-    python tools/cost.py --output cost.json --network        # the benchmark's own network
+    python tools/cost.py --output cost.json --network        # the benchmark's network
     python tools/cost.py --output cost.json --resnet         # convolutions and norms
     python tools/cost.py --output cost.json --serving        # one model for eight
     python tools/cost.py --output cost.json --consolidation  # steps with and without it

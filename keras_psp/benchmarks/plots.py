@@ -51,8 +51,7 @@ def _plot_retention(entries: list[Entry]):
         axis.set_ylim(0, 101)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    _add_legend(figure, axes[0])
     return figure
 
 
@@ -111,7 +110,7 @@ def _plot_memory(entries: list[Entry]):
         ylabel="average test accuracy (%)",
     )
     axis.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _add_legend(figure, axis)
     return figure
 
 
@@ -146,5 +145,18 @@ def _plot_sizes(field, lines):
         ylabel="average test accuracy (%)",
     )
     axis.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    _add_legend(figure, axis)
     return figure
+
+
+def _add_legend(figure, axis):
+    """Names the lines below the axes in two columns, whose width long names keep to."""
+    handles, labels = axis.get_legend_handles_labels()
+    letters = round(4.5 * figure.get_figwidth())
+    figure.legend(
+        handles,
+        [textwrap.fill(label, letters) for label in labels],
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+    )

@@ -10,6 +10,10 @@ from keras_psp.contexts import Identity
 from keras_psp.contexts.task_index import check_num_tasks
 from keras_psp.diagnostics import plots
 from keras_psp.diagnostics.superposed_layers import superposed_layers
+from keras_psp.names import check_name
+
+# How many times as many tasks there is room for, by what consolidates them.
+ROOM = {"none": 1, "gram": 4}
 
 
 @dataclass(frozen=True)
@@ -20,16 +24,18 @@ class LayerCapacity:
         name: The layer's; or its width, if that is all that was given.
         width: Integer, the number M of inputs that its context binds.
         limit: How many tasks its context family can hold at all, or `None`.
+        room: How many times as much interference is like none of its tasks had any.
     """
 
     name: str
     width: int
     limit: int | None = None
+    room: int = 1
 
     def num_tasks(self, tolerance):
-        """Returns the largest K of which `(K - 1) / M` is no more than `tolerance`."""
+        """Returns the largest K of which `(K - 1) / (room M)` is no more than that."""
         # Rounded, for 0.29 * 100 is 28.999999999999996.
-        number = 1 + math.floor(round(tolerance * self.width, 9))
+        number = 1 + math.floor(round(tolerance * self.room * self.width, 9))
         return number if self.limit is None else min(number, self.limit)
 
 
@@ -72,11 +78,11 @@ class Capacity:
         return "\n".join(lines)
 
 
-def capacity(model_or_widths, tolerance=0.05) -> Capacity:
+def capacity(model_or_widths, tolerance=0.05, consolidation="none") -> Capacity:
     """Says how many tasks layers have room for, at an interference put up with.
 
     ```
-    K = 1 + floor(tolerance M)
+    K = 1 + floor(tolerance room M)
     ```
 
     the largest K of which `(K - 1) / M`, the interference that random orthogonal
@@ -109,6 +115,8 @@ def capacity(model_or_widths, tolerance=0.05) -> Capacity:
             the number M of inputs that the context of each layer binds (for a
             convolution `kernel_size[0] * kernel_size[1] * in / groups`).
         tolerance: Non-negative float. Defaults to 0.05.
+        consolidation: What keeps earlier tasks while a task is trained: `"none"`, or
+            `"gram"` for `keras_psp.consolidation.Gram`.
 
     Returns:
         A `Capacity`: `num_tasks`, of the layer that has least room; its `layers`, which
@@ -120,13 +128,16 @@ def capacity(model_or_widths, tolerance=0.05) -> Capacity:
         TypeError: `model_or_widths` is neither, a width is not an integer, or
             `tolerance` not a number.
         ValueError: The model has no superposed layer, there is no width, one is not
-            positive, or `tolerance` is negative or not finite.
+            positive, `tolerance` is negative or not finite, or `consolidation` is
+            neither of those.
 
     Example:
 
     >>> import keras_psp
     >>> keras_psp.diagnostics.capacity([1024]).num_tasks
     52
+    >>> keras_psp.diagnostics.capacity([1024], consolidation="gram").num_tasks
+    205
     >>> model = keras_psp.models.mlp((64,), 10, num_tasks=2, units=256, depth=1)
     >>> result = keras_psp.diagnostics.capacity(model)
     >>> [(layer.name, layer.num_tasks(0.05)) for layer in result.layers]
@@ -138,14 +149,15 @@ def capacity(model_or_widths, tolerance=0.05) -> Capacity:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), figure 4.
     """
     tolerance = check_number("tolerance", tolerance)
+    room = ROOM[check_name("consolidation", consolidation, ROOM)]
     if isinstance(model_or_widths, keras.Model):
         layers = [
-            LayerCapacity(layer.name, *_width_and_limit(layer.context))
+            (layer.name, *_width_and_limit(layer.context))
             for layer in superposed_layers(model_or_widths)
         ]
     else:
-        layers = [LayerCapacity(str(width), width) for width in _check(model_or_widths)]
-    return Capacity(tolerance, tuple(layers))
+        layers = [(str(width), width, None) for width in _check(model_or_widths)]
+    return Capacity(tolerance, tuple(LayerCapacity(*each, room) for each in layers))
 
 
 def _width_and_limit(context):

@@ -229,6 +229,22 @@ def test_lines_are_the_means_of_the_runs():
     np.testing.assert_allclose(other.get_ydata(), [49])
 
 
+def test_long_names_stay_in_the_picture():
+    options = {"consolidation": "gram", "schedule": "cosine", "learning_rate": 1e-3}
+    runs = [
+        ("a", make_result(permuted(3))),
+        ("b", make_result(permuted(3, context="fast_rotation", **options), 0.7)),
+        ("c", make_result(permuted(3, context="identity", **options), 0.5)),
+        ("d", make_result(permuted(3, units=8, **options), 0.5)),
+    ]
+    for name, figure in draw(group(runs, {})[0]).items():
+        figure.canvas.draw()
+        for legend in figure.legends:
+            box = legend.get_window_extent()
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, name
+            assert box.y0 >= 0, name
+
+
 def test_a_run_or_a_folder_of_runs(tmp_path):
     run = save(tmp_path / "runs" / "one", permuted(2))
     found = report([run])
