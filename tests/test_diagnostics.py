@@ -417,7 +417,7 @@ def test_capacity_of_widths():
     assert result.num_tasks == 30
     assert capacity([100, 50], tolerance=0.0).num_tasks == 1
     assert capacity([100, 50], 0.1, "none").num_tasks == 6
-    assert capacity([100, 50], 0.1, consolidation="gram").num_tasks == 21
+    assert capacity([100, 50], 0.1, consolidation="gram").num_tasks == 11
     assert capacity(np.array([64])).num_tasks == 4
     for width in range(1, 300):
         number = capacity([width]).num_tasks
