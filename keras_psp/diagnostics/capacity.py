@@ -119,7 +119,7 @@ def capacity(model_or_widths, tolerance=0.05, consolidation="none") -> Capacity:
     | 0.05        | 98.2       | 99.5, 99.3, 99.2       |
     | 0.1         | 95.3       | 98.7, 98.3             |
     | 0.19        | 87.1       | 97.0, 96.5             |
-    | 0.38        |            | 93.0                   |
+    | 0.38        |            | 93.0, 92.4             |
 
     Args:
         model_or_widths: `keras_psp.models.TaskModel`; or a list of positive integers,
