@@ -42,6 +42,16 @@ def test_cost_compares_with_plain_dense(tmp_path):
     assert again == table
 
 
+def test_cost_of_consolidation_counts_every_step(tmp_path):
+    output = tmp_path / "cost.json"
+    options = ("--consolidation", "--backends", BACKEND, "--rounds", 1)
+    call("cost.py", "--output", output, *options)
+    rows = json.loads(output.read_text())["consolidation"][BACKEND]["times"]
+    assert [row["name"] for row in rows] == ["plain", "ewc", "si", "gram"]
+    # One in 50 of Gram's steps costs more: as many of these are in each time.
+    assert all(row["calls"] % 50 == 0 for row in rows)
+
+
 def test_families_table_is_made_of_results(tmp_path):
     settings = {"source": "mnist", "steps": 3, "units": 256, "depth": 3}
     result = run(PermutedConfig(tasks=10, steps=3, units=8, depth=1))

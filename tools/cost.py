@@ -6,7 +6,7 @@
     python tools/cost.py --output cost.json --resnet         # convolutions and norms
     python tools/cost.py --output cost.json --serving        # one model for eight
     python tools/cost.py --output cost.json --consolidation  # steps with and without it
-    python tools/cost.py --output cost.json --markdown    # tables of what is there
+    python tools/cost.py --output cost.json --markdown       # tables of what is there
 
 Each backend has a process of its own on all the cores it is given. In every round each
 model is timed once, in a new order; a ratio is the median over the rounds of a model's
@@ -130,7 +130,6 @@ def _crossover(args):
 
 def _network(args):
     import keras
-    import numpy as np
 
     from keras_psp.benchmarks import PermutedConfig
     from keras_psp.models import mlp
@@ -152,17 +151,14 @@ def _network(args):
     for model in models.values():
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(config.build_optimizer(), loss)
-    rng = np.random.default_rng(SEED)
-    images = rng.normal(size=(config.batch_size, 784)).astype("float32")
-    labels = rng.integers(10, size=config.batch_size).astype("int32")
-    rows = _compare(models, images, labels, args.rounds, ["training"], ["one"])
+    batch = _draw_batch(config.batch_size, 784)
+    rows = _compare(models, *batch, args.rounds, ["training"], ["one"])
     settings = {"batch_size": config.batch_size, "optimizer": config.optimizer}
     return "a training step of 784 -> 3 x 256 -> 10 without biases", settings, rows
 
 
 def _resnet(args):
     import keras
-    import numpy as np
 
     from keras_psp.models import resnet18
 
@@ -179,12 +175,10 @@ def _resnet(args):
     for model in models.values():
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(keras.optimizers.SGD(), loss)
-    rng = np.random.default_rng(SEED)
-    images = rng.normal(size=(64, 32, 32, 3)).astype("float32")
-    labels = rng.integers(10, size=64).astype("int32")
     settings = {"batch_size": 64, "width": args.resnet_width, "context": "binary"}
     what = "resnet18 on 32x32 images, SGD"
-    return what, settings, _compare(models, images, labels, args.rounds)
+    batch = _draw_batch(64, 32, 32, 3)
+    return what, settings, _compare(models, *batch, args.rounds)
 
 
 def _serving(args):
@@ -243,28 +237,35 @@ def _serving(args):
 def _consolidation(args):
     """Training steps of one superposed network, in each consolidation and in none."""
     import keras
-    import numpy as np
 
     from keras_psp.benchmarks import PermutedConfig
     from keras_psp.models import mlp
 
-    settings = {"batch_size": 128, "depth": 3, "units": 256, "context": "binary"}
     models = {}
     for name in ("none", "ewc", "si", "gram"):
         config = PermutedConfig(
             source="mnist", tasks=NUM_TASKS, consolidation=name, schedule="cosine"
         )
-        model = mlp((784,), 10, NUM_TASKS, units=config.units, depth=config.depth)
+        sizes = {key: getattr(config, key) for key in ("depth", "units", "context")}
+        model = mlp((784,), 10, NUM_TASKS, **sizes)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(config.build_optimizer(), loss)
         models["plain" if name == "none" else name] = model
-    rng = np.random.default_rng(SEED)
-    images = rng.normal(size=(128, 784)).astype("float32")
-    labels = rng.integers(10, size=128).astype("int32")
     # As many steps at a time as there are between two of Gram's that cost more.
     every = models["gram"].optimizer.every
-    rows = _compare(models, images, labels, args.rounds, ["training"], ["one"], every)
+    batch = _draw_batch(config.batch_size, 784)
+    rows = _compare(models, *batch, args.rounds, ["training"], ["one"], every)
+    settings = {"batch_size": config.batch_size, **sizes}
     return "a training step of 784 -> 3 x 256 -> 10, plain: none", settings, rows
+
+
+def _draw_batch(batch_size, *shape):
+    """Images that mean nothing, and labels."""
+    import numpy as np
+
+    rng = np.random.default_rng(SEED)
+    images = rng.normal(size=(batch_size, *shape)).astype("float32")
+    return images, rng.integers(10, size=batch_size).astype("int32")
 
 
 def _bytes(model):

@@ -20,7 +20,7 @@ SYSTEMS = (
     {"context": "identity", "separate": True},
     {"context": "identity", "joint": True},
 )
-# What keeps tasks, each trained as it keeps most.
+# What keeps tasks, and how the network is trained with it.
 EWC = {"consolidation": "ewc", "schedule": "cosine", "learning_rate": 3e-4}
 SI = {"consolidation": "si", "strength": 1.0}
 GRAM = {"consolidation": "gram", "schedule": "cosine", "learning_rate": 1e-3}

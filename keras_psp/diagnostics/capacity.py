@@ -111,7 +111,9 @@ def capacity(model_or_widths, tolerance=0.05, consolidation="none") -> Capacity:
     tells more.
 
     `room` is 2 with `Gram`, of which the new tasks suffer more than the old ones. So
-    here it is the mean over all K tasks, of what the first had by itself, in %:
+    here it is the mean over the K tasks so far, of what the first had by itself, in %
+    (rows of the `matrix` in the runs' `result.json`, between two K linearly; 3 seeds at
+    256 up to 0.19, else one):
 
     | (K - 1) / M | none (256) | `Gram` (128, 256, 512) |
     |-------------|------------|------------------------|
