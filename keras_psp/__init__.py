@@ -3,6 +3,7 @@
 from keras_psp import consolidation
 from keras_psp import contexts
 from keras_psp import diagnostics
+from keras_psp import evaluation
 from keras_psp import layers
 from keras_psp import models
 from keras_psp import surgery
@@ -21,6 +22,7 @@ __all__ = [
     "convert",
     "datasets",
     "diagnostics",
+    "evaluation",
     "export",
     "extract",
     "infer_task",

@@ -15,9 +15,9 @@ from keras_psp import benchmarks
 from keras_psp import contexts
 from keras_psp import datasets
 from keras_psp import export
-from keras_psp.benchmarks.progress import RunProgress
-from keras_psp.exporting.formats import FORMATS
-from keras_psp.names import check_name
+from keras_psp._core.checks import check_name
+from keras_psp.benchmarks._progress import RunProgress
+from keras_psp.exporting._formats import FORMATS
 
 BACKENDS = ("jax", "tensorflow", "torch")
 

@@ -6,12 +6,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp.contexts.backend import gradient
-from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp._core.backend import gradient
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
+from keras_psp._core.checks import check_shape
+from keras_psp._reading.graph import Graph
 from keras_psp.models.task_model import TaskModel
-from keras_psp.models.task_model import check_shape
-from keras_psp.names import check_name
-from keras_psp.surgery.graph import Graph
 
 
 def infer_task(
@@ -76,7 +76,7 @@ def infer_task(
     """
     check_name("method", method, _METHODS)
     check_name("value of `per`", per, ("example", "batch"))
-    batch_size = check_num_tasks(batch_size, "batch_size")
+    batch_size = check_integer("batch_size", batch_size)
     if method == "energy" and not from_logits:
         raise ValueError('`method="energy"` needs logits. Received: from_logits=False')
     x = _check(model, x)

@@ -12,7 +12,7 @@ from rich.console import Console
 from keras_psp import cli
 from keras_psp.benchmarks import PermutedConfig
 from keras_psp.benchmarks import run
-from keras_psp.benchmarks.progress import RunProgress
+from keras_psp.benchmarks._progress import RunProgress
 
 RUN = ["run", "permuted", "--tasks", "2", "--steps", "6", "--units", "8"]
 

@@ -11,7 +11,7 @@ from keras_psp import infer_task
 from keras_psp import inference
 from keras_psp import layers
 from keras_psp import models
-from keras_psp.contexts.backend import gradient
+from keras_psp._core.backend import gradient
 
 NUM_TASKS = 3
 SIZES = {"num_classes": 10, "num_tasks": NUM_TASKS, "units": 512, "depth": 1}

@@ -30,9 +30,9 @@ from keras import layers
 
 import keras_psp
 from keras_psp import contexts
-from keras_psp.exporting.check import BATCH_SIZES
-from keras_psp.exporting.check import Check
-from keras_psp.exporting.formats import FORMATS
+from keras_psp.exporting._check import BATCH_SIZES
+from keras_psp.exporting._check import Check
+from keras_psp.exporting._formats import FORMATS
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import PSPDense
 from keras_psp.layers import PSPMultiHeadAttention

@@ -4,18 +4,10 @@ They need TensorFlow, tensorflow-datasets and scikit-learn for the data, matplot
 the plots and rich for the command line: `pip install "keras-psp[bench]"`.
 """
 
-from keras_psp.benchmarks.accuracy_matrix import AccuracyMatrix
-from keras_psp.benchmarks.end_task import EndTask
-from keras_psp.benchmarks.experiments import EXPERIMENTS
+from keras_psp.benchmarks._experiments import EXPERIMENTS
+from keras_psp.benchmarks._tables import describe_system
 from keras_psp.benchmarks.fresh_start import FreshStart
 from keras_psp.benchmarks.incremental_config import IncrementalConfig
-from keras_psp.benchmarks.metrics import METRICS
-from keras_psp.benchmarks.metrics import average_accuracy
-from keras_psp.benchmarks.metrics import backward_transfer
-from keras_psp.benchmarks.metrics import forgetting
-from keras_psp.benchmarks.metrics import forward_transfer
-from keras_psp.benchmarks.metrics import learning_accuracy
-from keras_psp.benchmarks.metrics import retention
 from keras_psp.benchmarks.permuted_config import PermutedConfig
 from keras_psp.benchmarks.report import Report
 from keras_psp.benchmarks.report import report
@@ -25,8 +17,16 @@ from keras_psp.benchmarks.run import run
 from keras_psp.benchmarks.search import TUNERS
 from keras_psp.benchmarks.search import Search
 from keras_psp.benchmarks.suites import SUITES
-from keras_psp.benchmarks.tables import describe_system
-from keras_psp.benchmarks.task_accuracy import TaskAccuracy
+from keras_psp.consolidation.end_task import EndTask
+from keras_psp.evaluation.accuracy_matrix import AccuracyMatrix
+from keras_psp.evaluation.metrics import METRICS
+from keras_psp.evaluation.metrics import average_accuracy
+from keras_psp.evaluation.metrics import backward_transfer
+from keras_psp.evaluation.metrics import forgetting
+from keras_psp.evaluation.metrics import forward_transfer
+from keras_psp.evaluation.metrics import learning_accuracy
+from keras_psp.evaluation.metrics import retention
+from keras_psp.evaluation.task_accuracy import TaskAccuracy
 
 __all__ = [
     "EXPERIMENTS",

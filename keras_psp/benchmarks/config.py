@@ -1,18 +1,18 @@
 """What the configs of all experiments have in common."""
 
 import dataclasses
-from numbers import Integral
 from typing import ClassVar
 
 import keras
 
 from keras_psp import contexts
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
+from keras_psp._core.checks import check_number
 from keras_psp.consolidation import EWC
 from keras_psp.consolidation import CosineEachTask
 from keras_psp.consolidation import Gram
 from keras_psp.consolidation import SynapticIntelligence
-from keras_psp.consolidation.consolidation import check_number
-from keras_psp.names import check_name
 
 OPTIMIZERS = sorted(
     name.lower()
@@ -169,13 +169,3 @@ class Config:
         if self.strength:
             options = {**options, "strength": self.strength}
         return consolidation(optimizer, **options)
-
-
-def check_integer(name, value, least):
-    """Raises if `value` is no integer, or less than `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"`{name}` must be an integer. Received: {name}={value!r}")
-    if value < least:
-        raise ValueError(
-            f"`{name}` must be an integer, at least {least}. Received: {name}={value!r}"
-        )

@@ -9,10 +9,10 @@ from keras_psp.benchmarks.config import option
 from keras_psp.datasets import SOURCES
 from keras_psp.datasets import TaskSequence
 from keras_psp.datasets import incremental
-from keras_psp.layers.superposed_conv import CONTEXT_OVER
+from keras_psp.layers._superposed_conv import CONTEXT_OVER
 from keras_psp.models import TaskModel
 from keras_psp.models import resnet18
-from keras_psp.models.parts import HEADS
+from keras_psp.models._seeded_layers import HEADS
 from keras_psp.models.resnet18 import NORMS
 from keras_psp.models.resnet18 import STEMS
 

@@ -10,7 +10,7 @@ from keras_psp.datasets import TaskSequence
 from keras_psp.datasets import permuted
 from keras_psp.models import TaskModel
 from keras_psp.models import mlp
-from keras_psp.models.parts import HEADS
+from keras_psp.models._seeded_layers import HEADS
 
 
 @dataclasses.dataclass(frozen=True)

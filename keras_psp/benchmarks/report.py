@@ -8,15 +8,15 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from keras_psp.benchmarks.experiments import EXPERIMENTS
-from keras_psp.benchmarks.files import open_atomically
-from keras_psp.benchmarks.plots import draw
+from keras_psp._core.files import open_atomically
+from keras_psp.benchmarks._experiments import EXPERIMENTS
+from keras_psp.benchmarks._plots import draw
+from keras_psp.benchmarks._tables import describe_system
+from keras_psp.benchmarks._tables import group
 from keras_psp.benchmarks.result import FILE_NAME
 from keras_psp.benchmarks.result import RunResult
 from keras_psp.benchmarks.search import FILE_NAME as SEARCH_NAME
 from keras_psp.benchmarks.search import Search
-from keras_psp.benchmarks.tables import describe_system
-from keras_psp.benchmarks.tables import group
 
 LEGEND = (
     "Average: mean accuracy over all tasks after the last one; in bold the best of the "

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_psp.benchmarks.files import open_atomically
-from keras_psp.benchmarks.metrics import METRICS
-from keras_psp.benchmarks.metrics import average_accuracy
-from keras_psp.benchmarks.metrics import forgetting
-from keras_psp.benchmarks.metrics import forward_transfer
+from keras_psp._core.files import open_atomically
+from keras_psp.evaluation.metrics import METRICS
+from keras_psp.evaluation.metrics import average_accuracy
+from keras_psp.evaluation.metrics import forgetting
+from keras_psp.evaluation.metrics import forward_transfer
 
 FILE_NAME = "result.json"
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import keras
 
-from keras_psp.benchmarks.accuracy_matrix import AccuracyMatrix
-from keras_psp.benchmarks.checkpoint import Checkpoint
-from keras_psp.benchmarks.checkpoint import check_same_run
-from keras_psp.benchmarks.checkpoint import describe
-from keras_psp.benchmarks.checkpoint import has_checkpoint
-from keras_psp.benchmarks.end_task import EndTask
-from keras_psp.benchmarks.files import claim_folder
+from keras_psp._core.files import claim_folder
+from keras_psp.benchmarks._checkpoint import Checkpoint
+from keras_psp.benchmarks._checkpoint import check_same_run
+from keras_psp.benchmarks._checkpoint import describe
+from keras_psp.benchmarks._checkpoint import has_checkpoint
 from keras_psp.benchmarks.fresh_start import FreshStart
 from keras_psp.benchmarks.result import FILE_NAME
 from keras_psp.benchmarks.result import RunResult
+from keras_psp.consolidation.end_task import EndTask
+from keras_psp.evaluation.accuracy_matrix import AccuracyMatrix
 
 
 def run(

@@ -6,16 +6,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_psp.benchmarks.checkpoint import check_same_run
-from keras_psp.benchmarks.experiments import EXPERIMENTS
-from keras_psp.benchmarks.files import claim_folder
-from keras_psp.benchmarks.files import open_atomically
-from keras_psp.benchmarks.metrics import learning_accuracy
-from keras_psp.benchmarks.metrics import retention
+from keras_psp._core.files import claim_folder
+from keras_psp._core.files import open_atomically
+from keras_psp.benchmarks._checkpoint import check_same_run
+from keras_psp.benchmarks._experiments import EXPERIMENTS
+from keras_psp.benchmarks._tables import format_bytes
+from keras_psp.benchmarks._tables import in_percent
 from keras_psp.benchmarks.result import FILE_NAME as RESULT_NAME
 from keras_psp.benchmarks.result import RunResult
-from keras_psp.benchmarks.tables import format_bytes
-from keras_psp.benchmarks.tables import in_percent
+from keras_psp.evaluation.metrics import learning_accuracy
+from keras_psp.evaluation.metrics import retention
 
 FILE_NAME = "search.json"
 TUNERS = ("random", "hyperband", "bayesian")

@@ -2,8 +2,16 @@
 
 from keras_psp.consolidation.consolidation import Consolidation
 from keras_psp.consolidation.cosine_each_task import CosineEachTask
+from keras_psp.consolidation.end_task import EndTask
 from keras_psp.consolidation.ewc import EWC
 from keras_psp.consolidation.gram import Gram
 from keras_psp.consolidation.synaptic_intelligence import SynapticIntelligence
 
-__all__ = ["Consolidation", "CosineEachTask", "EWC", "Gram", "SynapticIntelligence"]
+__all__ = [
+    "Consolidation",
+    "CosineEachTask",
+    "EWC",
+    "EndTask",
+    "Gram",
+    "SynapticIntelligence",
+]

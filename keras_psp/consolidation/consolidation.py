@@ -1,8 +1,9 @@
 """What every way of consolidating tasks is: an optimizer around another."""
 
 import keras
-import numpy as np
 from keras import ops
+
+from keras_psp._core.checks import check_number
 
 
 class Consolidation(keras.optimizers.Optimizer):
@@ -178,15 +179,3 @@ class Consolidation(keras.optimizers.Optimizer):
             config["optimizer"], custom_objects=custom_objects
         )
         return cls(**{**config, "optimizer": optimizer})
-
-
-def check_number(name, value, least=0.0, most=float("inf")):
-    """Returns `value` as a float; raises if it is no finite number in that range."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"`{name}` must be a number. Received: {name}={value!r}")
-    if not (least <= value <= most and value < float("inf")):
-        raise ValueError(
-            f"`{name}` must be a number in [{least:g}, {most:g}]. "
-            f"Received: {name}={value!r}"
-        )
-    return float(value)

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_psp.consolidation.consolidation import check_number
-from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -44,7 +44,7 @@ class CosineEachTask(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, learning_rate, steps, name="cosine_each_task"):
         super().__init__()
         self.learning_rate = check_number("learning_rate", learning_rate)
-        self.steps = check_num_tasks(steps, "steps")
+        self.steps = check_integer("steps", steps)
         self.name = name
         warmup = max(1, self.steps // 10)
         self._of_task = keras.optimizers.schedules.CosineDecay(

@@ -3,12 +3,12 @@
 import keras
 import numpy as np
 
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
+from keras_psp._core.checks import check_number
+from keras_psp.consolidation._fisher import LABELS
+from keras_psp.consolidation._fisher import Fisher
 from keras_psp.consolidation.consolidation import Consolidation
-from keras_psp.consolidation.consolidation import check_number
-from keras_psp.consolidation.fisher import LABELS
-from keras_psp.consolidation.fisher import Fisher
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.names import check_name
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -78,7 +78,7 @@ class EWC(Consolidation):
             decay = check_number("decay", decay, most=1.0)
         self.decay = decay
         self._fisher = Fisher(
-            check_num_tasks(examples, "examples"),
+            check_integer("examples", examples),
             check_name("labels", labels, LABELS),
             lambda gradient: [keras.ops.square(gradient)],
         )

@@ -5,13 +5,13 @@ import math
 import keras
 from keras import ops
 
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
+from keras_psp._core.checks import check_number
+from keras_psp.consolidation._factor import Factor
+from keras_psp.consolidation._fisher import LABELS
+from keras_psp.consolidation._fisher import Fisher
 from keras_psp.consolidation.consolidation import Consolidation
-from keras_psp.consolidation.consolidation import check_number
-from keras_psp.consolidation.factor import Factor
-from keras_psp.consolidation.fisher import LABELS
-from keras_psp.consolidation.fisher import Fisher
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.names import check_name
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -112,10 +112,10 @@ class Gram(Consolidation):
     ):
         super().__init__(optimizer, strength, name)
         self.decay = check_number("decay", decay, most=1.0)
-        self.every = check_num_tasks(every, "every")
-        self.largest = check_num_tasks(largest, "largest")
+        self.every = check_integer("every", every)
+        self.largest = check_integer("largest", largest)
         self._fisher = Fisher(
-            check_num_tasks(examples, "examples"),
+            check_integer("examples", examples),
             check_name("labels", labels, LABELS),
             self._products,
             check_number("temperature", temperature, least=1e-3),

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
+from keras_psp._core.checks import check_number
 from keras_psp.consolidation.consolidation import Consolidation
-from keras_psp.consolidation.consolidation import check_number
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_psp.contexts.sign_context import SignContext
+from keras_psp.contexts._sign_context import SignContext
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

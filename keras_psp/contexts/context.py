@@ -1,18 +1,16 @@
 """The interface of every context family."""
 
-from numbers import Integral
-
 import keras
 import numpy as np
 from keras import ops
 
-from keras_psp.contexts.growing import replace_weight
-from keras_psp.contexts.task_index import check_fewer_tasks
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.contexts.task_index import check_task
-from keras_psp.contexts.task_index import is_soft
-from keras_psp.contexts.task_index import mask_unknown_tasks
-from keras_psp.contexts.task_index import split_task
+from keras_psp._core.checks import check_fewer_tasks
+from keras_psp._core.checks import check_integer
+from keras_psp._core.private import replace_weight
+from keras_psp._core.task import check_task
+from keras_psp._core.task import is_soft
+from keras_psp._core.task import mask_unknown_tasks
+from keras_psp._core.task import split_task
 
 
 class Context(keras.layers.Layer):
@@ -59,17 +57,13 @@ class Context(keras.layers.Layer):
 
     def __init__(self, num_tasks, seed=0, learnable=False, **kwargs):
         super().__init__(**kwargs)
-        self.num_tasks = check_num_tasks(num_tasks)
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-            raise ValueError(
-                f"`seed` must be a non-negative integer. Received: seed={seed!r}"
-            )
+        self.num_tasks = check_integer("num_tasks", num_tasks)
         if learnable and not self.can_learn:
             raise ValueError(
                 f"A {type(self).__name__} context has nothing to learn. "
                 f"Received: learnable={learnable!r}"
             )
-        self.seed = int(seed)
+        self.seed = check_integer("seed", seed, least=0)
         self.learnable = learnable
         self.contexts = None
         self.supports_masking = True
@@ -194,7 +188,7 @@ class Context(keras.layers.Layer):
             TypeError: `n` is not an integer.
             ValueError: `n` is not positive, or the family cannot hold so many tasks.
         """
-        total = self.num_tasks + check_num_tasks(n, "n")
+        total = self.num_tasks + check_integer("n", n)
         self.check_can_hold(total)
         if self.built:
             width = self.input_spec.axes[-1]

@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
 from keras_psp.contexts.binary import Binary
 from keras_psp.contexts.complex import Complex
 from keras_psp.contexts.context import Context
@@ -14,8 +16,6 @@ from keras_psp.contexts.permutation import Permutation
 from keras_psp.contexts.powers import Powers
 from keras_psp.contexts.rotation import Rotation
 from keras_psp.contexts.signed_permutation import SignedPermutation
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.names import check_name
 
 FAMILIES = {
     "identity": Identity,
@@ -56,7 +56,7 @@ def get(identifier, num_tasks=None, seed=0, **kwargs):
     10
     """
     if num_tasks is not None:
-        num_tasks = check_num_tasks(num_tasks)
+        num_tasks = check_integer("num_tasks", num_tasks)
     if isinstance(identifier, str):
         check_name("context family", identifier, FAMILIES)
         if num_tasks is None:

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp.contexts import hadamard_matrix
-from keras_psp.contexts.sign_context import SignContext
+from keras_psp.contexts import _hadamard_matrix as hadamard_matrix
+from keras_psp.contexts._sign_context import SignContext
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from keras_psp.contexts import hadamard_matrix
-from keras_psp.contexts import random_numbers
+from keras_psp.contexts import _hadamard_matrix as hadamard_matrix
+from keras_psp.contexts import _random_numbers as random_numbers
 from keras_psp.contexts.binary import Binary
 
 

@@ -3,9 +3,10 @@
 import keras
 from keras import ops
 
-from keras_psp.contexts import random_numbers
+from keras_psp._core.checks import check_integer
+from keras_psp.contexts import _random_numbers as random_numbers
+from keras_psp.contexts._sign_context import align
 from keras_psp.contexts.context import Context
-from keras_psp.contexts.sign_context import align
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -58,12 +59,7 @@ class Householder(Context):
 
     def __init__(self, num_tasks, seed=0, learnable=False, reflections=1, **kwargs):
         super().__init__(num_tasks, seed=seed, learnable=learnable, **kwargs)
-        if not isinstance(reflections, int) or reflections < 1:
-            raise ValueError(
-                "`reflections` must be a positive integer. "
-                f"Received: reflections={reflections!r}"
-            )
-        self.reflections = reflections
+        self.reflections = check_integer("reflections", reflections)
 
     def draw(self, tasks, width):
         normal = random_numbers.normal(self.seed, tasks, self.reflections * width)

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp.contexts import random_numbers
-from keras_psp.contexts.backend import gather_last
+from keras_psp._core.backend import gather_last
+from keras_psp.contexts import _random_numbers as random_numbers
+from keras_psp.contexts._sign_context import align
 from keras_psp.contexts.context import Context
-from keras_psp.contexts.sign_context import align
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

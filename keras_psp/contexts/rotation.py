@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp.contexts import random_numbers
+from keras_psp._core.task import by_task
+from keras_psp.contexts import _random_numbers as random_numbers
 from keras_psp.contexts.context import Context
-from keras_psp.contexts.task_index import by_task
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp._core.checks import check_integer
 from keras_psp.datasets._tensorflow import import_tensorflow
 from keras_psp.datasets.sources import Source
 from keras_psp.datasets.sources import load_source
@@ -54,9 +54,9 @@ def incremental(
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 4.3.
     """
-    classes_per_task = check_num_tasks(classes_per_task, "classes_per_task")
+    classes_per_task = check_integer("classes_per_task", classes_per_task)
     if num_tasks is not None:
-        num_tasks = check_num_tasks(num_tasks)
+        num_tasks = check_integer("num_tasks", num_tasks)
     loaded = [_load(source) for source in sources or ("cifar10", "cifar100")]
     for source in loaded[1:]:
         _check_alike(loaded[0], source)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp._core.checks import check_integer
 from keras_psp.datasets._tensorflow import import_tensorflow
 from keras_psp.datasets.sources import load_source
 from keras_psp.datasets.task_sequence import TaskSequence
@@ -36,7 +36,7 @@ def permuted(source="digits", num_tasks=10, seed=0) -> TaskSequence:
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 4.1.
     """
-    num_tasks = check_num_tasks(num_tasks)
+    num_tasks = check_integer("num_tasks", num_tasks)
     source = load_source(source)
     tf = import_tensorflow()
     num_pixels = int(np.prod(source.image_shape))

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 
-from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
 from keras_psp.datasets._tensorflow import import_tensorflow
 from keras_psp.datasets.sources import load_source
 from keras_psp.datasets.task_sequence import TaskSequence
-from keras_psp.names import check_name
 
 ASSIGNMENTS = ("window", "step", "random", "mixture")
 
@@ -63,8 +63,8 @@ def rotating(
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 4.2.
     """
-    period = check_num_tasks(period, "period")
-    context_every = check_num_tasks(context_every, "context_every")
+    period = check_integer("period", period)
+    context_every = check_integer("context_every", context_every)
     check_name("assignment", assignment, ASSIGNMENTS)
     if period % context_every:
         raise ValueError(

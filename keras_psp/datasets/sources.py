@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_psp.names import check_name
+from keras_psp._core.checks import check_name
 
 SOURCES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.contexts.task_index import check_task
+from keras_psp._core.checks import check_integer
+from keras_psp._core.task import check_task
 from keras_psp.datasets._tensorflow import import_tensorflow
 from keras_psp.datasets.sources import Source
 
@@ -74,8 +73,8 @@ class TaskSequence:
         soft: bool = False,
     ):
         self.source = source
-        self.num_tasks = check_num_tasks(num_tasks)
-        self.cycles = check_num_tasks(cycles, "cycles")
+        self.num_tasks = check_integer("num_tasks", num_tasks)
+        self.cycles = check_integer("cycles", cycles)
         self.num_visits = self.num_tasks * self.cycles
         self.num_contexts = num_contexts or self.num_tasks
         self.soft = soft
@@ -169,8 +168,8 @@ class TaskSequence:
             ValueError: One of the arguments is out of range.
         """
         tf = self._tf
-        _check_positive("steps_per_task", steps_per_task)
-        _check_positive("batch_size", batch_size)
+        check_integer("steps_per_task", steps_per_task)
+        check_integer("batch_size", batch_size)
         if not 0 <= start < self.num_visits:
             raise ValueError(
                 f"`start` must lie in [0, {self.num_visits}). Received: start={start}"
@@ -234,7 +233,7 @@ class TaskSequence:
         tf = self._tf
         tasks = [check_task(task, self.num_tasks) for task in tasks]
         if batch_size is not None:
-            _check_positive("batch_size", batch_size)
+            check_integer("batch_size", batch_size)
         visit = self.num_visits - 1 if visit is None else visit
         # The latest visit to each.
         visits = [visit - (visit - task) % self.num_tasks for task in tasks]
@@ -325,10 +324,3 @@ class _Split:
             np.bincount(y[start:stop], minlength=num_classes).tolist()
             for start, stop in zip(self.starts, self.stops, strict=True)
         ]
-
-
-def _check_positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={value!r}"
-        )

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import keras
 
-from keras_psp.consolidation.consolidation import check_number
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
+from keras_psp._core.checks import check_number
+from keras_psp._reading.task_layers import superposed_layers
 from keras_psp.contexts import Identity
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.diagnostics import plots
-from keras_psp.diagnostics.superposed_layers import superposed_layers
-from keras_psp.names import check_name
+from keras_psp.diagnostics import _plots as plots
 
 # How many times as much interference leaves as much, by what consolidates tasks.
 ROOM = {"none": 1, "gram": 2}
@@ -187,7 +187,7 @@ def _check(widths):
             "`model_or_widths` must be a `keras_psp.models.TaskModel` or a list of "
             f"integers. Received: model_or_widths={widths!r}"
         )
-    widths = [check_num_tasks(width, "width") for width in widths]
+    widths = [check_integer("width", width) for width in widths]
     if not widths:
         raise ValueError("`model_or_widths` must hold at least one width. Received: []")
     return widths

@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_psp.diagnostics import plots
-from keras_psp.diagnostics.superposed_layers import superposed_layers
-from keras_psp.models.task_model import check_shape
-from keras_psp.surgery.counterparts import parts
-from keras_psp.surgery.graph import Graph
-from keras_psp.surgery.graph import as_inputs
-from keras_psp.surgery.graph import inputs_of_layers
-from keras_psp.surgery.rows import input_rows
-from keras_psp.surgery.rows import kernel_rows
-from keras_psp.surgery.rows import unbind_rows
+from keras_psp._core.checks import check_shape
+from keras_psp._reading.counterparts import parts
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import as_inputs
+from keras_psp._reading.graph import inputs_of_layers
+from keras_psp._reading.rows import input_rows
+from keras_psp._reading.rows import kernel_rows
+from keras_psp._reading.rows import unbind_rows
+from keras_psp._reading.task_layers import superposed_layers
+from keras_psp.diagnostics import _plots as plots
 
 BATCH_SIZE = 64
 NUM_ROWS = 512  # Of each task's inputs to a layer.

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_psp.diagnostics import plots
-from keras_psp.diagnostics.superposed_layers import check_task_model
-from keras_psp.layers.superposed import Superposed
-from keras_psp.layers.task_rows import TaskRows
-from keras_psp.surgery.counterparts import parts
-from keras_psp.surgery.graph import Graph
+from keras_psp._reading.counterparts import parts
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.task_layers import check_task_model
+from keras_psp.diagnostics import _plots as plots
+from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._task_rows import TaskRows
 
 PARTS = ("kernels", "base_kernels", "contexts", "task_state", "shared")
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import keras
 
-from keras_psp.contexts.task_index import check_task
-from keras_psp.exporting.card import describe
-from keras_psp.exporting.check import BATCH_SIZES
-from keras_psp.exporting.check import Check
-from keras_psp.exporting.check import run_python
-from keras_psp.exporting.formats import FORMATS
-from keras_psp.exporting.formats import check_installed
+from keras_psp._core.checks import check_name
+from keras_psp._core.task import check_task
+from keras_psp._reading.graph import Graph
+from keras_psp.exporting._card import describe
+from keras_psp.exporting._check import BATCH_SIZES
+from keras_psp.exporting._check import Check
+from keras_psp.exporting._check import run_python
+from keras_psp.exporting._formats import FORMATS
+from keras_psp.exporting._formats import check_installed
 from keras_psp.models.task_model import TaskModel
-from keras_psp.names import check_name
-from keras_psp.surgery.graph import Graph
 
 # How far an exported model's answers may be from the model's own.
 TOLERANCES = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-3, "bfloat16": 1e-2}
@@ -254,7 +254,7 @@ def _write(model, path, folder, format, options):
     try:
         run_python(
             sys.executable,
-            *("-m", "keras_psp.exporting.write", folder),
+            *("-m", "keras_psp.exporting._write", folder),
             backend=FORMATS[format].backend,
         )
     except RuntimeError as error:

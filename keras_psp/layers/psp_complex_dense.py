@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from keras_psp.layers.superposed import Superposed
+from keras_psp._core.checks import check_integer
+from keras_psp.layers._superposed import Superposed
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -79,13 +80,9 @@ class PSPComplexDense(Superposed, keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not isinstance(units, int) or units <= 0:
-            raise ValueError(
-                f"`units` must be a positive integer. Received: units={units!r}"
-            )
         if kernel_initializer is None:
             kernel_initializer = keras.initializers.VarianceScaling(0.5, "fan_avg")
-        self.units = units
+        self.units = check_integer("units", units)
         self.set_context(context, num_tasks)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias

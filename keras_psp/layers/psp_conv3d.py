@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_psp.layers.superposed_conv import SuperposedConv
+from keras_psp.layers._superposed_conv import SuperposedConv
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_psp.layers.superposed_dense import SuperposedDense
+from keras_psp.layers._superposed_dense import SuperposedDense
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

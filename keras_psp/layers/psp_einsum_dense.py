@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp.layers.superposed_dense import SuperposedDense
+from keras_psp.layers._superposed_dense import SuperposedDense
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

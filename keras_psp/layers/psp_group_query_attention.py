@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_psp.layers.superposed_attention import SuperposedAttention
+from keras_psp.layers._superposed_attention import SuperposedAttention
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_psp.layers.task_depthwise_conv import TaskDepthwiseConv
+from keras_psp.layers._task_depthwise_conv import TaskDepthwiseConv
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

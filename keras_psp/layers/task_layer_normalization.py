@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_psp.contexts.task_index import mask_unknown_tasks
-from keras_psp.layers.task_rows import TaskRows
+from keras_psp._core.task import mask_unknown_tasks
+from keras_psp.layers._task_rows import TaskRows
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

@@ -2,11 +2,11 @@
 
 import keras
 
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.models.parts import HEADS
-from keras_psp.models.parts import Parts
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
+from keras_psp.models._seeded_layers import HEADS
+from keras_psp.models._seeded_layers import Parts
 from keras_psp.models.task_model import TaskModel
-from keras_psp.names import check_name
 
 
 def mlp(
@@ -66,17 +66,14 @@ def mlp(
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 4.1.
     """
-    num_tasks = check_num_tasks(num_tasks)
+    num_tasks = check_integer("num_tasks", num_tasks)
     check_name("head", head, HEADS)
     if complex_valued and head != "superposed":
         raise ValueError(
             f"A complex network has a superposed head. Received: head={head!r}, "
             "complex_valued=True"
         )
-    if not isinstance(depth, int) or depth < 0:
-        raise ValueError(
-            f"`depth` must be a non-negative integer. Received: depth={depth!r}"
-        )
+    check_integer("depth", depth, least=0)
     parts = Parts(context, num_tasks, depth + 1, learnable, seed)
     kind = "complex" if complex_valued else "superposed"
 

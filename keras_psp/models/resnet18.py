@@ -4,13 +4,13 @@ import math
 
 import keras
 
-from keras_psp.contexts.task_index import check_num_tasks
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import TaskBatchNormalization
-from keras_psp.models.parts import HEADS
-from keras_psp.models.parts import Parts
+from keras_psp.models._seeded_layers import HEADS
+from keras_psp.models._seeded_layers import Parts
 from keras_psp.models.task_model import TaskModel
-from keras_psp.names import check_name
 
 NORMS = ("task", "batch", "shared", "group")
 STEMS = ("cifar", "imagenet")
@@ -77,7 +77,7 @@ def resnet18(
         al., 2016](https://arxiv.org/abs/1512.03385), table 1, with the stem of its
         section 4.2.
     """
-    num_tasks = check_num_tasks(num_tasks)
+    num_tasks = check_integer("num_tasks", num_tasks)
     for what, value, known in (
         ("head", head, HEADS),
         ("norm", norm, NORMS),

@@ -3,11 +3,12 @@
 import keras
 import numpy as np
 
-from keras_psp.contexts.task_index import check_fewer_tasks
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.contexts.task_index import check_task
-from keras_psp.contexts.task_index import check_task_type
-from keras_psp.contexts.task_index import is_soft
+from keras_psp._core.checks import check_fewer_tasks
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_shape
+from keras_psp._core.task import check_task
+from keras_psp._core.task import check_task_type
+from keras_psp._core.task import is_soft
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -75,7 +76,7 @@ class TaskModel(keras.Model):
             ValueError: `n` is not positive, a layer cannot hold so many tasks, or
                 the model takes soft contexts, whose number is that of an input.
         """
-        total = self.num_tasks + check_num_tasks(n, "n")
+        total = self.num_tasks + check_integer("n", n)
         self._check_can_change(n)
         self.check_can_hold(total)
         return self._change_to(total)
@@ -183,25 +184,3 @@ class TaskModel(keras.Model):
                     + f"as `task`. Received: task of dtype {task.dtype} and shape "
                     f"{tuple(task.shape)}"
                 )
-
-
-def check_shape(name, given, expected):
-    """Raises a `ValueError` if inputs are not of the shape that a model expects."""
-    shape = getattr(given, "shape", None)
-    if shape is None or getattr(shape, "rank", 0) is None:
-        return  # Not known yet.
-    shape = tuple(shape)
-    # As Keras lets pass: a last dimension of 1 may be left out, or be one too many.
-    adjusted = shape
-    if len(shape) == len(expected) - 1 and expected[-1] == 1:
-        adjusted = (*shape, 1)
-    elif len(shape) == len(expected) + 1 and shape[-1] == 1:
-        adjusted = shape[:-1]
-    pairs = zip(adjusted[1:], expected[1:], strict=False)
-    fits = all(a == b or None in (a, b) for a, b in pairs)
-    if len(adjusted) == len(expected) and fits:
-        return
-    raise ValueError(
-        f"This model takes inputs {name!r} of shape {tuple(expected)}. "
-        f"Received: shape {shape}"
-    )

@@ -1,18 +1,18 @@
 """Trained models -> into a superposed one, and out again."""
 
-from keras_psp.contexts.task_index import check_fewer_tasks
+from keras_psp._core.checks import check_fewer_tasks
+from keras_psp._reading.counterparts import differs
+from keras_psp._reading.counterparts import parts
+from keras_psp._reading.counterparts import set_task_weights
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.same_architecture import all_equal
+from keras_psp._reading.same_architecture import check_alike
 from keras_psp.layers import PSPComplexDense
-from keras_psp.layers.superposed import Superposed
-from keras_psp.layers.takes_task import TakesTask
+from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._task_layer import TakesTask
 from keras_psp.models.task_model import TaskModel
-from keras_psp.surgery.alike import all_equal
-from keras_psp.surgery.alike import check_alike
-from keras_psp.surgery.counterparts import differs
-from keras_psp.surgery.counterparts import parts
-from keras_psp.surgery.counterparts import set_task_weights
+from keras_psp.surgery._kernel import Kernel
 from keras_psp.surgery.extract import build_plain
-from keras_psp.surgery.graph import Graph
-from keras_psp.surgery.kernel import Kernel
 
 
 def add_models(model, models) -> TaskModel:

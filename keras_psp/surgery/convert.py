@@ -5,18 +5,18 @@ import warnings
 
 import numpy as np
 
+from keras_psp._core.checks import check_integer
+from keras_psp._reading.counterparts import can_convert
+from keras_psp._reading.counterparts import check_context
+from keras_psp._reading.counterparts import is_altered
+from keras_psp._reading.counterparts import set_task_weights
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import copy_weights
 from keras_psp.contexts.families import series
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.layers.superposed import Superposed
-from keras_psp.layers.task_rows import TaskRows
+from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
-from keras_psp.surgery.counterparts import can_convert
-from keras_psp.surgery.counterparts import check_context
-from keras_psp.surgery.counterparts import is_altered
-from keras_psp.surgery.counterparts import set_task_weights
-from keras_psp.surgery.graph import Graph
-from keras_psp.surgery.graph import copy_weights
-from keras_psp.surgery.twin import build_twin
+from keras_psp.surgery._build_superposed import build_twin
 
 
 def convert(
@@ -82,7 +82,7 @@ def convert(
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3, of what is
         added to a kernel.
     """
-    num_tasks = check_num_tasks(num_tasks)
+    num_tasks = check_integer("num_tasks", num_tasks)
     seed = check_context(context, context_over)
     graph = Graph(model)
     chosen = _choose(graph, layers)

@@ -2,16 +2,16 @@
 
 import keras
 
-from keras_psp.contexts.task_index import check_task
-from keras_psp.layers.takes_task import TakesTask
+from keras_psp._core.task import check_task
+from keras_psp._reading.counterparts import make_plain
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import check_own_task
+from keras_psp._reading.graph import copy_layer
+from keras_psp._reading.graph import copy_weights
+from keras_psp._reading.graph import is_graph
+from keras_psp._reading.graph import pair_parts
+from keras_psp.layers._task_layer import TakesTask
 from keras_psp.models.task_model import TaskModel
-from keras_psp.surgery.counterparts import make_plain
-from keras_psp.surgery.graph import Graph
-from keras_psp.surgery.graph import check_own_task
-from keras_psp.surgery.graph import copy_layer
-from keras_psp.surgery.graph import copy_weights
-from keras_psp.surgery.graph import is_graph
-from keras_psp.surgery.graph import pair_parts
 
 
 def extract(model, task) -> keras.Model:

@@ -2,23 +2,23 @@
 
 import numpy as np
 
-from keras_psp.consolidation.consolidation import check_number
+from keras_psp._core.checks import check_number
+from keras_psp._reading.counterparts import can_convert
+from keras_psp._reading.counterparts import check_context
+from keras_psp._reading.counterparts import parts
+from keras_psp._reading.counterparts import set_task_weights
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import as_inputs
+from keras_psp._reading.graph import copy_weights
+from keras_psp._reading.same_architecture import all_equal
+from keras_psp._reading.same_architecture import check_alike
 from keras_psp.contexts.families import series
-from keras_psp.layers.superposed import Superposed
-from keras_psp.layers.task_rows import TaskRows
+from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
-from keras_psp.surgery.alike import all_equal
-from keras_psp.surgery.alike import check_alike
-from keras_psp.surgery.counterparts import can_convert
-from keras_psp.surgery.counterparts import check_context
-from keras_psp.surgery.counterparts import parts
-from keras_psp.surgery.counterparts import set_task_weights
-from keras_psp.surgery.graph import Graph
-from keras_psp.surgery.graph import as_inputs
-from keras_psp.surgery.graph import copy_weights
-from keras_psp.surgery.kernel import Kernel
-from keras_psp.surgery.kernel import Taps
-from keras_psp.surgery.twin import build_twin
+from keras_psp.surgery._build_superposed import build_twin
+from keras_psp.surgery._kernel import Kernel
+from keras_psp.surgery._kernel import Taps
 
 
 def superpose(

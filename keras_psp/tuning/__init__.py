@@ -18,8 +18,8 @@ except ModuleNotFoundError as error:
         'pip install "keras-psp[tune]"'
     ) from error
 
+from keras_psp.tuning._spaces import default_space
 from keras_psp.tuning.run_hyper_model import RunHyperModel
-from keras_psp.tuning.spaces import default_space
 from keras_psp.tuning.tune import tune
 
 __all__ = ["RunHyperModel", "default_space", "tune"]

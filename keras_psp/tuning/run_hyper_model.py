@@ -11,8 +11,8 @@ import keras_tuner
 from keras_psp.benchmarks import run
 from keras_psp.benchmarks.config import Config
 from keras_psp.models import TaskModel
-from keras_psp.tuning.spaces import check_space
-from keras_psp.tuning.spaces import default_space
+from keras_psp.tuning._spaces import check_space
+from keras_psp.tuning._spaces import default_space
 
 OBJECTIVE = keras_tuner.Objective("average_accuracy", "max")
 

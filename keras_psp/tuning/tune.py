@@ -10,15 +10,15 @@ import keras
 import keras_tuner
 from rich.console import Console
 
+from keras_psp._core.checks import check_name
 from keras_psp.benchmarks import TUNERS
 from keras_psp.benchmarks import RunResult
 from keras_psp.benchmarks import Search
-from keras_psp.benchmarks.checkpoint import describe
+from keras_psp.benchmarks._checkpoint import describe
+from keras_psp.benchmarks._progress import RunProgress
 from keras_psp.benchmarks.config import Config
 from keras_psp.benchmarks.config import check_integer
-from keras_psp.benchmarks.progress import RunProgress
 from keras_psp.benchmarks.search import FILE_NAME
-from keras_psp.names import check_name
 from keras_psp.tuning.run_hyper_model import OBJECTIVE
 from keras_psp.tuning.run_hyper_model import RunHyperModel
 

@@ -13,8 +13,8 @@ from keras_psp.benchmarks import RotatingConfig
 from keras_psp.benchmarks import RunResult
 from keras_psp.benchmarks import describe_system
 from keras_psp.benchmarks import report
-from keras_psp.benchmarks.plots import draw
-from keras_psp.benchmarks.tables import group
+from keras_psp.benchmarks._plots import draw
+from keras_psp.benchmarks._tables import group
 
 
 def make_result(config, best=0.9, backend="jax"):

@@ -6,7 +6,7 @@ from layer_checks import to_numpy
 import keras_psp
 from keras_psp.consolidation import EWC
 from keras_psp.consolidation import Gram
-from keras_psp.consolidation import fisher
+from keras_psp.consolidation import _fisher as fisher
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import PSPDense
 

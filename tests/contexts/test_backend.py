@@ -6,7 +6,7 @@ from conftest import BACKEND
 from layer_checks import draw
 from layer_checks import to_numpy
 
-from keras_psp.contexts import backend
+from keras_psp._core import backend
 from keras_psp.models import resnet18
 
 pytestmark = pytest.mark.skipif(BACKEND != "torch", reason="which alone runs eagerly")

@@ -22,7 +22,7 @@ ARGUMENTS = (
 def test_gradients_are_those_of_keras(arguments, padding):
     import jax
 
-    from keras_psp.contexts.jax_branch import convolve
+    from keras_psp._core.jax_branch import convolve
 
     size, strides, dilation, groups = arguments
     rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def test_gradients_are_those_of_keras(arguments, padding):
 def test_a_branch_has_the_gradients_of_what_was_taken():
     import jax
 
-    from keras_psp.contexts.backend import choose
+    from keras_psp._core.backend import choose
 
     def loss(x, w, uniform):
         return ops.sum(choose(uniform, lambda: x * w * w, lambda: ops.sin(x)))

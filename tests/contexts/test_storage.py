@@ -9,7 +9,7 @@ from context_reference import numbers
 from layer_checks import to_numpy
 
 from keras_psp import contexts
-from keras_psp.contexts.sign_context import STORAGE
+from keras_psp.contexts._sign_context import STORAGE
 
 COSTS = {  # Of 21 inputs: numbers, bits.
     "identity": (0, 0),

@@ -15,15 +15,15 @@ from conftest import BACKEND
 import keras_psp
 from keras_psp import cli
 from keras_psp import contexts
-from keras_psp.exporting import run_artifact
-from keras_psp.exporting.check import Check
+from keras_psp.exporting import _run_artifact as run_artifact
+from keras_psp.exporting._check import Check
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import PSPDense
 from keras_psp.layers import TaskBatchNormalization
 from keras_psp.models import TaskModel
 from keras_psp.models import mlp
 from keras_psp.models import resnet18
-from keras_psp.models.parts import HEADS
+from keras_psp.models._seeded_layers import HEADS
 
 NUM_TASKS = 5
 

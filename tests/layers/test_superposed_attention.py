@@ -14,7 +14,7 @@ from layer_checks import to_numpy
 from keras_psp import contexts
 from keras_psp.layers import PSPGroupQueryAttention
 from keras_psp.layers import PSPMultiHeadAttention
-from keras_psp.layers.superposed_attention import projections
+from keras_psp.layers._superposed_attention import projections
 from keras_psp.models import TaskModel
 
 SHAPE = (10, 3, 6)

@@ -5,9 +5,9 @@ from keras import layers
 from small_models import draw_weights
 
 import keras_psp
-from keras_psp.layers.superposed_attention import projections
-from keras_psp.surgery.graph import Graph
-from keras_psp.surgery.graph import inputs_of_layers
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import inputs_of_layers
+from keras_psp.layers._superposed_attention import projections
 
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.1}, {"use_gate": True}])

@@ -8,7 +8,7 @@ from small_models import draw_weights
 
 import keras_psp
 from keras_psp import contexts
-from keras_psp.layers.superposed_attention import projections
+from keras_psp.layers._superposed_attention import projections
 
 FAMILIES = ("binary", "rotation", "permutation", "hadamard")
 

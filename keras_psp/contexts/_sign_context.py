@@ -3,10 +3,10 @@
 import numpy as np
 from keras import ops
 
+from keras_psp._core.task import is_soft
+from keras_psp.contexts._sign_hash import hash_words
+from keras_psp.contexts._sign_hash import unpack
 from keras_psp.contexts.context import Context
-from keras_psp.contexts.sign_hash import hash_words
-from keras_psp.contexts.sign_hash import unpack
-from keras_psp.contexts.task_index import is_soft
 
 STORAGE = ("bytes", "bits", "seed")
 

@@ -1,8 +1,11 @@
 """The callback that tells a consolidation when a task ends."""
 
+from typing import TYPE_CHECKING
+
 import keras
 
-from keras_psp.datasets import TaskSequence
+if TYPE_CHECKING:
+    from keras_psp.datasets import TaskSequence
 
 
 class EndTask(keras.callbacks.Callback):
@@ -18,7 +21,7 @@ class EndTask(keras.callbacks.Callback):
 
     >>> import keras, keras_psp
     >>> from keras_psp import consolidation, datasets
-    >>> from keras_psp.benchmarks import EndTask
+    >>> from keras_psp.consolidation import EndTask
     >>> tasks = datasets.permuted("digits", num_tasks=2)
     >>> model = keras_psp.models.mlp((8, 8, 1), 10, num_tasks=2, units=16, depth=1)
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -33,7 +36,7 @@ class EndTask(keras.callbacks.Callback):
     ... )
     """
 
-    def __init__(self, tasks: TaskSequence):
+    def __init__(self, tasks: "TaskSequence"):
         super().__init__()
         self.tasks = tasks
 

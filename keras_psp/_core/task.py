@@ -6,34 +6,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp.contexts.backend import choose
-from keras_psp.contexts.backend import holds_one_task
-from keras_psp.contexts.backend import is_readable
-from keras_psp.contexts.backend import remember_source
-
-
-def check_num_tasks(num_tasks, name="num_tasks"):
-    """Returns `num_tasks` as an `int`; raises if it is no positive integer."""
-    if isinstance(num_tasks, bool) or not isinstance(num_tasks, Integral):
-        raise TypeError(
-            f"`{name}` must be a positive integer. "
-            f"Received: {name}={num_tasks!r} (of type {type(num_tasks).__name__})"
-        )
-    if num_tasks < 1:
-        raise ValueError(
-            f"`{name}` must be a positive integer. Received: {name}={num_tasks}"
-        )
-    return int(num_tasks)
-
-
-def check_fewer_tasks(n, num_tasks):
-    """Returns `n` as an `int`; raises if no task of `num_tasks` were left without."""
-    n = check_num_tasks(n, "n")
-    if n >= num_tasks:
-        raise ValueError(
-            f"`n` must leave at least one of {num_tasks} tasks. Received: n={n}"
-        )
-    return n
+from keras_psp._core.backend import choose
+from keras_psp._core.backend import holds_one_task
+from keras_psp._core.backend import is_readable
+from keras_psp._core.backend import remember_source
 
 
 def is_soft(task):

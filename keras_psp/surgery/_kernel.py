@@ -4,12 +4,12 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import inputs_of_layers
+from keras_psp._reading.rows import input_rows
+from keras_psp._reading.rows import kernel_rows
+from keras_psp._reading.rows import unbind_rows
 from keras_psp.surgery.extract import build_plain
-from keras_psp.surgery.graph import Graph
-from keras_psp.surgery.graph import inputs_of_layers
-from keras_psp.surgery.rows import input_rows
-from keras_psp.surgery.rows import kernel_rows
-from keras_psp.surgery.rows import unbind_rows
 
 BATCH_SIZE = 256
 

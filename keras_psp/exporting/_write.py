@@ -1,4 +1,4 @@
-"""Writes a format: `python -m keras_psp.exporting.write FOLDER`.
+"""Writes a format: `python -m keras_psp.exporting._write FOLDER`.
 
 In a process of its own, for a model may come from a backend that cannot write it. The
 folder holds `model.keras` and `order.json`, the arguments of `write()`.
@@ -13,8 +13,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp.contexts.backend import without_branches
-from keras_psp.exporting.formats import FORMATS
+from keras_psp._core.backend import without_branches
+from keras_psp.exporting._formats import FORMATS
 from keras_psp.inference import decide
 from keras_psp.inference import entropy
 

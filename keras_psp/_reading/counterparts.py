@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.checks import check_name
 from keras_psp.contexts import Context
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers import PSPConv1D
@@ -18,14 +19,13 @@ from keras_psp.layers import TaskDense
 from keras_psp.layers import TaskDepthwiseConv1D
 from keras_psp.layers import TaskDepthwiseConv2D
 from keras_psp.layers import TaskLayerNormalization
+from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._superposed_attention import SuperposedAttention
+from keras_psp.layers._superposed_attention import projections
+from keras_psp.layers._superposed_conv import CONTEXT_OVER
+from keras_psp.layers._superposed_conv import SuperposedConv
+from keras_psp.layers._task_depthwise_conv import TaskDepthwiseConv
 from keras_psp.layers.psp_einsum_dense import sums_over_inputs
-from keras_psp.layers.superposed import Superposed
-from keras_psp.layers.superposed_attention import SuperposedAttention
-from keras_psp.layers.superposed_attention import projections
-from keras_psp.layers.superposed_conv import CONTEXT_OVER
-from keras_psp.layers.superposed_conv import SuperposedConv
-from keras_psp.layers.task_depthwise_conv import TaskDepthwiseConv
-from keras_psp.names import check_name
 
 # The arguments that Keras' layers do not have.
 OURS = (

@@ -4,10 +4,10 @@ import functools
 
 from keras import ops
 
-from keras_psp.contexts.task_index import by_task
-from keras_psp.contexts.task_index import mask_unknown_tasks
-from keras_psp.contexts.task_index import split_task
-from keras_psp.layers.superposed import Superposed
+from keras_psp._core.task import by_task
+from keras_psp._core.task import mask_unknown_tasks
+from keras_psp._core.task import split_task
+from keras_psp.layers._superposed import Superposed
 
 
 class SuperposedDense(Superposed):

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp.surgery.counterparts import is_altered
-from keras_psp.surgery.graph import Graph
-from keras_psp.surgery.graph import is_graph
+from keras_psp._reading.counterparts import is_altered
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import is_graph
 
 
 def check_alike(graphs):

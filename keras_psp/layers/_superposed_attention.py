@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import keras
 
 from keras_psp import contexts
+from keras_psp._core.checks import check_integer
+from keras_psp._core.task import check_task
 from keras_psp.contexts.families import series
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.contexts.task_index import check_task
+from keras_psp.layers._task_layer import TakesTask
 from keras_psp.layers.psp_einsum_dense import PSPEinsumDense
-from keras_psp.layers.takes_task import TakesTask
 
 # The attributes in which Keras keeps them, the last one of the outputs.
 PROJECTIONS = (
@@ -94,7 +94,7 @@ class SuperposedAttention(TakesTask):
 
         See `Context.add_tasks()`; it returns the layer itself.
         """
-        self.check_can_hold(self.num_tasks + check_num_tasks(n, "n"))
+        self.check_can_hold(self.num_tasks + check_integer("n", n))
         for layer in (self.context, *projections(self)):
             layer.add_tasks(n)
         return self

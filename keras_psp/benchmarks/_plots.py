@@ -4,12 +4,12 @@ import textwrap
 
 import numpy as np
 
-from keras_psp.benchmarks.tables import SIZES
-from keras_psp.benchmarks.tables import Entry
-from keras_psp.benchmarks.tables import Group
-from keras_psp.figures import COLORS
-from keras_psp.figures import line_style
-from keras_psp.figures import new_figure
+from keras_psp._core.figures import COLORS
+from keras_psp._core.figures import line_style
+from keras_psp._core.figures import new_figure
+from keras_psp.benchmarks._tables import SIZES
+from keras_psp.benchmarks._tables import Entry
+from keras_psp.benchmarks._tables import Group
 
 
 def draw(group: Group) -> dict:

@@ -4,11 +4,22 @@ import keras
 from keras import ops
 
 from keras_psp import contexts
-from keras_psp.contexts.task_index import mask_unknown_tasks
-from keras_psp.contexts.task_index import split_task
-from keras_psp.layers.base_kernel import BaseKernel
-from keras_psp.layers.takes_task import TakesTask
-from keras_psp.layers.task_bias import TaskBias
+from keras_psp._core.task import mask_unknown_tasks
+from keras_psp._core.task import split_task
+from keras_psp.layers._task_bias import TaskBias
+from keras_psp.layers._task_layer import TakesTask
+
+
+class BaseKernel(keras.layers.Layer):
+    """Holds a kernel that all tasks share; Keras saves a child layer's weights.
+
+    It is not trained: every task would move it for all the others.
+    """
+
+    def build(self, shape):
+        self.kernel = self.add_weight(
+            name="kernel", shape=shape, initializer="zeros", trainable=False
+        )
 
 
 class Superposed(TakesTask):

@@ -3,12 +3,12 @@
 import keras
 from keras import ops
 
-from keras_psp.contexts.backend import depthwise_convolve
-from keras_psp.contexts.task_index import by_task
-from keras_psp.contexts.task_index import mask_unknown_tasks
-from keras_psp.layers.taps import taps
-from keras_psp.layers.task_bias import add_bias
-from keras_psp.layers.task_rows import TaskRows
+from keras_psp._core.backend import depthwise_convolve
+from keras_psp._core.task import by_task
+from keras_psp._core.task import mask_unknown_tasks
+from keras_psp.layers._patches import taps
+from keras_psp.layers._task_bias import add_bias
+from keras_psp.layers._task_rows import TaskRows
 
 
 class TaskDepthwiseConv(TaskRows):

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_psp.exporting.run_artifact import as_known
+from keras_psp.exporting._run_artifact import as_known
 from keras_psp.inference import entropy
 
 BATCH_SIZES = (1, 7, 64)

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp.layers.takes_task import TakesTask
-from keras_psp.surgery.counterparts import copy_flags
-from keras_psp.surgery.counterparts import parts
+from keras_psp._reading.counterparts import copy_flags
+from keras_psp._reading.counterparts import parts
+from keras_psp.layers._task_layer import TakesTask
 
 
 def _call(layer, *args, **kwargs):

@@ -1,13 +1,16 @@
 """The callback that fills R[i, j] while a model learns task after task."""
 
 import time
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
-from keras_psp.benchmarks.task_accuracy import TaskAccuracy
-from keras_psp.datasets import TaskSequence
+from keras_psp.evaluation.task_accuracy import TaskAccuracy
 from keras_psp.models import TaskModel
+
+if TYPE_CHECKING:
+    from keras_psp.datasets import TaskSequence
 
 
 class AccuracyMatrix(keras.callbacks.Callback):
@@ -56,7 +59,7 @@ class AccuracyMatrix(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, tasks: TaskSequence, batch_size: int = 1000, separate: bool = False
+        self, tasks: "TaskSequence", batch_size: int = 1000, separate: bool = False
     ):
         super().__init__()
         self.tasks = tasks

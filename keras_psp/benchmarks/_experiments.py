@@ -1,4 +1,4 @@
-"""The experiments there are."""
+"""The experiments by name, for the packages that look them up."""
 
 from keras_psp.benchmarks.incremental_config import IncrementalConfig
 from keras_psp.benchmarks.permuted_config import PermutedConfig

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_psp.contexts.task_index import is_soft
-from keras_psp.layers.task_rows import TaskRows
+from keras_psp._core.task import is_soft
+from keras_psp.layers._task_rows import TaskRows
 
 
 class TaskBias(TaskRows, keras.layers.Layer):

@@ -1,6 +1,6 @@
 """What every layer that takes a task beside its inputs has in common."""
 
-from keras_psp.contexts.task_index import check_task
+from keras_psp._core.task import check_task
 
 
 class TakesTask:

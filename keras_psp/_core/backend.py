@@ -93,7 +93,7 @@ def _is_compiling():
 def choose(uniform, one, mixed):
     """Returns `one()` where `uniform` is true, else `mixed()`, which is far dearer."""
     if keras.backend.backend() == "jax":
-        from keras_psp.contexts import jax_branch
+        from keras_psp._core import jax_branch
 
         return jax_branch.choose(uniform, one, mixed)
     return ops.cond(uniform, one, mixed)
@@ -102,7 +102,7 @@ def choose(uniform, one, mixed):
 def convolve(inputs, kernel, strides, padding, data_format, dilation_rate):
     """Keras' `ops.conv()`, for use inside `choose()`."""
     if keras.backend.backend() == "jax":
-        from keras_psp.contexts import jax_branch
+        from keras_psp._core import jax_branch
 
         if sys.modules["jax"].default_backend() == "cpu":
             if data_format == "channels_first":

@@ -1,9 +1,9 @@
 """The superposed layers of a model."""
 
-from keras_psp.layers.superposed import Superposed
+from keras_psp._reading.counterparts import parts
+from keras_psp._reading.graph import Graph
+from keras_psp.layers._superposed import Superposed
 from keras_psp.models.task_model import TaskModel
-from keras_psp.surgery.counterparts import parts
-from keras_psp.surgery.graph import Graph
 
 
 def check_task_model(model):

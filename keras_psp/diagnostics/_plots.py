@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from keras_psp.figures import COLORS
-from keras_psp.figures import line_style
-from keras_psp.figures import new_figure
+from keras_psp._core.figures import COLORS
+from keras_psp._core.figures import line_style
+from keras_psp._core.figures import new_figure
 
 MAX_MATRICES = 6  # Layers whose matrices can be told apart in a figure.
 MAX_BARS = 24

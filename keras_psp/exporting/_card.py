@@ -5,10 +5,10 @@ import json
 
 import keras
 
-from keras_psp.exporting.formats import FORMATS
-from keras_psp.layers.superposed import Superposed
-from keras_psp.surgery.counterparts import parts
-from keras_psp.surgery.graph import Graph
+from keras_psp._reading.counterparts import parts
+from keras_psp._reading.graph import Graph
+from keras_psp.exporting._formats import FORMATS
+from keras_psp.layers._superposed import Superposed
 
 
 def describe(model, format, output_names, endpoints):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import keras
 
-from keras_psp.benchmarks.accuracy_matrix import AccuracyMatrix
-from keras_psp.benchmarks.files import open_atomically
+from keras_psp._core.files import open_atomically
+from keras_psp.evaluation.accuracy_matrix import AccuracyMatrix
 
 FILE_NAME = "progress.json"
 

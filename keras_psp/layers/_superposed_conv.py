@@ -5,15 +5,15 @@ import math
 import keras
 from keras import ops
 
+from keras_psp._core.backend import convolve
+from keras_psp._core.backend import is_worth_mapping
+from keras_psp._core.backend import map_examples
+from keras_psp._core.task import by_task
+from keras_psp._core.task import mask_unknown_tasks
+from keras_psp._core.task import split_task
 from keras_psp.contexts import Identity
-from keras_psp.contexts.backend import convolve
-from keras_psp.contexts.backend import is_worth_mapping
-from keras_psp.contexts.backend import map_examples
-from keras_psp.contexts.task_index import by_task
-from keras_psp.contexts.task_index import mask_unknown_tasks
-from keras_psp.contexts.task_index import split_task
-from keras_psp.layers.superposed import Superposed
-from keras_psp.layers.taps import taps
+from keras_psp.layers._patches import taps
+from keras_psp.layers._superposed import Superposed
 
 CONTEXT_OVER = ("kernel", "channels")
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence
 
-from keras_psp.names import check_name
+from keras_psp._core.checks import check_name
 
 # What is searched unless told otherwise, in the experiments that have it.
 CHOICES = {

@@ -3,12 +3,12 @@
 import numpy as np
 from keras import ops
 
-from keras_psp.contexts.growing import replace_weight
-from keras_psp.contexts.task_index import check_fewer_tasks
-from keras_psp.contexts.task_index import check_num_tasks
-from keras_psp.contexts.task_index import is_soft
-from keras_psp.contexts.task_index import split_task
-from keras_psp.layers.takes_task import TakesTask
+from keras_psp._core.checks import check_fewer_tasks
+from keras_psp._core.checks import check_integer
+from keras_psp._core.private import replace_weight
+from keras_psp._core.task import is_soft
+from keras_psp._core.task import split_task
+from keras_psp.layers._task_layer import TakesTask
 
 
 class TaskRows(TakesTask):
@@ -21,7 +21,7 @@ class TaskRows(TakesTask):
 
     def set_num_tasks(self, num_tasks):
         """Checks and keeps the number of tasks."""
-        self.num_tasks = check_num_tasks(num_tasks)
+        self.num_tasks = check_integer("num_tasks", num_tasks)
         self._rows = {}
 
     def add_rows(
@@ -72,7 +72,7 @@ class TaskRows(TakesTask):
 
         See `Context.add_tasks()`; it returns the layer itself.
         """
-        n = check_num_tasks(n, "n")
+        n = check_integer("n", n)
         self.num_tasks += n
         self._replace_rows(
             lambda old, rows: np.concatenate([old, rows(n, old.dtype.name)])
@@ -94,7 +94,7 @@ class TaskRows(TakesTask):
     def split_index(self, task, inputs):
         """Splits a checked task into a safe index and its validity.
 
-        See `keras_psp.contexts.task_index.split_task`.
+        See `keras_psp._core.task.split_task`.
         """
         index, known = split_task(task, self.num_tasks, inputs.shape)
         if is_soft(index):

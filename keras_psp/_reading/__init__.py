@@ -1,0 +1,1 @@
+"""Reading models: their graph, their layers, and what each layer is called with."""

@@ -1,0 +1,23 @@
+"""Evaluation: the accuracy matrix of a run, and what is computed from it."""
+
+from keras_psp.evaluation.accuracy_matrix import AccuracyMatrix
+from keras_psp.evaluation.metrics import METRICS
+from keras_psp.evaluation.metrics import average_accuracy
+from keras_psp.evaluation.metrics import backward_transfer
+from keras_psp.evaluation.metrics import forgetting
+from keras_psp.evaluation.metrics import forward_transfer
+from keras_psp.evaluation.metrics import learning_accuracy
+from keras_psp.evaluation.metrics import retention
+from keras_psp.evaluation.task_accuracy import TaskAccuracy
+
+__all__ = [
+    "METRICS",
+    "AccuracyMatrix",
+    "TaskAccuracy",
+    "average_accuracy",
+    "backward_transfer",
+    "forgetting",
+    "forward_transfer",
+    "learning_accuracy",
+    "retention",
+]
