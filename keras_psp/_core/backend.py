@@ -90,17 +90,17 @@ def _is_compiling():
     return sys.modules["torch"].compiler.is_compiling()
 
 
-def choose(uniform, one, mixed):
+def cond(uniform, one, mixed):
     """Returns `one()` where `uniform` is true, else `mixed()`, which is far dearer."""
     if keras.backend.backend() == "jax":
         from keras_psp._core import jax_branch
 
-        return jax_branch.choose(uniform, one, mixed)
+        return jax_branch.cond(uniform, one, mixed)
     return ops.cond(uniform, one, mixed)
 
 
 def convolve(inputs, kernel, strides, padding, data_format, dilation_rate):
-    """Keras' `ops.conv()`, for use inside `choose()`."""
+    """Keras' `ops.conv()`, for use inside `cond()`."""
     if keras.backend.backend() == "jax":
         from keras_psp._core import jax_branch
 
@@ -117,7 +117,7 @@ def convolve(inputs, kernel, strides, padding, data_format, dilation_rate):
 
 
 def depthwise_convolve(inputs, kernel, strides, padding, data_format, dilation_rate):
-    """Keras' `ops.depthwise_conv()`, for use inside `choose()`."""
+    """Keras' `ops.depthwise_conv()`, for use inside `cond()`."""
     arguments = strides, padding, data_format, dilation_rate
     if keras.backend.backend() == "jax":
         # A convolution with as many groups as there are channels.

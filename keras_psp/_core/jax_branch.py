@@ -8,7 +8,7 @@ from jax.extend.core import ClosedJaxpr
 from jax.extend.core import jaxpr_as_fun
 
 
-def choose(uniform, one, mixed):
+def cond(uniform, one, mixed):
     """Returns `one()` or `mixed()`, with gradients that keep nothing of either.
 
     JAX's own for `cond` keep what those of both branches need, zeros for the one not

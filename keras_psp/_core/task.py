@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp._core.backend import choose
+from keras_psp._core.backend import cond
 from keras_psp._core.backend import holds_one_task
 from keras_psp._core.backend import is_readable
 from keras_psp._core.backend import remember_source
@@ -178,6 +178,4 @@ def by_task(index, one, mixed, *known, apart=None):
     uniform = holds_one_task(index, *known)
     if uniform is None:
         return mixed()
-    return choose(
-        uniform, lambda: one(*(x[0] for x in (index, *known))), apart or mixed
-    )
+    return cond(uniform, lambda: one(*(x[0] for x in (index, *known))), apart or mixed)

@@ -56,7 +56,7 @@ PLAIN = {
 }
 
 
-def parts(layers):
+def leaf_layers(layers):
     """Returns the layers that hold these layers' weights.
 
     They are the layers themselves, but for attention: there, its projections.
@@ -76,7 +76,7 @@ def can_convert(layer):
     if counterpart is None:
         return False
     if issubclass(counterpart, SuperposedAttention):
-        return all(map(can_convert, parts([layer])))
+        return all(map(can_convert, leaf_layers([layer])))
     if kind is keras.layers.BatchNormalization:
         return not (layer.renorm or layer.synchronized)
     if kind is keras.layers.LayerNormalization:
@@ -108,7 +108,7 @@ def is_altered(layer):
     return any(
         getattr(part, "quantization_mode", None) is not None
         or getattr(part, "lora_enabled", False)
-        for part in parts([layer])
+        for part in leaf_layers([layer])
     )
 
 
@@ -158,7 +158,7 @@ def make_plain(layer, task):
         config["units"] *= 2
     plain = plain.from_config(config)
     plain.build_from_config(layer.get_build_config())
-    for ours, theirs in zip(parts([layer]), parts([plain]), strict=True):
+    for ours, theirs in zip(leaf_layers([layer]), leaf_layers([plain]), strict=True):
         kernel = [ours.task_kernel(task)] if isinstance(ours, Superposed) else []
         rows = [weight[task] if own else weight for weight, own in _rows_of(ours)]
         theirs.set_weights([ops.convert_to_numpy(w) for w in (*kernel, *rows)])
@@ -170,7 +170,7 @@ def set_task_weights(layer, plain, first=0):
     """Gives tasks the weights of plain layers, but for what tasks share.
 
     Args:
-        layer: A layer that has a counterpart, or one of its `parts()`, built.
+        layer: A layer that has a counterpart, or one of its `leaf_layers()`, built.
         plain: List of a Keras layer for each of the tasks.
         first: Integer, the first of these.
     """
@@ -186,7 +186,7 @@ def differs(layer, plain, own, first=0):
     """Whether plain layers' weights are others than a layer's, but for its kernel.
 
     Args:
-        layer: A layer that has a counterpart, or one of its `parts()`, built.
+        layer: A layer that has a counterpart, or one of its `leaf_layers()`, built.
         plain: List of a Keras layer for each of some consecutive tasks.
         own: Boolean, whether to compare what is each task's own, or what tasks share.
         first: Integer, the first of the tasks.

@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops
 
 from keras_psp._reading.counterparts import copy_flags
-from keras_psp._reading.counterparts import parts
-from keras_psp.layers._task_layer import TakesTask
+from keras_psp._reading.counterparts import leaf_layers
+from keras_psp.layers._task_layer import TaskLayer
 
 
 def _call(layer, *args, **kwargs):
@@ -191,12 +191,12 @@ def copy_weights(layer, copy):
         copy.finalize_state()
 
 
-def pair_parts(made):
-    """Returns pairs of the `parts()` of pairs of layers, those of models left out."""
+def pair_leaf_layers(made):
+    """Returns pairs of the `leaf_layers()` of pairs of layers, without models'."""
     pairs = []
     for layer, copy in made:
         if not is_graph(layer):
-            pairs += zip(parts([layer]), parts([copy]), strict=True)
+            pairs += zip(leaf_layers([layer]), leaf_layers([copy]), strict=True)
     return pairs
 
 
@@ -224,12 +224,11 @@ def inputs_of_layers(graph):
                 taps = keras.Model(names, tensors)(given)
                 called.setdefault(each, []).extend(taps)
             return layer(*args, **kwargs)
-        if isinstance(layer, TakesTask):
+        if isinstance(layer, TaskLayer):
             check_own_task(kwargs["task"], inputs["task"], layer)
-        if parts([layer]) != [layer]:
-            for part, tensor in zip(
-                parts([layer]), _inputs_of_parts(layer, *args, **kwargs), strict=True
-            ):
+        if leaf_layers([layer]) != [layer]:
+            tensors = _inputs_of_parts(layer, *args, **kwargs)
+            for part, tensor in zip(leaf_layers([layer]), tensors, strict=True):
                 called.setdefault(id(part), []).append(tensor)
         elif isinstance(layer, keras.layers.Layer):
             called.setdefault(id(layer), []).extend(args[:1])
@@ -277,7 +276,7 @@ class _Listener(keras.layers.Layer):
 
             part.call = call
 
-        every = parts([self.layer])
+        every = leaf_layers([self.layer])
         try:
             for part in every:
                 listen(part)

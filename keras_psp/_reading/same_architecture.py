@@ -12,7 +12,7 @@ from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import is_graph
 
 
-def check_alike(graphs):
+def check_same_architecture(graphs):
     """Raises a `ValueError` if models are not of one architecture.
 
     And if a layer of one is quantized or has a LoRA.

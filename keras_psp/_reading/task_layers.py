@@ -1,6 +1,6 @@
 """The superposed layers of a model."""
 
-from keras_psp._reading.counterparts import parts
+from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
 from keras_psp.layers._superposed import Superposed
 from keras_psp.models.task_model import TaskModel
@@ -15,7 +15,7 @@ def check_task_model(model):
         )
 
 
-def superposed_layers(model):
+def find_superposed_layers(model):
     """Returns the superposed layers of a model and of the models inside it.
 
     Raises:
@@ -23,7 +23,7 @@ def superposed_layers(model):
         ValueError: It has none.
     """
     check_task_model(model)
-    layers = parts(Graph(model, takes_task=True).layers)
+    layers = leaf_layers(Graph(model, takes_task=True).layers)
     layers = [layer for layer in layers if isinstance(layer, Superposed)]
     if not layers:
         raise ValueError(

@@ -8,7 +8,7 @@ import keras
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.checks import check_number
-from keras_psp._reading.task_layers import superposed_layers
+from keras_psp._reading.task_layers import find_superposed_layers
 from keras_psp.contexts import Identity
 from keras_psp.diagnostics import _plots as plots
 
@@ -166,7 +166,7 @@ def capacity(model_or_widths, tolerance=0.05, consolidation="none") -> Capacity:
     if isinstance(model_or_widths, keras.Model):
         layers = [
             (layer.name, *_width_and_limit(layer.context))
-            for layer in superposed_layers(model_or_widths)
+            for layer in find_superposed_layers(model_or_widths)
         ]
     else:
         layers = [(str(width), width, None) for width in _check(model_or_widths)]

@@ -6,14 +6,14 @@ import keras
 import numpy as np
 
 from keras_psp._core.checks import check_shape
-from keras_psp._reading.counterparts import parts
+from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import as_inputs
 from keras_psp._reading.graph import inputs_of_layers
 from keras_psp._reading.rows import input_rows
 from keras_psp._reading.rows import kernel_rows
 from keras_psp._reading.rows import unbind_rows
-from keras_psp._reading.task_layers import superposed_layers
+from keras_psp._reading.task_layers import find_superposed_layers
 from keras_psp.diagnostics import _plots as plots
 
 BATCH_SIZE = 64
@@ -145,7 +145,7 @@ def interference(model, data=None, models=None) -> Interference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 2, of what is
         read beside the task's own.
     """
-    layers = superposed_layers(model)
+    layers = find_superposed_layers(model)
     graph = Graph(model, takes_task=True)
     data = _check_data(graph, model.num_tasks, data)
     kernels = None
@@ -212,7 +212,7 @@ def _kernels(graph, layers, num_tasks, models):
             f"names of the layers. Received: {[model.name for model in models]}"
         )
     # Of the others, layers may go by other names.
-    every = [parts(each) for each in (graph.layers, *plain)]
+    every = [leaf_layers(each) for each in (graph.layers, *plain)]
     alike = {id(first): rest for first, *rest in zip(*every, strict=True)}
     return [[_difference(layer, each) for each in alike[id(layer)]] for layer in layers]
 

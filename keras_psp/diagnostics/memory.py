@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_psp._reading.counterparts import parts
+from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.task_layers import check_task_model
 from keras_psp.diagnostics import _plots as plots
@@ -49,7 +49,7 @@ class Memory:
     layers: tuple
 
     @property
-    def parts(self):
+    def leaf_layers(self):
         """Dictionary of the bytes of each part, in all layers."""
         return {part: sum(layer.parts[part] for layer in self.layers) for part in PARTS}
 
@@ -135,7 +135,7 @@ def memory(model) -> Memory:
     """
     check_task_model(model)
     seen, layers = set(), []
-    for layer in parts(Graph(model, takes_task=True).layers):
+    for layer in leaf_layers(Graph(model, takes_task=True).layers):
         sizes = dict.fromkeys(PARTS, 0)
         for part, weight in _parts_of(layer):
             if id(weight) not in seen:

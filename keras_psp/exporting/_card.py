@@ -5,7 +5,7 @@ import json
 
 import keras
 
-from keras_psp._reading.counterparts import parts
+from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.layers._superposed import Superposed
@@ -25,7 +25,7 @@ def describe(model, format, output_names, endpoints):
     """
     import keras_psp
 
-    layers = parts(Graph(model, takes_task=True).layers)
+    layers = leaf_layers(Graph(model, takes_task=True).layers)
     packages = FORMATS[format].packages.values()
     card = {
         "name": model.name,

@@ -5,7 +5,7 @@ import itertools
 from keras import ops
 
 
-def taps(inputs, layer):
+def patches(inputs, layer):
     """Returns what a convolution multiplies with each place of its filters.
 
     Args:

@@ -7,7 +7,7 @@ from keras_psp import contexts
 from keras_psp._core.task import mask_unknown_tasks
 from keras_psp._core.task import split_task
 from keras_psp.layers._task_bias import TaskBias
-from keras_psp.layers._task_layer import TakesTask
+from keras_psp.layers._task_layer import TaskLayer
 
 
 class BaseKernel(keras.layers.Layer):
@@ -22,13 +22,14 @@ class BaseKernel(keras.layers.Layer):
         )
 
 
-class Superposed(TakesTask):
+class Superposed(TaskLayer):
     """Mixin of the layers that bind their inputs to a task's context.
 
     It stands before a Keras layer among the bases. `__init__` calls `set_context()`,
-    and `set_shares()` if the layer can have a base kernel and biases for each task;
-    `build()` calls `build_context()` and `build_shares()`; and `call()` computes with
-    what `bind_inputs()` returns, or by `call_bound()` all that Keras' layer does.
+    and `set_base_and_bias()` if the layer can have a base kernel and biases for each
+    task; `build()` calls `build_context()` and `build_base_and_bias()`; and `call()`
+    computes with what `bind_inputs()` returns, or by `call_bound()` all that Keras'
+    layer does.
     """
 
     def set_context(self, context, num_tasks):
@@ -39,7 +40,7 @@ class Superposed(TakesTask):
         self.context = contexts.get(context, num_tasks=num_tasks, **name)
         self.base = self.task_bias = None
 
-    def set_shares(self, base, bias_per_task):
+    def set_base_and_bias(self, base, bias_per_task):
         """Sets what all tasks share, and what none do.
 
         Args:
@@ -107,8 +108,8 @@ class Superposed(TakesTask):
                 f"needs one of its own. Received: a layer of {width}"
             )
 
-    def build_shares(self, bias_shape):
-        """Builds what `set_shares()` has set.
+    def build_base_and_bias(self, bias_shape):
+        """Builds what `set_base_and_bias()` has set.
 
         Args:
             bias_shape: The shape of one task's bias, which broadcasts against the

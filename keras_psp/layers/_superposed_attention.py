@@ -9,7 +9,7 @@ from keras_psp import contexts
 from keras_psp._core.checks import check_integer
 from keras_psp._core.task import check_task
 from keras_psp.contexts.families import series
-from keras_psp.layers._task_layer import TakesTask
+from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.layers.psp_einsum_dense import PSPEinsumDense
 
 # The attributes in which Keras keeps them, the last one of the outputs.
@@ -36,7 +36,7 @@ class Projection(PSPEinsumDense):
         return super().__call__(inputs, _task.get())
 
 
-class SuperposedAttention(TakesTask):
+class SuperposedAttention(TaskLayer):
     """Mixin of the attentions whose projections hold a kernel for each task.
 
     It stands before a Keras layer among the bases, whose `build()` and `call()` are
@@ -115,8 +115,8 @@ class SuperposedAttention(TakesTask):
 
     def __call__(self, query, value, key=None, *, task, **kwargs):
         task = check_task(task, self.num_tasks)
-        # Not by `TakesTask`, whose layers have one input.
-        return super(TakesTask, self).__call__(
+        # Not by `TaskLayer`, whose layers have one input.
+        return super(TaskLayer, self).__call__(
             query, value, key=key, task=task, **kwargs
         )
 

@@ -12,7 +12,7 @@ from keras_psp._core.task import by_task
 from keras_psp._core.task import mask_unknown_tasks
 from keras_psp._core.task import split_task
 from keras_psp.contexts import Identity
-from keras_psp.layers._patches import taps
+from keras_psp.layers._patches import patches
 from keras_psp.layers._superposed import Superposed
 
 CONTEXT_OVER = ("kernel", "channels")
@@ -48,7 +48,7 @@ class SuperposedConv(Superposed):
                 "Groups of filters have no kernel that is bound over channels, to add "
                 f"a base to. Received: groups={self.groups}, base=True"
             )
-        self.set_shares(base, bias_per_task)
+        self.set_base_and_bias(base, bias_per_task)
 
     def build(self, input_shape):
         channels = input_shape[self._channel_axis]
@@ -61,7 +61,7 @@ class SuperposedConv(Superposed):
         if self.context_over == "kernel":
             channels = math.prod(self.kernel_size) * channels // self.groups
         self.build_context(channels)
-        self.build_shares((self.filters,))
+        self.build_base_and_bias((self.filters,))
 
     def call(self, inputs, task):
         index, known = split_task(task, self.num_tasks, inputs.shape)
@@ -179,7 +179,7 @@ class SuperposedConv(Superposed):
 
     def _patches(self, inputs):
         """What each filter of each group looks at, `(batch, *places, groups, M)`."""
-        met = taps(ops.moveaxis(inputs, self._channel_axis, -1), self)
+        met = patches(ops.moveaxis(inputs, self._channel_axis, -1), self)
         if self.groups == 1:
             return ops.expand_dims(ops.concatenate(met, axis=-1), -2)
         width = met[0].shape[-1] // self.groups

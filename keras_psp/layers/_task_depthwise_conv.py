@@ -6,7 +6,7 @@ from keras import ops
 from keras_psp._core.backend import depthwise_convolve
 from keras_psp._core.task import by_task
 from keras_psp._core.task import mask_unknown_tasks
-from keras_psp.layers._patches import taps
+from keras_psp.layers._patches import patches
 from keras_psp.layers._task_bias import add_bias
 from keras_psp.layers._task_rows import TaskRows
 
@@ -66,7 +66,7 @@ class TaskDepthwiseConv(TaskRows):
         def mixed():
             # What a filter meets at each of its places, times that place's numbers.
             *_, channels, multiplier = kernel.shape
-            met = taps(ops.moveaxis(inputs, self._channel_axis, -1), self)
+            met = patches(ops.moveaxis(inputs, self._channel_axis, -1), self)
             numbers = ops.reshape(
                 ops.take(kernel, index, axis=0),
                 (-1, len(met), *(1,) * self.rank, channels, multiplier),

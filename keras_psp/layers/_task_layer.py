@@ -3,7 +3,7 @@
 from keras_psp._core.task import check_task
 
 
-class TakesTask:
+class TaskLayer:
     """Mixin of the layers that are called with a task beside their inputs.
 
     It stands before a Keras layer among the bases, and knows `num_tasks`.

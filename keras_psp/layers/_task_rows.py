@@ -8,10 +8,10 @@ from keras_psp._core.checks import check_integer
 from keras_psp._core.private import replace_weight
 from keras_psp._core.task import is_soft
 from keras_psp._core.task import split_task
-from keras_psp.layers._task_layer import TakesTask
+from keras_psp.layers._task_layer import TaskLayer
 
 
-class TaskRows(TakesTask):
+class TaskRows(TaskLayer):
     """Mixin of the layers with weights that have a row for each task.
 
     It stands before a Keras layer among the bases. `__init__` calls `set_num_tasks()`,

@@ -69,12 +69,12 @@ class PSPDense(SuperposedDense, keras.layers.Dense):
     ):
         super().__init__(units, **kwargs)
         self.set_context(context, num_tasks)
-        self.set_shares(base, bias_per_task)
+        self.set_base_and_bias(base, bias_per_task)
 
     def build(self, input_shape):
         self.build_context(input_shape[-1])
         super().build(input_shape)
-        self.build_shares((self.units,))
+        self.build_base_and_bias((self.units,))
 
     def multiply(self, inputs, kernel):
         return ops.matmul(inputs, kernel)

@@ -82,7 +82,7 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         super().__init__(equation, output_shape, **kwargs)
         self.set_context(context, num_tasks)
         self.use_bias = self.bias_axes is not None
-        self.set_shares(base, bias_per_task)
+        self.set_base_and_bias(base, bias_per_task)
 
     def build(self, input_shape):
         inputs, kernel, outputs = _letters(self.equation, len(input_shape))
@@ -116,7 +116,7 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
             self.bias_axes = None  # Keras would add one that tasks share.
         super().build(input_shape)
         self.bias_axes = bias_axes
-        self.build_shares(bias_shape)
+        self.build_base_and_bias(bias_shape)
 
     def multiply(self, inputs, kernel):
         return ops.einsum(self.equation, inputs, kernel)

@@ -11,7 +11,7 @@ from keras_psp.layers import TaskDense
 HEADS = ("superposed", "multi", "shared")
 
 
-class Parts:
+class SeededLayers:
     """Contexts and initial kernels of one model, equal for equal seeds everywhere.
 
     Args:

@@ -5,7 +5,7 @@ import keras
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp.models._seeded_layers import HEADS
-from keras_psp.models._seeded_layers import Parts
+from keras_psp.models._seeded_layers import SeededLayers
 from keras_psp.models.task_model import TaskModel
 
 
@@ -74,7 +74,7 @@ def mlp(
             "complex_valued=True"
         )
     check_integer("depth", depth, least=0)
-    parts = Parts(context, num_tasks, depth + 1, learnable, seed)
+    layers = SeededLayers(context, num_tasks, depth + 1, learnable, seed)
     kind = "complex" if complex_valued else "superposed"
 
     image = keras.Input(input_shape, name="image")
@@ -87,9 +87,9 @@ def mlp(
         zeros = keras.layers.Rescaling(0.0, name="imaginary")(x)
         x = keras.layers.Concatenate(name="complex")([x, zeros])
     for i in range(depth):
-        x = parts.dense(x, task, units, f"dense_{i}", kind)
+        x = layers.dense(x, task, units, f"dense_{i}", kind)
         x = keras.layers.ReLU(name=f"relu_{i}")(x)
-    logits = parts.dense(
+    logits = layers.dense(
         x, task, num_classes, "logits", kind if head == "superposed" else head
     )
     if complex_valued:

@@ -9,7 +9,7 @@ from keras_psp._core.checks import check_name
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import TaskBatchNormalization
 from keras_psp.models._seeded_layers import HEADS
-from keras_psp.models._seeded_layers import Parts
+from keras_psp.models._seeded_layers import SeededLayers
 from keras_psp.models.task_model import TaskModel
 
 NORMS = ("task", "batch", "shared", "group")
@@ -93,7 +93,7 @@ def resnet18(
         raise ValueError(f"`width` must be a positive number. Received: width={width}")
     if context is None and head == "superposed":
         raise ValueError("A superposed head needs a context. Received: context=None")
-    parts = Parts(context, num_tasks, _NUM_CONTEXTS, learnable, seed)
+    layers = SeededLayers(context, num_tasks, _NUM_CONTEXTS, learnable, seed)
     image = keras.Input(input_shape, name="image")
     task = keras.Input((), dtype="int32", name="task")
 
@@ -104,11 +104,11 @@ def resnet18(
             layer = keras.layers.Conv2D(filters, size, **options)
             y = layer(x)
         else:
-            options |= {"context": parts.context(), "context_over": context_over}
+            options |= {"context": layers.context(), "context_over": context_over}
             layer = PSPConv2D(filters, size, **options)
             y = layer(x, task)
         shape = layer.kernel.shape
-        parts.draw(layer.kernel, shape, variance=2 / math.prod(shape[:-1]))
+        layers.draw(layer.kernel, shape, variance=2 / math.prod(shape[:-1]))
         return normalize(y, name.replace("conv", "norm"))
 
     def normalize(x, name):
@@ -145,7 +145,7 @@ def resnet18(
             x = block(x, filters * 2**stage, strides, f"stage_{stage}_block_{i}")
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     # A bias that tasks share would be the last one's.
-    logits = parts.dense(
+    logits = layers.dense(
         x, task, num_classes, "logits", head, use_bias=head != "superposed"
     )
     knows_tasks = context is not None or head != "shared" or norm == "task"

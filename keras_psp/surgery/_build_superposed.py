@@ -6,12 +6,12 @@ from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import is_graph
-from keras_psp._reading.graph import pair_parts
-from keras_psp.layers._task_layer import TakesTask
+from keras_psp._reading.graph import pair_leaf_layers
+from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.models.task_model import TaskModel
 
 
-def build_twin(graph, chosen, contexts, base, context_over):
+def build_superposed(graph, chosen, contexts, base, context_over):
     """Builds a model once more, with a task input and superposed layers.
 
     Args:
@@ -29,7 +29,7 @@ def build_twin(graph, chosen, contexts, base, context_over):
     chosen = {id(layer) for layer in chosen}
     made = {}  # Models may share a layer, or a model.
 
-    def twin_of(layer):
+    def superposed_of(layer):
         if id(layer) not in made:
             made[id(layer)] = layer, make(layer)
         return made[id(layer)][1]
@@ -39,7 +39,7 @@ def build_twin(graph, chosen, contexts, base, context_over):
             inner = Graph(layer, takes_task=True)
             if any(id(each) in chosen for each in inner.layers):
                 return build(inner)
-            return keras.models.clone_model(layer, clone_function=twin_of)
+            return keras.models.clone_model(layer, clone_function=superposed_of)
         if id(layer) in chosen:
             return make_superposed(layer, num_tasks, contexts.pop, base, context_over)
         return copy_layer(layer)
@@ -49,7 +49,7 @@ def build_twin(graph, chosen, contexts, base, context_over):
         inputs = graph.new_inputs()
 
         def call(layer, *args, **kwargs):
-            if isinstance(layer, TakesTask):
+            if isinstance(layer, TaskLayer):
                 return layer(*args, task=task, **kwargs)
             if isinstance(layer, TaskModel):
                 given, *args = args
@@ -57,8 +57,8 @@ def build_twin(graph, chosen, contexts, base, context_over):
                 return layer({**given, "task": task}, *args, **kwargs)
             return layer(*args, **kwargs)
 
-        outputs = graph.rebuild(inputs, twin_of, call, also=[task])
+        outputs = graph.rebuild(inputs, superposed_of, call, also=[task])
         return TaskModel({**inputs, "task": task}, outputs, name=graph.name)
 
     twin = build(graph)
-    return twin, pair_parts(made.values())
+    return twin, pair_leaf_layers(made.values())

@@ -50,8 +50,8 @@ class Kernel:
         """Sets the kernels that answer most as the tasks' own do; see `superpose()`.
 
         Args:
-            taps: The `Taps` of the superposed model, of which the layers before this
-                one are done.
+            taps: The `InputProbes` of the superposed model, of which the layers before
+                this one are done.
             inputs: List of a dictionary of arrays for each.
             ridge: Non-negative float.
         """
@@ -122,7 +122,7 @@ class Kernel:
         kernel.assign(self.twin.kernel_of_rows(rows))
 
 
-class Taps:
+class InputProbes:
     """What layers are called with, in a superposed model and in those it holds.
 
     The K models take turns in one plain model: it need be compiled only once.

@@ -2,14 +2,14 @@
 
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._reading.counterparts import differs
-from keras_psp._reading.counterparts import parts
+from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.same_architecture import all_equal
-from keras_psp._reading.same_architecture import check_alike
+from keras_psp._reading.same_architecture import check_same_architecture
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers._superposed import Superposed
-from keras_psp.layers._task_layer import TakesTask
+from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._kernel import Kernel
 from keras_psp.surgery.extract import build_plain
@@ -121,10 +121,10 @@ def _pair(model, models):
         )
     plain, pairs = build_plain(model, 0)
     graphs = [Graph(each) for each in (plain, *models)]
-    check_alike(graphs)
+    check_same_architecture(graphs)
     alike = {
         id(layers[0]): layers[1:]
-        for layers in zip(*(parts(graph.layers) for graph in graphs), strict=True)
+        for layers in zip(*(leaf_layers(graph.layers) for graph in graphs), strict=True)
     }
     found = []
     for layer, copy in pairs:
@@ -136,7 +136,7 @@ def _pair(model, models):
                 "Pairs of inputs have no kernel of complex numbers. Received: "
                 f"{layer.name!r}, a {type(layer).__name__}"
             )
-        if isinstance(layer, TakesTask):
+        if isinstance(layer, TaskLayer):
             found.append((layer, plains))
             shared_differ = differs(layer, plains, own=False)
         else:

@@ -16,7 +16,7 @@ from keras_psp.contexts.families import series
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
-from keras_psp.surgery._build_superposed import build_twin
+from keras_psp.surgery._build_superposed import build_superposed
 
 
 def convert(
@@ -87,7 +87,7 @@ def convert(
     graph = Graph(model)
     chosen = _choose(graph, layers)
     contexts = series(context, num_tasks, len(chosen), seed=seed)
-    converted, pairs = build_twin(graph, chosen, contexts, True, context_over)
+    converted, pairs = build_superposed(graph, chosen, contexts, True, context_over)
     for layer, twin in pairs:
         if isinstance(twin, Superposed):
             twin.base_kernel.assign(layer.get_weights()[0])

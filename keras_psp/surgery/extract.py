@@ -9,8 +9,8 @@ from keras_psp._reading.graph import check_own_task
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import is_graph
-from keras_psp._reading.graph import pair_parts
-from keras_psp.layers._task_layer import TakesTask
+from keras_psp._reading.graph import pair_leaf_layers
+from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.models.task_model import TaskModel
 
 
@@ -62,9 +62,9 @@ def build_plain(model, task):
         raise TypeError(f"`task` must be an integer. Received: task={task!r}")
     made = {}  # Models may share a layer, or a model.
     plain = _build(model, task, made)
-    pairs = pair_parts(made.values())
+    pairs = pair_leaf_layers(made.values())
     for layer, copy in pairs:
-        if not isinstance(layer, TakesTask):
+        if not isinstance(layer, TaskLayer):
             copy_weights(layer, copy)
     return plain, pairs
 
@@ -81,7 +81,7 @@ def _build(model, task, made):
     def make(layer):
         if isinstance(layer, TaskModel):
             return _build(layer, task, made)
-        if isinstance(layer, TakesTask):
+        if isinstance(layer, TaskLayer):
             return make_plain(layer, task)
         if is_graph(layer):
             return keras.models.clone_model(layer, clone_function=plain_of)

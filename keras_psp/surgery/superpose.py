@@ -5,20 +5,20 @@ import numpy as np
 from keras_psp._core.checks import check_number
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
-from keras_psp._reading.counterparts import parts
+from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import as_inputs
 from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.same_architecture import all_equal
-from keras_psp._reading.same_architecture import check_alike
+from keras_psp._reading.same_architecture import check_same_architecture
 from keras_psp.contexts.families import series
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
-from keras_psp.surgery._build_superposed import build_twin
+from keras_psp.surgery._build_superposed import build_superposed
+from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel
-from keras_psp.surgery._kernel import Taps
 
 
 def superpose(
@@ -118,10 +118,10 @@ def superpose(
     chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
     contexts = series(context, len(models), len(chosen), seed=seed)
     with_base = base is not None
-    one, pairs = build_twin(graphs[0], chosen, contexts, with_base, context_over)
+    one, pairs = build_superposed(graphs[0], chosen, contexts, with_base, context_over)
     alike = {
         id(layers[0]): layers
-        for layers in zip(*(parts(graph.layers) for graph in graphs), strict=True)
+        for layers in zip(*(leaf_layers(graph.layers) for graph in graphs), strict=True)
     }
     kept, kernels = [], []
     for layer, twin in pairs:
@@ -139,7 +139,7 @@ def superpose(
     for kernel in kernels:
         kernel.add_up()
     if data is not None:
-        taps = Taps(one, kept)
+        taps = InputProbes(one, kept)
         for kernel in kernels:  # Each sees what the ones before it now give.
             kernel.fit(taps, data, ridge)
     return one
@@ -153,7 +153,7 @@ def _check(models, base):
             f"Received: models={models!r}"
         )
     graphs = [Graph(model) for model in (*models, *([] if base is None else [base]))]
-    check_alike(graphs)
+    check_same_architecture(graphs)
     for layers in zip(*(graph.layers for graph in graphs), strict=True):
         if not can_convert(layers[0]) and not all_equal(layers):
             raise ValueError(

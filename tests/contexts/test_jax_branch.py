@@ -45,10 +45,10 @@ def test_gradients_are_those_of_keras(arguments, padding):
 def test_a_branch_has_the_gradients_of_what_was_taken():
     import jax
 
-    from keras_psp._core.backend import choose
+    from keras_psp._core.backend import cond
 
     def loss(x, w, uniform):
-        return ops.sum(choose(uniform, lambda: x * w * w, lambda: ops.sin(x)))
+        return ops.sum(cond(uniform, lambda: x * w * w, lambda: ops.sin(x)))
 
     x = np.arange(3.0, dtype="float32")
     for compile in (lambda f: f, jax.jit):
