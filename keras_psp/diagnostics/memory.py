@@ -49,7 +49,7 @@ class Memory:
     layers: tuple
 
     @property
-    def leaf_layers(self):
+    def parts(self):
         """Dictionary of the bytes of each part, in all layers."""
         return {part: sum(layer.parts[part] for layer in self.layers) for part in PARTS}
 
