@@ -1,7 +1,8 @@
 import os
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# Most of the time on JAX is spent compiling: what is tested runs once or twice.
+# Most of the time on JAX is spent compiling: what is tested runs once or twice. A pass
+# of ./tools/test sets this to 0, as users have it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import hypothesis
