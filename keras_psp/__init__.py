@@ -1,5 +1,7 @@
 """Parameter superposition for Keras: many models in one set of weights."""
 
+from typing import TYPE_CHECKING
+
 from keras_psp import consolidation
 from keras_psp import contexts
 from keras_psp import diagnostics
@@ -12,6 +14,11 @@ from keras_psp.inference import infer_task
 from keras_psp.surgery import convert
 from keras_psp.surgery import extract
 from keras_psp.surgery import superpose
+
+if TYPE_CHECKING:
+    from keras_psp import benchmarks
+    from keras_psp import datasets
+    from keras_psp import tuning
 
 __version__ = "0.1.0"
 
@@ -33,11 +40,19 @@ __all__ = [
     "tuning",
 ]
 
+_LAZY = ("benchmarks", "datasets", "tuning")
 
-def __getattr__(name):
-    # These need more than Keras and NumPy, and are imported when first asked for.
-    if name in ("datasets", "benchmarks", "tuning"):
-        import importlib
 
-        return importlib.import_module(f"keras_psp.{name}")
-    raise AttributeError(f"module 'keras_psp' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+if not TYPE_CHECKING:  # So that a type checker still reports unknown names.
+
+    def __getattr__(name):
+        # These need more than Keras and NumPy, so they are imported on first use.
+        if name in _LAZY:
+            import importlib
+
+            return importlib.import_module(f"keras_psp.{name}")
+        raise AttributeError(f"module 'keras_psp' has no attribute {name!r}")
