@@ -2,7 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,33 @@ def check_name(what: str, name: str, known: Iterable[str]) -> str:
         f"Unknown {what}. Known: {', '.join(known)}."
         + (f" Did you mean {near[0]!r}?" if near else "")
         + f" Received: {name!r}"
+    )
+
+
+def check_names(what: str, given: Iterable[str], names: Iterable[str]) -> None:
+    """Raises if `given` are not exactly `names`; tells what is missing and unknown.
+
+    Args:
+        what: The argument that holds them, for the message.
+        given: The names that were given.
+        names: The names that there must be.
+
+    Raises:
+        ValueError: A name is missing, or one is not among `names`.
+    """
+    given, names = list(given), list(names)
+    missing = [name for name in names if name not in given]
+    unknown = [name for name in given if name not in names]
+    if not missing and not unknown:
+        return
+    hints = [f"{name!r} is missing" for name in missing]
+    for name in unknown:
+        near = difflib.get_close_matches(str(name), missing, n=1)
+        hints.append(
+            f"{name!r} is unknown" + (f" (did you mean {near[0]!r}?)" if near else "")
+        )
+    raise ValueError(
+        f"`{what}` must hold the inputs {names}. Received: {given}; {', '.join(hints)}"
     )
 
 
@@ -53,8 +82,17 @@ def check_integer(name: str, value: int, least: int = 1) -> int:
     return int(value)
 
 
-def check_fewer_tasks(n, num_tasks):
-    """Returns `n` as an `int`; raises if no task of `num_tasks` were left without."""
+def check_fewer_tasks(n: int, num_tasks: int) -> int:
+    """Returns `n` as an `int`; raises if removing `n` tasks would leave none.
+
+    Args:
+        n: How many tasks are to be removed.
+        num_tasks: How many tasks there are.
+
+    Raises:
+        TypeError: `n` is not an integer.
+        ValueError: `n` is not positive, or not less than `num_tasks`.
+    """
     n = check_integer("n", n)
     if n >= num_tasks:
         raise ValueError(
@@ -63,8 +101,21 @@ def check_fewer_tasks(n, num_tasks):
     return n
 
 
-def check_number(name, value, least=0.0, most=float("inf")):
-    """Returns `value` as a float; raises if it is no finite number in that range."""
+def check_number(
+    name: str, value: float, least: float = 0.0, most: float = float("inf")
+) -> float:
+    """Returns `value` as a float; raises if it is no finite number in that range.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given.
+        least: The least that is allowed.
+        most: The most that is allowed.
+
+    Raises:
+        TypeError: It is not a number, or is a boolean.
+        ValueError: It is outside `[least, most]`, NaN or infinite.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
         raise TypeError(f"`{name}` must be a number. Received: {name}={value!r}")
     if not (least <= value <= most and value < float("inf")):
@@ -75,23 +126,38 @@ def check_number(name, value, least=0.0, most=float("inf")):
     return float(value)
 
 
-def check_shape(name, given, expected):
-    """Raises a `ValueError` if inputs are not of the shape that a model expects."""
+def check_shape(name: str, given: Any, expected: Sequence[int | None]) -> None:
+    """Raises if inputs do not have the shape that a model expects.
+
+    Like Keras, it lets a last dimension of 1 be missing, or be one too many.
+
+    Args:
+        name: The input's name, for the message.
+        given: What has a `shape`. A shape that is not known yet passes.
+        expected: The model's shape, with the batch first.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
     shape = getattr(given, "shape", None)
     if shape is None or getattr(shape, "rank", 0) is None:
         return  # Not known yet.
-    shape = tuple(shape)
-    # As Keras lets pass: a last dimension of 1 may be left out, or be one too many.
+    shape, expected = tuple(shape), tuple(expected)
     adjusted = shape
     if len(shape) == len(expected) - 1 and expected[-1] == 1:
         adjusted = (*shape, 1)
     elif len(shape) == len(expected) + 1 and shape[-1] == 1:
         adjusted = shape[:-1]
-    pairs = zip(adjusted[1:], expected[1:], strict=False)
-    fits = all(a == b or None in (a, b) for a, b in pairs)
-    if len(adjusted) == len(expected) and fits:
+    if len(adjusted) == len(expected) and _fits(adjusted[1:], expected[1:]):
         return
     raise ValueError(
-        f"This model takes inputs {name!r} of shape {tuple(expected)}. "
+        f"This model takes inputs {name!r} of shape {expected}. "
         f"Received: shape {shape}"
+        + (", one example without a batch" if _fits(shape, expected[1:]) else "")
+    )
+
+
+def _fits(shape: tuple, expected: tuple) -> bool:
+    return len(shape) == len(expected) and all(
+        a == b or None in (a, b) for a, b in zip(shape, expected, strict=True)
     )
