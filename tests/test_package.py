@@ -52,11 +52,13 @@ def test_classes_are_registered():
         assert keras.saving.get_registered_object(f"keras_psp>{name}") is not None
 
 
+@pytest.mark.once
 def test_package_is_typed():
     folder = os.path.dirname(keras_psp.__file__)
     assert os.path.exists(os.path.join(folder, "py.typed"))
 
 
+@pytest.mark.once
 def test_wheel_and_sdist_hold_what_they_should(tmp_path):
     root = Path(__file__).parent.parent
     command = [sys.executable, "-m", "build", "--no-isolation", "-o", str(tmp_path)]
