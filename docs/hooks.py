@@ -143,8 +143,9 @@ def draw_rooms():
         [
             f'<svg viewBox="0 0 {total} {len(floors) * step}" role="img" '
             'aria-label="Which package imports which" style="max-width: 640px">',
-            "<style>.rooms path{stroke:#888;fill:none}.rooms rect{fill:#e8eaf6;"
-            "stroke:#3f51b5}.rooms text{font:14px monospace;text-anchor:middle}</style>",
+            "<style>.rooms path{stroke:#888;fill:none}"
+            ".rooms rect{fill:#e8eaf6;stroke:#3f51b5}"
+            ".rooms text{font:14px monospace;text-anchor:middle}</style>",
             '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" '
             'markerWidth="8" markerHeight="8" orient="auto">'
             '<path d="M0 0 L8 4 L0 8 z" fill="#888"/></marker></defs>',
