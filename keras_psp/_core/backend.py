@@ -34,7 +34,7 @@ def is_readable(task):
         return not isinstance(task, sys.modules["jax"].core.Tracer)
     if backend == "torch":
         # Reading from a GPU would stall it at every layer of every step.
-        return not is_on_gpu(task) and not _is_compiling()
+        return not is_on_gpu(task) and not _is_traced()
     return hasattr(task, "numpy")
 
 
@@ -55,18 +55,18 @@ def holds_one_task(index, known=None):
     Tasks outside the range have been clipped to it, and differ from those that `known`
     says have not.
 
-    Or `None` where the answer decides nothing at run time: on torch while it is
-    compiled or exported, where a tensor has a shape alone, and in
-    `without_branches()`. On a GPU torch must wait for
-    it: once for each `task` that a model is given, whatever number of layers ask.
+    Or `None` where the answer decides nothing at run time: on torch while it compiles,
+    exports or traces a model, where a tensor has only a shape, and in
+    `without_branches()`. On a GPU torch must wait for the answer: once for each `task`
+    that a model is given, however many layers ask.
     """
-    if not _branches.get():
-        return None
     if keras.backend.backend() == "torch":
-        if _is_compiling() or index.is_meta:
+        if _is_traced() or index.is_meta:
             return None
         if is_on_gpu(index):
             return _read_once(getattr(index, "keras_psp_source", None))
+    if not _branches.get():  # After torch's part: its compiler cannot read this.
+        return None
     if known is None:
         return _all_equal(index)
     return ops.logical_and(_all_equal(index), _all_equal(known))
@@ -86,8 +86,18 @@ def _read_once(task):
     return answer
 
 
-def _is_compiling():
-    return sys.modules["torch"].compiler.is_compiling()
+def _is_traced():
+    """Whether torch records a program, from tensors whose values are only a sample.
+
+    `torch.jit.trace()` and Keras' exports to ONNX and OpenVINO run the model on real
+    tensors: what is read from the sample's task would be the task of all requests.
+    """
+    torch = sys.modules["torch"]
+    return (
+        torch.compiler.is_compiling()  # Also while `torch.export` runs.
+        or torch.jit.is_tracing()
+        or torch.onnx.is_in_onnx_export()
+    )
 
 
 def cond(uniform, one, mixed):
