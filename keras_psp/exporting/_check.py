@@ -13,7 +13,7 @@ from keras_psp.inference import entropy
 
 BATCH_SIZES = (1, 7, 64)
 SIZE = max(BATCH_SIZES)
-RUN_ARTIFACT = Path(__file__).with_name("run_artifact.py")
+RUN_ARTIFACT = Path(__file__).with_name("_run_artifact.py")
 
 
 class Check:

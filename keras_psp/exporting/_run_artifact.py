@@ -1,4 +1,4 @@
-"""Runs an exported model: `python -P run_artifact.py MODEL REQUESTS ANSWERS`.
+"""Runs an exported model: `python -P _run_artifact.py MODEL REQUESTS ANSWERS`.
 
 It needs NumPy and the format's runtime; Keras and keras_psp are kept out. `REQUESTS`
 and `ANSWERS` are `.npz` files of arrays named `number/endpoint/tensor`.
