@@ -1,0 +1,166 @@
+"""What earlier releases have written, on every backend, is read and answered alike.
+
+`golden/write.py` has written it, and says what there is.
+"""
+
+import importlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+from golden import write as golden
+
+import keras_psp
+
+FOLDER = Path(__file__).parent / "golden"
+RELEASES = sorted(path.parent for path in FOLDER.glob("*/public_names.json"))
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+def find(pattern):
+    """The files of all releases and backends, as parameters named after them."""
+    return [
+        pytest.param(path, id=str(path.relative_to(FOLDER)))
+        for release in RELEASES
+        for path in sorted(release.glob(f"*/{pattern}"))
+    ]
+
+
+def compare(found, expected, tolerance=1e-5):
+    assert {*found} == {*expected}
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            found[name], value, rtol=tolerance, atol=tolerance, err_msg=name
+        )
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=lambda path: path.name)
+def test_every_backend_has_written(release):
+    for backend in BACKENDS:
+        folder = release / backend
+        for pattern in (
+            *("*.keras", "*.weights.h5", "consolidation/*.keras", "cards/*.json"),
+            *("benchmarks/*/progress.json", "benchmarks/*/result.json"),
+        ):
+            assert [*folder.glob(pattern)], f"{folder}/{pattern}"
+        # Nothing is there without its answers, nor answers without a model.
+        stems = {path.name.split(".")[0] for path in folder.glob("*.npz")}
+        models = [*folder.glob("*.keras"), *folder.glob("*.weights.h5")]
+        assert stems == {path.name.split(".")[0] for path in models}
+
+
+@pytest.mark.parametrize("path", find("*.keras"))
+def test_models(path):
+    model = keras.saving.load_model(path)
+    inputs, answers = golden.load_arrays(path.with_suffix(".npz"))
+    compare(golden.answer(model, inputs), answers)
+
+
+@pytest.mark.parametrize("path", find("*.weights.h5"))
+def test_weights(path):
+    name = path.name.removesuffix(".weights.h5")
+    make, _, _ = golden.MODELS[name]
+    model = make()
+    for weight in model.weights:  # All there is must come from the file.
+        weight.assign(np.zeros(weight.shape, weight.dtype))
+    model.load_weights(path)
+    inputs, answers = golden.load_arrays(path.with_name(f"{name}.npz"))
+    compare(golden.answer(model, inputs), answers)
+
+
+@pytest.mark.parametrize("path", find("consolidation/*.keras"))
+def test_consolidations_go_on(path):
+    model = keras.saving.load_model(path)
+    _, answers = golden.load_arrays(path.with_suffix(".npz"))
+    found = golden.state(model)
+    assert found["penalty"] > 0
+    np.testing.assert_allclose(found["penalty"], answers["penalty"], rtol=1e-4)
+    after = {f"{name}_after": value for name, value in golden.one_step(model).items()}
+    compare({**found, **after}, answers, tolerance=1e-4)
+    model.optimizer.end_task(model, golden.draw_task(2))
+    assert np.isfinite(golden.one_step(model)["penalty"])
+
+
+@pytest.mark.parametrize("path", find("benchmarks/half"))
+def test_a_run_goes_on(path, tmp_path):
+    from keras_psp import benchmarks
+
+    _, answers = golden.load_arrays(path.with_suffix(".npz"))
+    folder = tmp_path / "half"
+    shutil.copytree(path, folder)
+    progress = json.loads((folder / "progress.json").read_text())
+    assert progress["visits"] == 1
+    config = golden.small_runs()["half"]
+    if progress["backend"] != BACKEND:
+        with pytest.raises(ValueError, match=f"backend='{progress['backend']}' there"):
+            benchmarks.run(config, folder, resume=True)
+        # A run goes on with its own backend alone; but its weights are everyone's.
+        progress["backend"] = BACKEND
+        (folder / "progress.json").write_text(json.dumps(progress))
+    result = benchmarks.run(config, folder, resume=True)
+    assert [file.name for file in folder.iterdir()] == ["result.json"]
+    matrix = result.accuracy_matrix
+    # What was measured before is kept; the rest may round otherwise elsewhere.
+    np.testing.assert_array_equal(matrix[0], answers["matrix"][0])
+    np.testing.assert_allclose(matrix, answers["matrix"], atol=0.02)
+
+
+@pytest.mark.parametrize("path", find("benchmarks/*/result.json"))
+def test_results(path, tmp_path):
+    from keras_psp import benchmarks
+
+    content = json.loads(path.read_text())
+    result = benchmarks.RunResult.load(path)
+    for name in (*result.metrics, "average_accuracy", "forgetting"):
+        assert {**result.metrics}[name] == pytest.approx(content[name], abs=1e-9)
+    config = benchmarks.EXPERIMENTS[result.experiment](**result.config)
+    assert config == golden.small_runs()[path.parent.name]
+    # A finished run is resumed by reading it.
+    if result.backend == BACKEND:
+        shutil.copy(path, tmp_path)
+        again = benchmarks.run(config, tmp_path, resume=True)
+        assert again == result
+    report = benchmarks.report([path], output=tmp_path / "report")
+    assert report.left_out == [] and len(report.tables) == 1
+    ((row,),) = report.tables.values()
+    assert f"{100 * result.average_accuracy:.1f}" in str(row)
+    assert all(file.exists() for file in report.paths)
+
+
+def test_cards(tmp_path):
+    pytest.importorskip("tensorflow")
+    card = keras_psp.export(golden.mlp(), tmp_path / "mlp", tasks=[1])
+    for parameter in find("cards/mlp.json"):
+        (path,) = parameter.values
+        old = json.loads(path.read_text())
+        assert {*old} <= {*card} and {*old["versions"]} <= {*card["versions"]}
+        for name in (
+            *("name", "num_tasks", "inputs", "outputs", "endpoints", "format"),
+            "batch_sizes",
+        ):
+            assert card[name] == old[name], name
+        assert {*card["contexts"]} == {*old["contexts"]}
+        for name, config in old["contexts"].items():
+            old_context = keras.saving.deserialize_keras_object(config)
+            new_context = keras.saving.deserialize_keras_object(card["contexts"][name])
+            assert old_context.get_config() == new_context.get_config()
+
+
+@pytest.mark.parametrize("release", RELEASES, ids=lambda path: path.name)
+def test_no_public_name_is_lost(release):
+    names = json.loads((release / "public_names.json").read_text())
+    assert names["keras_psp"]
+    for package, public in names.items():
+        if package == "keras_psp.tuning":
+            pytest.importorskip("keras_tuner")
+        with warnings.catch_warnings():
+            # A deprecated alias is a name too.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module = importlib.import_module(package)
+            for name in public:
+                assert hasattr(module, name), f"{package}.{name}"
