@@ -297,7 +297,9 @@ MODELS = {
     ),
     "resnet18_shared": (
         functools.partial(
-            resnet18, 16, norm="shared", stem="imagenet", head="multi", learnable=True
+            *(resnet18, 16),
+            **{"norm": "shared", "stem": "imagenet", "head": "multi"},
+            **{"learnable": True, "context_over": "channels"},
         ),
         ".keras",
         ("torch",),
