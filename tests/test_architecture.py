@@ -89,6 +89,8 @@ def overridden_names():
             ours = [cls for cls in value.__mro__ if cls.__module__.startswith("keras_")]
             theirs = [cls for cls in value.__mro__ if cls not in ours]
             for cls in ours:
+                if cls.__module__ == "keras_psp._core.private":
+                    continue
                 for name in filter(is_private, vars(cls)):
                     if any(name in vars(base) for base in theirs):
                         yield cls.__name__, name
