@@ -31,7 +31,8 @@ def infer_task(
     have more weight: one forward and one backward pass, whatever K is, but of a mixture
     in which the tasks disturb one another. Of ten tasks of permuted MNIST it finds 45 %
     of single examples' and 57 % of batches' of 32, `"entropy"` 94 and 100 %, `"energy"`
-    99 and 100 % (`python tools/infer.py`, seed 0, on JAX).
+    99 and 100 % (`python tools/measure.py infer`, seed 0, on
+    JAX).
 
     Args:
         model: `keras_psp.models.TaskModel` of at least two tasks, whose output has

@@ -1,7 +1,9 @@
-"""The tools that make the README's tables."""
+"""`tools/measure.py`, which measures what the READMEs say and writes their tables."""
 
 import json
-import runpy
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,133 +11,201 @@ from pathlib import Path
 import pytest
 from conftest import BACKEND
 
-from keras_psp.benchmarks import PermutedConfig
-from keras_psp.benchmarks import run
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "tools" / "results"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "keras_psp").glob("*/README.md"))]
 
-TOOLS = Path(__file__).parent.parent / "tools"
 
-
-def call(tool, *arguments):
+def call(*arguments, status=0):
     done = subprocess.run(
-        [sys.executable, str(TOOLS / tool), *map(str, arguments)],
+        [sys.executable, str(ROOT / "tools" / "measure.py"), *map(str, arguments)],
+        env={**os.environ, "KERAS_BACKEND": BACKEND},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stderr
     return done.stdout
 
 
+def measure(folder, name, *arguments):
+    """Returns the result that a command has written, and what it printed."""
+    printed = call(*arguments, "--output", folder)
+    result = json.loads((folder / f"{name}.json").read_text())
+    check_form(result)
+    assert result["provenance"] == "measured"
+    assert result["environment"]["versions"]["keras"]
+    assert result["environment"]["device"]["name"]
+    assert str(folder) not in result["command"]
+    return result, printed
+
+
+def check_form(result):
+    keys = "what provenance command date seed config environment rows".split()
+    assert set(keys) <= set(result)
+    assert result["rows"] and result["environment"]["backend"]
+
+
 def test_cost_compares_with_plain_dense(tmp_path):
-    output = tmp_path / "cost.json"
     sizes = "--units 8 --inputs 8 --batch-size 16 --layers 1 --rounds 2".split()
-    families = ("--families", "binary")
-    table = call(
-        "cost.py", "--output", output, "--backends", BACKEND, *sizes, *families
-    )
-    assert "| binary | " in table
-    done = json.loads(output.read_text())["layers"][BACKEND]
-    assert done["seed"] == 0 and done["versions"]["keras"] and done["device"]["name"]
-    rows = done["times"]
+    options = ("cost", "layers", "--backends", BACKEND, "--families", "binary", *sizes)
+    result, printed = measure(tmp_path, f"cost-layers-{BACKEND}", *options)
+    rows = result["rows"]
     assert len(rows) == 2 * 2 * 2 and all(len(row["ms"]) == 2 for row in rows)
     assert all(row["ratio"] == 1 for row in rows if row["name"] == "plain")
-    again = call("cost.py", "--output", output, "--markdown")
-    assert again == table
+    ratios = [row["ratio"] for row in rows if row["name"] == "binary"]
+    assert "| binary | " + " | ".join(f"{x:.2f}" for x in ratios) + " |" in printed
 
 
 def test_cost_of_consolidation_counts_every_step(tmp_path):
-    output = tmp_path / "cost.json"
-    options = ("--consolidation", "--backends", BACKEND, "--rounds", 1)
-    call("cost.py", "--output", output, *options)
-    rows = json.loads(output.read_text())["consolidation"][BACKEND]["times"]
-    assert [row["name"] for row in rows] == ["plain", "ewc", "si", "gram"]
+    options = ("cost", "consolidation", "--rounds", 1)
+    result, _ = measure(tmp_path, f"cost-consolidation-{BACKEND}", *options)
+    assert [row["name"] for row in result["rows"]] == ["plain", "ewc", "si", "gram"]
     # One in 50 of Gram's steps costs more: as many of these are in each time.
-    assert all(row["calls"] % 50 == 0 for row in rows)
+    assert all(row["calls"] % 50 == 0 for row in result["rows"])
 
 
-def test_families_table_is_made_of_results(tmp_path):
-    settings = {"source": "mnist", "steps": 3, "units": 256, "depth": 3}
-    result = run(PermutedConfig(tasks=10, steps=3, units=8, depth=1))
-    for seed in (1, 2):
-        config = {**result.config, **settings, "seed": seed}
-        folder = tmp_path / f"10-tasks-binary-seed-{seed}"
-        folder.mkdir()
-        content = {**vars(result), "config": config, "seed": seed}
-        (folder / "result.json").write_text(json.dumps(content))
-    table = call(
-        "families.py",
-        *("--output", tmp_path, "--backend", BACKEND, "--steps", 3, "--report-only"),
-    )
-    assert (tmp_path / "families.md").read_text() in table
-    accuracy = f"{100 * result.average_accuracy:.1f} ± 0.0 (n=2)"
-    bits = result.contexts["bits_per_task"]
-    row = next(line for line in table.splitlines() if line.startswith("| binary | fix"))
-    assert row.split(" | ")[2] == accuracy
-    assert row.split(" | ")[4:7] == ["—", "—", str(bits)]
-    assert "| hadamard | fixed | — |" in table  # Nothing is made up.
+def test_families_are_run_once(tmp_path):
+    given = "source=digits steps=3 units=8 depth=1".split()
+    options = ("--networks", "binary", "powers-learned", "--tasks", 3, "--seeds", 1, 2)
+    options += ("--with", *given, "--runs", tmp_path / "runs")
+    name = f"families-3-tasks-{BACKEND}"
+    result, printed = measure(tmp_path, name, "families", *options)
+    assert result["seed"] == [1, 2]
+    assert [len(row["matrix"]) for row in result["rows"]] == [3] * 4
+    binary = [row for row in result["rows"] if row["config"]["context"] == "binary"]
+    averages = [sum(row["matrix"][-1]) / 3 for row in binary]
+    row = next(line for line in printed.splitlines() if line.startswith("| binary |"))
+    cells = row.split(" | ")
+    assert cells[1] == "fixed" and cells[2].startswith(f"{sum(averages) / 2:.1f} ± ")
+    assert cells[2].endswith("(n=2)") and int(cells[4]) == 8 * (64 + 8)
+    again, _ = measure(tmp_path, name, "families", *options)
+    assert again["rows"] == result["rows"]  # Times too: nothing was run.
 
 
 def test_merge_compares_with_its_rivals(tmp_path):
-    output = tmp_path / "merge.json"
     sizes = "--source digits --tasks 2 --units 8 --epochs 1 --examples 20".split()
-    options = ("--families", "binary", "--storage", "bits")
-    call("merge.py", "--output", output, *sizes, *options)
-    (done,) = json.loads(output.read_text())
-    assert done["backend"] == BACKEND and done["versions"]["keras"]
-    systems = done["systems"]
-    assert len(systems) == 10
-    assert all(len(each["accuracies"]) == 2 for each in systems.values())
-    size = systems["the base alone"]["numbers"]
-    assert systems["fine-tuned networks"]["numbers"] == 2 * size
-    assert 2 * size < systems["superposed, binary"]["numbers"] < 2.3 * size
-    table = call("merge.py", "--output", output, "--report", tmp_path / "merge")
-    fitted = systems["RegMean, 20 examples"]
-    assert f"| {100 * sum(fitted['accuracies']) / 2:.1f} |" in table
-    assert (tmp_path / "merge.md").read_text() in table
-    assert (tmp_path / "merge.png").read_bytes()
+    options = ("merge", *sizes, "--families", "binary", "--storage", "bits")
+    result, printed = measure(tmp_path, f"merge-mlp-2-tasks-{BACKEND}", *options)
+    rows = {(row["system"], row["examples"]): row for row in result["rows"]}
+    assert len(rows) == 10
+    assert all(len(row["accuracy"]) == 2 for row in rows.values())
+    assert rows["the base alone", 0]["memory"] == 1
+    assert rows["fine-tuned networks", 0]["memory"] == 2
+    assert 2 < rows["superposed, binary", 0]["memory"] < 2.3
+    accuracy = sum(rows["RegMean", 20]["accuracy"]) / 2
+    assert f"| RegMean, 20 examples | {accuracy:.1f} |" in printed
 
 
-def test_infer_counts_the_tasks_found(tmp_path, monkeypatch, capsys):
-    output = tmp_path / "infer.json"
-    sizes = "--source digits --tasks 2 --steps 100 --units 256 --images 64".split()
-    monkeypatch.setattr(sys, "argv", ["infer.py", "--output", str(output), *sizes])
-    runpy.run_path(str(TOOLS / "infer.py"), run_name="__main__")
-    said = capsys.readouterr().out
-    done = json.loads(output.read_text())
-    assert done["backend"] == BACKEND and done["seed"] == 0 and done["device"]["name"]
-    assert done["config"]["tasks"] == 2 and done["average_accuracy"] > 0.5
-    for method in ("entropy", "energy", "gradient"):
-        found = done["found"][method]
-        assert 0.5 < found["example"] <= 1 and found["batch"] * 4 % 1 == 0
-        assert f"{method}: {100 * found['example']:.1f} % of images" in said
+def test_infer_counts_the_tasks_found(tmp_path):
+    given = ("--with", "source=digits", "steps=100", "--images", 64)
+    options = ("infer", "--tasks", 2, *given)
+    result, printed = measure(tmp_path, f"infer-{BACKEND}", *options)
+    assert result["config"]["average_accuracy"] > 0.5
+    assert [r["method"] for r in result["rows"]] == ["entropy", "energy", "gradient"]
+    for row in result["rows"]:
+        assert 50 < row["example"] <= 100 and row["batch"] in (0, 25, 50, 75, 100)
+        assert f"| {row['method']} | {row['example']:.1f} |" in printed
 
 
 def test_exact_compares_with_the_original(tmp_path):
-    output = tmp_path / "exact.json"
-    only = ("--only", "convert, Transformer")
-    table = call("exact.py", "--output", output, "--backends", BACKEND, *only)
-    done = json.loads(output.read_text())[BACKEND]
-    assert done["seed"] == 0 and done["versions"]["keras"] and done["device"]["name"]
-    ((name, found),) = done["differences"].items()
+    options = ("exact", "--only", "convert, Transformer")
+    result, printed = measure(tmp_path, f"exact-{BACKEND}", *options)
+    found = {row["what"]: row["largest"] for row in result["rows"]}
     assert found["spread"] > 0.1 and found["learned"] > 1e-4
-    for what in ("each task", "extract"):
-        assert len(found[what]) == 3 and max(found[what]) < 1e-5
-        assert f"| {name}: {what} | {max(found[what]):.3g} |" in table
-    assert found["file"] < 1e-5 and found["weights changed by a fit step"] > 20
+    assert all(found[what] < 1e-5 for what in ("each task", "extract", "mixed", "file"))
+    assert found["weights changed by a fit step"] > 20
+    name = "convert, Transformer encoder"
+    assert f"| {name} | extract | {found['extract']:.3g} |" in printed
+
+
+def test_export_compares_with_the_model(tmp_path):
+    format = "torch" if BACKEND == "torch" else "tf_saved_model"
+    options = ("export", "--formats", format, "--models", "`models.mlp`")
+    result, printed = measure(tmp_path, f"export-{BACKEND}", *options)
+    (row,) = result["rows"]
+    assert row["difference"] < 1e-5
+    cells = f"| `models.mlp` | {BACKEND} | {row['difference']:.0e} |"
+    assert cells in printed
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="It always is on TensorFlow.")
 def test_serving_compares_one_model_with_many(tmp_path):
-    output = tmp_path / "serving.json"
-    arguments = ("--output", output, "--folder", tmp_path, "--tasks", 2)
-    arguments += ("--models", "MLP 784-1024-1024-10")
-    call("serving.py", *arguments, "--export")
-    table = call("serving.py", *arguments, "--rounds", 2, "--requests", 32)
-    assert "requests a second, batch 32 | " in table
-    (done,) = json.loads(output.read_text()).values()
-    assert done["difference"] < 1e-5 and done["backend"] == "tensorflow"
-    one, many = done["systems"]["one"], done["systems"]["many"]
-    assert 1.8 < many["disk"][0] / one["disk"][0] < 2
-    assert all(s["rss_loaded"] - s["rss_before"] > 7e6 for s in (one, many))
-    for rounds in done["requests_per_second"].values():
-        assert all(len(values) == 2 and min(values) > 0 for values in rounds.values())
-    assert call("serving.py", "--output", output, "--markdown") == table
+    models = ("--folder", tmp_path, "--tasks", 2, "--models", "MLP 784-1024-1024-10")
+    call("serving", *models, "--export")
+    options = ("serving", *models, "--rounds", 2, "--requests", 32)
+    result, printed = measure(tmp_path, "serving-tensorflow", *options)
+    assert "requests a second, batch 32 | " in printed
+    rows = {row["measure"]: row for row in result["rows"]}
+    loaded = rows["memory after loading, MB"]
+    assert loaded["difference"] < 1e-5
+    assert loaded["models"] > 7 and loaded["superposed"] > 7
+    assert 0.5 < rows["weights on disk, MB"]["ratio"] < 1 / 1.8
+    for size in (1, 32):
+        rounds = rows[f"requests a second, batch {size}"]["rounds"].values()
+        assert all(len(values) == 2 and min(values) > 0 for values in rounds)
+
+
+@pytest.mark.once
+def test_tables_are_as_their_results():
+    call("tables", "--check")
+
+
+@pytest.mark.once
+def test_a_table_that_differs_is_found_and_written(tmp_path):
+    names = [page.relative_to(ROOT) for page in PAGES]
+    names.append(Path("keras_psp/diagnostics/capacity.py"))
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(RESULTS, tmp_path / "tools" / "results")
+    for result, old, new in (
+        ("cost-layers-torch", '"ratio": 8.2}', '"ratio": 8.21}'),
+        ("capacity", '"1024": 92.0', '"1024": 93.0'),
+    ):
+        path = tmp_path / "tools" / "results" / f"{result}.json"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+    stale = call("tables", "--check", "--root", tmp_path, status=1).splitlines()
+    assert stale == [
+        "keras_psp/contexts/README.md: cost-layers-torch",
+        "keras_psp/diagnostics/capacity.py: capacity",
+    ]
+    call("tables", "--root", tmp_path)
+    call("tables", "--check", "--root", tmp_path)
+    assert "| 8.21 |" in (tmp_path / "keras_psp/contexts/README.md").read_text()
+    lines = (tmp_path / "keras_psp/diagnostics/capacity.py").read_text().splitlines()
+    assert "    | 0.05        | 93 (1024)         | 96, 95 (128, 256) |" in lines
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_every_table_of_figures_has_its_result(page):
+    text = page.read_text()
+    drawn = re.sub(r"<!-- table: .*?<!-- /table -->", "", text, flags=re.DOTALL)
+    assert not re.findall(r"^\|.*\d\.\d.*", drawn, re.MULTILINE)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda p: p.stem)
+def test_result_is_told_and_used(path):
+    result = json.loads(path.read_text())
+    check_form(result)
+    if result["provenance"] == "measured":
+        assert result["date"] and result["environment"]["versions"]["keras"]
+    else:
+        assert result["provenance"].startswith("transcribed from ")
+    sources = (ROOT / "tools" / "_measure").glob("*.py")
+    shown = "".join(source.read_text() for source in [*sources, *PAGES])
+    assert path.stem in shown
+
+
+@pytest.mark.once
+def test_plots_are_drawn_of_results(tmp_path):
+    names = call("plots", "--output", tmp_path).split()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        Path(name).name for name in names
+    )
+    for name in names:
+        assert (ROOT / "examples" / Path(name).name).exists()
+        assert Path(name).read_bytes().startswith(b"\x89PNG")

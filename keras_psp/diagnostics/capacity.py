@@ -123,6 +123,9 @@ def capacity(model_or_widths, tolerance=0.05, consolidation="none") -> Capacity:
     | 0.19        | 87.1       | 97.0, 96.5             |
     | 0.38        |            | 93.0, 92.4             |
 
+    Both tables were transcribed from release 0.1.0, whose raw runs were not kept
+    (`tools/results/capacity.json` and `capacity-gram.json`).
+
     Args:
         model_or_widths: `keras_psp.models.TaskModel`; or a list of positive integers,
             the number M of inputs that the context of each layer binds (for a

@@ -1,0 +1,1 @@
+"""The commands of `tools/measure.py`, a module each."""

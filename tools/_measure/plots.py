@@ -1,0 +1,86 @@
+"""Draws the plots of the READMEs, `examples/*.png`, from `tools/results/`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from _measure import tables
+from _measure.results import ROOT
+from _measure.results import Result
+from keras_psp._core.figures import line_style
+from keras_psp._core.figures import new_figure
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    folder = {"type": Path, "default": ROOT / "examples", "metavar": "FOLDER"}
+    parser.add_argument("--output", **folder, help="for the plots (examples)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draws all plots."""
+    for name, (draw, results) in PLOTS.items():
+        path = args.output / f"{name}.png"
+        draw(*map(tables.load, results)).savefig(path, dpi=120)
+        print(path)
+
+
+def draw_retention(result: Result) -> Figure:
+    """Accuracy on the first task, and on all so far, after each task."""
+    figure = new_figure(10, 4.5)
+    axes = figure.subplots(1, 2, sharey=True)
+    axes[0].set(title="Task 0", ylabel="test accuracy (%)")
+    axes[1].set(title="Mean of the tasks seen so far")
+    for i, row in enumerate(tables.summarize(result)):
+        label = tables.name_system(row["config"]).replace("`", "")
+        for axis, key in zip(axes, ("task_0", "average"), strict=True):
+            means = [tables.mean(values) for values in row[key].values()]
+            marker = "o" if len(means) <= 20 else None
+            style = {**line_style(i), "marker": marker, "markersize": 4}
+            axis.plot(range(1, len(means) + 1), means, **style, label=label)
+    for axis in axes:
+        axis.set(xlabel="tasks trained", ylim=(0, 101))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0].get_legend_handles_labels()
+    options = {"loc": "outside lower center", "ncols": 3, "frameon": False}
+    figure.legend(handles, labels, **options)
+    return figure
+
+
+def draw_merge(sizes: Result, examples: Result) -> Figure:
+    """Shares of the fine-tuned accuracy, over the tasks and over the examples."""
+    figure = new_figure(10, 4)
+    over_tasks, over_examples = figure.subplots(1, 2, sharey=True)
+    rows = sizes["rows"]
+    for i, units in enumerate(sorted({row["units"] for row in rows})):
+        same = [row for row in rows if row["units"] == units]
+        for system, line in (("superposed", "-"), ("RegMean", "--")):
+            style = {"color": line_style(i)["color"], "linestyle": line, "marker": "o"}
+            x, y = zip(*((row["tasks"], row[system]) for row in same), strict=True)
+            over_tasks.plot(x, y, **style, label=f"{system}, {units} units")
+    tuned = tables.mean(examples["rows"][0]["accuracy"])
+    for i, (system, line) in enumerate((("superposed", "-"), ("RegMean", "--"))):
+        names = (system, f"{system}, fast_rotation")
+        same = [row for row in examples["rows"] if row["system"] in names]
+        x = [row["examples"] for row in same]
+        y = [100 * tables.mean(row["accuracy"]) / tuned for row in same]
+        style = {**line_style(i), "linestyle": line, "marker": "o"}
+        over_examples.plot(x, y, **style, label=f"{system}, 512 units, 8 tasks")
+    over_tasks.set(xlabel="tasks", ylabel="of the fine-tuned networks' accuracy (%)")
+    over_tasks.set_xscale("log", base=2)
+    over_examples.set(xlabel="unlabelled examples of each task")
+    over_examples.set_xscale("symlog", linthresh=100)
+    for axis in (over_tasks, over_examples):
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small", frameon=False)
+    return figure
+
+
+# How each is drawn, of which results.
+PLOTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
+    "merge": (draw_merge, ("merge-sizes", "merge-mlp-8-tasks-jax")),
+}

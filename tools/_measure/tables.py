@@ -1,0 +1,569 @@
+"""Writes the tables of READMEs and docstrings from `tools/results/`.
+
+In a README a table stands between `<!-- table: NAME -->` and `<!-- /table -->`; in a
+docstring it is found by its first line. With `--check` nothing is written, and the
+command fails if a page and its results disagree.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import re
+import statistics
+import sys
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _measure.results import ROOT
+from _measure.results import Result
+from _measure.results import Row
+
+# The titles of a table's columns, and its rows.
+Cells = tuple[Sequence[str], Iterable[Sequence[str]]]
+# A number, one for each seed, or what is known of them: mean, deviation, n.
+Figure = float | list[float] | dict[str, float]
+
+BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
+# The options of a run that a table names, and their defaults.
+OPTIONS = {
+    "context": "binary",
+    "learnable": False,
+    "complex_valued": False,
+    "head": "superposed",
+    "consolidation": "none",
+    "strength": 0.0,
+    "schedule": "constant",
+    "learning_rate": 1e-4,
+    "separate": False,
+}
+CONSOLIDATIONS = {"ewc": "`EWC`", "si": "`SynapticIntelligence`", "gram": "`Gram`"}
+NETWORKS = {"mlp": "MLP", "resnet18": "ResNet18"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    root = {"type": Path, "default": ROOT, "help": argparse.SUPPRESS}
+    parser.add_argument("--root", **root)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes all tables anew; or says which are not as their results."""
+    stale = []
+    for name, table in TABLES.items():
+        path = args.root / table.page
+        text = path.read_text()
+        new = _replace(text, name, table, args.root)
+        if new != text:
+            stale.append(f"{table.page}: {name}")
+            if not args.check:
+                path.write_text(new)
+    print("\n".join(stale) or "All tables are as their results.")
+    if args.check and stale:
+        sys.exit("Tables and results disagree. Run: python tools/measure.py tables")
+
+
+def load(name: str, root: Path = ROOT) -> Result:
+    """Reads a result by its name."""
+    return json.loads((root / "tools" / "results" / f"{name}.json").read_text())
+
+
+def show(draw: Callable[..., Cells], *results: Result) -> None:
+    """Prints a table of results."""
+    print(write_table(*draw(*results)))
+
+
+def write_table(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], pad: bool = False
+) -> str:
+    """Returns a Markdown table, its columns padded if it is to be read as it is."""
+    rows = [titles, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = (c.ljust(w) if pad else c for c, w in zip(row, widths, strict=True))
+        lines.append("| " + " | ".join(cells) + " |")
+    rules = ("-" * (width + 2) if pad else "---" for width in widths)
+    return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
+
+
+# Tables of results. Each function returns titles and rows.
+
+
+def _columns(**columns: str) -> Callable[[Result], Cells]:
+    """Returns a function that draws a column for each title and format of a row."""
+
+    def draw(result: Result) -> Cells:
+        rows = result["rows"]
+        return list(columns), (
+            [f.format_map(r) for f in columns.values()] for r in rows
+        )
+
+    return draw
+
+
+draw_infer = _columns(method="{method}", images="{example:.1f}", batches="{batch:.1f}")
+draw_floor = _columns(
+    **{"": "{part}", "ms a step": "{median_ms:.3f}", "over the floor": "{ratio:.2f}"}
+)
+draw_exact = _columns(
+    **{"model": "{model}", "": "{what}", "largest difference": "{largest:.3g}"}
+)
+draw_merge_sizes = _columns(
+    **{"tasks": "{tasks}", "units": "{units}"},
+    **{key: f"{{{key}:.1f}}" for key in ("RegMean", "superposed", "no base")},
+)
+
+
+def draw_cost(result: Result) -> Cells:
+    """Times relative to the plain layer's, and the plain layer's in ms."""
+    columns: dict[str, None] = {}
+    lines: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        column = f"{row['kind']}, {row['arrangement']}"
+        columns[column] = None
+        label = f"{row.get('width', '')} {row['name']}".strip()
+        plain = row["name"] == "plain"
+        text = f"{row['median_ms']:.2f} ms" if plain else f"{row['ratio']:.2f}"
+        lines.setdefault(label, {})[column] = text
+    rows = ([label, *(line[c] for c in columns)] for label, line in lines.items())
+    return ["", *columns], rows
+
+
+def draw_throughput(*results: Result) -> Cells:
+    """How many times as fast one network for eight is, on each backend."""
+    titles = ["", *(BACKENDS[r["environment"]["backend"]] for r in results), "MB"]
+    networks = {"mlp": "784-512-512-10", "resnet18": "ResNet18, width 0.25"}
+    rows = []
+    for same in zip(*(result["rows"] for result in results), strict=True):
+        name, network, size = (same[0][key] for key in ("name", "network", "bytes"))
+        if name == "plain":
+            name = f"{networks[network]}: eight networks in turn"
+        speeds = [row.get("times_as_fast") or 1 / row["ratio"] for row in same]
+        megabytes = f"{size / 1e6:.1f}" if size else ""
+        rows.append([name, *(f"{speed:.1f}" for speed in speeds), megabytes])
+    return titles, rows
+
+
+def draw_merge(*results: Result) -> Cells:
+    """Accuracy, its share of the fine-tuned networks' and memory, by network."""
+    titles, found = [""], []
+    for result in results:
+        titles += [NETWORKS[result["config"]["network"]], "share", "memory"]
+        found.append({_merge_label(row): row for row in result["rows"]})
+    rows = []
+    for label in dict.fromkeys(label for each in found for label in each):
+        row = [label]
+        for each in found:
+            if label in each:
+                accuracy = mean(each[label]["accuracy"])
+                tuned = mean(each["fine-tuned networks"]["accuracy"])
+                share = each[label].get("share", 100 * accuracy / tuned)
+                memory = each[label]["memory"]
+                row += [f"{accuracy:.1f}", f"{share:.1f}", f"{memory:.2f}"]
+            else:
+                row += ["", "", ""]
+        rows.append(row)
+    return titles, rows
+
+
+def _merge_label(row: Row) -> str:
+    examples = row["examples"] if row["system"] != "task arithmetic" else 0
+    return f"{row['system']}, {examples} examples" if examples else row["system"]
+
+
+def draw_merge_summary(*results: Result) -> Cells:
+    """Some rows of `draw_merge`, without the shares."""
+    names = {
+        "fine-tuned networks": "eight networks",
+        "mean of the kernels": "mean of the kernels",
+        "one bit a difference": "one bit a difference",
+        "RegMean, 500 examples": "RegMean, 500 unlabelled images a task",
+        "superposed, fast_rotation": "superposed",
+        "superposed, fast_rotation, 500 examples": (
+            "superposed, 500 unlabelled images a task"
+        ),
+    }
+    titles, rows = draw_merge(*results)
+    keep = [i for i, title in enumerate(titles) if title != "share"]
+    return [titles[i] for i in keep], (
+        [names[row[0]], *(row[i] for i in keep[1:])] for row in rows if row[0] in names
+    )
+
+
+def draw_export(*results: Result) -> Cells:
+    """The largest difference, or "no", by model, backend and format."""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for result in results:
+        for row in result["rows"]:
+            text = "no" if "error" in row else f"{row['difference']:.0e}"
+            key = (row["model"], result["environment"]["backend"])
+            lines.setdefault(key, {})[row["format"]] = text
+    formats = list(dict.fromkeys(format for line in lines.values() for format in line))
+    models = list(dict.fromkeys(model for model, _ in lines))
+    rows = (
+        [*key, *(lines[key].get(format, "—") for format in formats)]
+        for key in sorted(lines, key=lambda key: models.index(key[0]))
+    )
+    titles = ["", "from", *(f"`{format}`" for format in formats)]
+    return titles, _hide_repeated(rows)
+
+
+def draw_serving(result: Result) -> Cells:
+    """Memory and speed of many models and of one, by model."""
+
+    def write(row: Row) -> list[str]:
+        figures = (row["models"], row["superposed"])
+        digits = 0 if max(figures) >= 100 or "disk" in row["measure"] else 1
+        texts = (f"{figure:.{digits}f}" for figure in figures)
+        return [row["model"], row["measure"], *texts, f"{row['ratio']:.2f}"]
+
+    titles = ["", "", "20 models", "superposed", "ratio"]
+    return titles, _hide_repeated(map(write, result["rows"]))
+
+
+def _hide_repeated(rows: Iterable[list[str]]) -> list[list[str]]:
+    """Leaves out a row's first cell where it is that of the row before."""
+    shown, last = [], None
+    for first, *cells in rows:
+        shown.append(["" if first == last else first, *cells])
+        last = first
+    return shown
+
+
+def draw_capacity(result: Result) -> Cells:
+    """What a task keeps after others, in the paper and here, by width."""
+
+    def text(kept: dict[str, float]) -> str:
+        values = ", ".join(f"{value:g}" for value in kept.values())
+        return f"{values} ({', '.join(kept)})" if kept else ""
+
+    rows = (
+        [f"{row['interference']:g}", text(row["paper"]), text(row["here"])]
+        for row in result["rows"]
+    )
+    return ["(K - 1) / M", "the paper (width)", "here (widths)"], rows
+
+
+def draw_capacity_with_gram(result: Result) -> Cells:
+    """What tasks have on average of what the first had, without and with `Gram`."""
+    rows = (
+        [f"{row['interference']:g}"]
+        + [", ".join(f"{value:.1f}" for value in row[key]) for key in ("none", "gram")]
+        for row in result["rows"]
+    )
+    return ["(K - 1) / M", "none (256)", "`Gram` (128, 256, 512)"], rows
+
+
+# Tables of runs of the benchmark.
+
+
+def summarize(result: Result) -> list[Row]:
+    """Returns a row for each system: figures over its seeds.
+
+    Where a result has its runs' matrices they are summarized; where it was transcribed,
+    its rows are summaries already.
+    """
+    if not all("matrix" in row for row in result["rows"]):
+        return result["rows"]
+    systems: dict[str, list[Row]] = {}
+    for row in result["rows"]:
+        config = {k: v for k, v in row["config"].items() if k != "seed"}
+        systems.setdefault(json.dumps(config, sort_keys=True), []).append(row)
+    return [_summarize(runs) for runs in systems.values()]
+
+
+def _summarize(runs: list[Row]) -> Row:
+    matrices = [run["matrix"] for run in runs]
+    lengths = range(1, len(matrices[0]) + 1)
+    drifts = [run["contexts"]["orthogonality_drift"] for run in runs]
+    return {
+        "config": runs[0]["config"],
+        "average": {str(n): [mean(m[n - 1]) for m in matrices] for n in lengths},
+        "task_0": {str(n): [m[n - 1][0] for m in matrices] for n in lengths},
+        "just_trained": [run["metrics"]["learning_accuracy"] for run in runs],
+        "forgetting": [run["metrics"]["forgetting"] for run in runs],
+        "seconds": [run["train_seconds"] for run in runs],
+        "bytes": runs[0]["memory"]["weights"],
+        "beside_bytes": runs[0]["memory"]["consolidation"],
+        "bits_per_task": runs[0]["contexts"]["bits_per_task"],
+        "drift": None if None in drifts else max(drifts),
+    }
+
+
+def draw_runs(
+    *results: Result,
+    columns: Sequence[str] = ("options", "all tasks", "task 0"),
+    systems: Sequence[str] = (),
+) -> Cells:
+    """A row for each system, the first that has its name."""
+    rows: dict[str, Row] = {}
+    for result in results:
+        for row in summarize(result):
+            rows.setdefault(name_system(row["config"]), row)
+    cells = (
+        [name, *(_COLUMNS[column](rows[name]) for column in columns)]
+        for name in systems or rows
+    )
+    return ["", *columns], cells
+
+
+def _average(tasks: int) -> Callable[[Row], str]:
+    return lambda row: _percent(row["average"][str(tasks)])
+
+
+def _megabytes(key: str) -> Callable[[Row], str]:
+    return lambda row: f"{row[key] / 1e6:.1f} MB" if row[key] else "0 MB"
+
+
+_COLUMNS: dict[str, Callable[[Row], str]] = {
+    "options": lambda row: _write_options(row["config"]),
+    **{f"{tasks} tasks": _average(tasks) for tasks in (10, 20, 30, 50)},
+    "all tasks": lambda row: _percent(list(row["average"].values())[-1]),
+    "task 0": lambda row: _percent(list(row["task_0"].values())[-1]),
+    "just trained": lambda row: _percent(row["just_trained"]),
+    "forgetting": lambda row: _percent(row["forgetting"]),
+    "s": lambda row: f"{mean(row['seconds']):.0f}",
+    "weights": _megabytes("bytes"),
+    "beside": _megabytes("beside_bytes"),
+}
+
+
+def draw_gram_families(result: Result) -> Cells:
+    """Average accuracy after the last task, by family, without and with `Gram`."""
+    found: dict[str, dict[str, str]] = {"none": {}, "gram": {}}
+    for row in summarize(result):
+        config = _with_defaults(row["config"])
+        n = max(row["average"], key=int)
+        found[config["consolidation"]][config["context"]] = _percent(row["average"][n])
+    titles = ["context", *(f"`{family}`" for family in found["none"])]
+    rows = (
+        [title, *(found[key][family] for family in found["none"])]
+        for key, title in (("none", "without"), ("gram", "`Gram`"))
+    )
+    return titles, rows
+
+
+def draw_incremental(result: Result) -> Cells:
+    """The heads of a ResNet18, with and without statistics for each task."""
+    titles = ["", "options", "all tasks", "earlier tasks", "with `--norm shared`"]
+    rows = (
+        [
+            row["system"],
+            _write_options(row["config"]),
+            _percent(row["average"]) if "average" in row else "",
+            _percent(row["earlier"]) if "earlier" in row else "",
+            ", ".join(map(_percent, row["norm_shared"])),
+        ]
+        for row in result["rows"]
+    )
+    return titles, rows
+
+
+def draw_families(*results: Result) -> Cells:
+    """All families; the last result may be the cost of each one's network."""
+    runs = [each for each in results if "part" not in each["config"]]
+    costs = [each for each in results if "part" in each["config"]]
+    ratios = {row["name"]: row["ratio"] for each in costs for row in each["rows"]}
+    titles, lines = ["family", "contexts"], {}
+    for i, result in enumerate(runs):
+        tasks = str(result["config"]["tasks"])
+        titles += [f"average, {tasks} tasks (%)", f"task 0, {tasks} tasks (%)"]
+        for row in summarize(result):
+            config = _with_defaults(row["config"])
+            family = config["context"]
+            family = "complex-valued" if config["complex_valued"] else family
+            line = lines.setdefault((family, config["learnable"]), {})
+            line["drift"] = max(line.get("drift", 0), row["drift"] or 0)
+            line["bits"] = row["bits_per_task"]
+            line[i] = [_percent(row[key][tasks], True) for key in ("average", "task_0")]
+    rows = []
+    for (family, learned), line in lines.items():
+        ratio = ratios.get(f"{family}-learned" if learned else family)
+        cells = [cell for i in range(len(runs)) for cell in line.get(i, ["—", "—"])]
+        cells.append(str(line["bits"]))
+        cells.append(f"{line['drift']:.1e}" if learned else "—")
+        cells.append("—" if ratio is None else f"{ratio:.2f}")
+        rows.append([family, "learned" if learned else "fixed", *cells])
+    titles += ["bits per task", "orthogonality drift", "step time / plain Dense"]
+    return titles, rows
+
+
+def _with_defaults(config: Row) -> Row:
+    """Returns the options that tables name, whether they were given or not."""
+    return {key: config.get(key, default) for key, default in OPTIONS.items()}
+
+
+def name_system(config: Row) -> str:
+    given = _with_defaults(config)
+    if given["separate"]:
+        return f"{config['tasks']} networks"
+    words = ["standard" if given["context"] == "identity" else "superposed"]
+    if given["context"] not in ("identity", "binary"):
+        words.append(f"`{given['context']}`")
+    if given["learnable"]:
+        words.append("learned contexts")
+    kept = given["consolidation"]
+    if kept != "none":
+        words.append(CONSOLIDATIONS.get(kept, kept))
+    return ", ".join(words)
+
+
+def _write_options(config: Row) -> str:
+    words = []
+    for key, value in _with_defaults(config).items():
+        if value != OPTIONS[key]:
+            words.append("--" + key.replace("_", "-"))
+            words += [] if value is True else [f"{value}"]
+    return f"`{' '.join(words)}`" if words else ""
+
+
+def _percent(figure: Figure, show_number: bool = False) -> str:
+    """Writes a mean, the deviation over seeds if there are several, and how many."""
+    if isinstance(figure, list):
+        deviation = statistics.stdev(figure) if len(figure) > 1 else None
+        figure = {"mean": mean(figure), "deviation": deviation, "n": len(figure)}
+    if not isinstance(figure, dict):
+        return f"{figure:.1f}"
+    text = f"{figure['mean']:.1f}"
+    if figure["deviation"] is not None:
+        text += f" ± {figure['deviation']:.1f}"
+        text += f" (n={figure['n']})" if show_number else ""
+    return text
+
+
+def mean(figure: Figure) -> float:
+    if isinstance(figure, dict):
+        return figure["mean"]
+    return statistics.fmean(figure) if isinstance(figure, list) else figure
+
+
+# Where the tables stand.
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a page.
+
+    Attributes:
+        page: The path of a README, or of a module with the table in a docstring.
+        draw: Makes titles and rows of the results.
+        results: The results' names.
+    """
+
+    page: str
+    draw: Callable[..., Cells]
+    results: tuple[str, ...]
+
+
+_BENCHMARKS, _CONSOLIDATION, _CONTEXTS, _EXPORTING, _SURGERY = (
+    f"keras_psp/{name}/README.md"
+    for name in ("benchmarks", "consolidation", "contexts", "exporting", "surgery")
+)
+_CAPACITY = "keras_psp/diagnostics/capacity.py"
+_MERGE = ("merge-mlp-8-tasks-jax", "merge-resnet18-8-tasks-tensorflow")
+_HEADLINE = functools.partial(
+    draw_runs,
+    columns=("options", "10 tasks", "50 tasks", "weights"),
+    systems=("standard", "standard, `EWC`", "superposed", "superposed, `EWC`")
+    + ("superposed, `Gram`", "50 networks"),
+)
+_LEARNING = functools.partial(
+    draw_runs,
+    columns=("10 tasks", "20 tasks", "30 tasks", "50 tasks")
+    + ("task 0", "just trained", "forgetting", "s", "beside"),
+)
+_BENCHMARK = functools.partial(
+    draw_runs, columns=("options", "10 tasks", "50 tasks", "task 0", "weights")
+)
+
+
+def _each(name: str) -> tuple[str, ...]:
+    return tuple(f"{name}-{backend}" for backend in BACKENDS)
+
+
+TABLES = {
+    "permuted": Table(
+        "README.md",
+        _HEADLINE,
+        ("suite-consolidation-3-seeds", "permuted-mnist"),
+    ),
+    "merge": Table("README.md", draw_merge_summary, _MERGE),
+    "benchmark": Table(_BENCHMARKS, _BENCHMARK, ("permuted-mnist",)),
+    "incremental": Table(_BENCHMARKS, draw_incremental, ("incremental-cifar",)),
+    "consolidation": Table(_CONSOLIDATION, _LEARNING, ("suite-consolidation-3-seeds",)),
+    "gram-families": Table(_CONSOLIDATION, draw_gram_families, ("gram-families",)),
+    "families": Table(
+        _CONTEXTS,
+        draw_families,
+        ("families-10-tasks-jax", "families-50-tasks-jax", "cost-network-jax"),
+    ),
+    **{
+        name: Table(_CONTEXTS, draw_cost, (name,))
+        for name in (*_each("cost-layers"), "cost-crossover-jax")
+    },
+    "merge-all": Table(_SURGERY, draw_merge, _MERGE),
+    "merge-sizes": Table(_SURGERY, draw_merge_sizes, ("merge-sizes",)),
+    "cost-serving": Table(_SURGERY, draw_throughput, _each("cost-serving")),
+    "infer": Table(_SURGERY, draw_infer, ("infer-jax",)),
+    "export": Table(_EXPORTING, draw_export, _each("export")),
+    "serving": Table(_EXPORTING, draw_serving, ("serving-tensorflow",)),
+    "capacity": Table(_CAPACITY, draw_capacity, ("capacity",)),
+    "capacity-gram": Table(_CAPACITY, draw_capacity_with_gram, ("capacity-gram",)),
+}
+
+
+def _replace(text: str, name: str, table: Table, root: Path) -> str:
+    """Returns the page's text with the table as its results have it."""
+    results = {each: load(each, root) for each in table.results}
+    titles, rows = table.draw(*results.values())
+    if table.page.endswith(".md"):
+        begin, end = f"<!-- table: {name} -->", "<!-- /table -->"
+        pattern, flags = f"{re.escape(begin)}.*?{end}", re.DOTALL
+        caption = _caption(results, table.page)
+        new = "\n\n".join([begin, write_table(titles, rows), caption, end])
+    else:
+        drawn = write_table(titles, rows, pad=True)
+        first = re.escape(drawn.split("\n")[0])
+        pattern, flags = rf"(?<=    ){first}\n(?:    \|.*\n)*", 0
+        new = drawn.replace("\n", "\n    ") + "\n"
+    new_text, number = re.subn(pattern, lambda _: new, text, flags=flags)
+    if number != 1:
+        raise ValueError(f"{table.page} has {number} tables {name!r}")
+    return new_text
+
+
+def _caption(results: dict[str, Result], page: str) -> str:
+    """Says of each result where it is and where it comes from."""
+    links: dict[str, list[str]] = {}
+    for name, result in results.items():
+        path = os.path.relpath(f"tools/results/{name}.json", os.path.dirname(page))
+        links.setdefault(_describe(result), []).append(f"[{name}]({path})")
+    return "\n".join(f"{', '.join(each)}: {said}." for said, each in links.items())
+
+
+def _describe(result: Result) -> str:
+    environment: dict[str, Any] = result["environment"]
+    versions = environment["versions"]
+    seed = result["seed"]
+    seeds = seed if isinstance(seed, list) else [seed]
+    words = [result["provenance"]]
+    if result["provenance"] == "measured":
+        words = [f"measured on {result['date']} by `{result['command']}`"]
+    words.append(f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}")
+    shown = ("keras-psp", "keras", environment["backend"])
+    words += [f"{name} {versions[name]}" for name in shown if name in versions]
+    cpus = environment["device"].get("cpus")
+    words += [f"{cpus} CPU{'s' * (cpus > 1)}"] if cpus else []
+    deviations = [row["ratio_deviation"] for row in result["rows"] if "ms" in row]
+    noise = max(deviations, default=result["config"].get("largest_ratio_deviation"))
+    if noise is not None:
+        words.append(
+            f"the ratios' median deviation over the rounds is {noise:.0%} or less"
+        )
+    return "; ".join(words)
