@@ -82,5 +82,6 @@ def draw_merge(sizes: Result, examples: Result) -> Figure:
 
 # How each is drawn, of which results.
 PLOTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
+    "retention": (draw_retention, ("demo",)),
     "merge": (draw_merge, ("merge-sizes", "merge-mlp-8-tasks-jax")),
 }
