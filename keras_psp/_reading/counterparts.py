@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_psp._core.checks import check_name
+from keras_psp._reading.describe import get_config
 from keras_psp.contexts import Context
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers import PSPConv1D
@@ -123,7 +124,7 @@ def make_superposed(layer, num_tasks, new_context, base, context_over):
         context_over: What a convolution's context acts on, see `PSPConv2D`. Of groups
             of filters always their kernels.
     """
-    config = {**layer.get_config(), "num_tasks": num_tasks}
+    config = {**get_config(layer), "num_tasks": num_tasks}
     counterpart = COUNTERPARTS[type(layer)]
     if issubclass(counterpart, (Superposed, SuperposedAttention)):
         config |= {"context": new_context(), "base": base, "bias_per_task": True}
@@ -153,7 +154,7 @@ def make_plain(layer, task):
             f"{', '.join(kind.__name__ for kind in PLAIN)}, without quantization or "
             f"LoRA. Received: {layer.name!r}, a {type(layer).__name__}"
         )
-    config = {k: v for k, v in layer.get_config().items() if k not in OURS}
+    config = {k: v for k, v in get_config(layer).items() if k not in OURS}
     if isinstance(layer, PSPComplexDense):
         config["units"] *= 2
     plain = plain.from_config(config)
@@ -180,6 +181,19 @@ def set_task_weights(layer, plain, first=0):
             rows[first : first + len(plain)] = values
             weight.assign(rows)
     copy_flags(plain[0].weights, _weights_of(layer))
+
+
+def set_new_rows(layer, plain):
+    """Lets tasks that are added later begin with the weights of a plain layer.
+
+    Args:
+        layer: A layer that has a counterpart, or one of its `leaf_layers()`, built.
+        plain: Keras layer.
+    """
+    holder = layer.task_bias if isinstance(layer, Superposed) else layer
+    for weight, own, values in _pairs(layer, [plain]):
+        if own:
+            holder.set_new_row(weight, values[0])
 
 
 def differs(layer, plain, own, first=0):

@@ -9,6 +9,9 @@ from keras import ops
 
 from keras_psp._reading.counterparts import copy_flags
 from keras_psp._reading.counterparts import leaf_layers
+from keras_psp._reading.describe import get_config
+from keras_psp._reading.describe import plain_state
+from keras_psp._reading.same_value import same_value
 from keras_psp.layers._task_layer import TaskLayer
 
 
@@ -28,6 +31,7 @@ class Graph:
         inputs: Its symbolic inputs by name: the names in its own dictionary or, if it
             has none, its tensors'; `"input"`, `"input_1"`, ... if they have none.
         output: Its symbolic outputs, in their structure.
+        is_named: Whether it is called with a dictionary of inputs.
 
     Raises:
         TypeError: It is not a Keras model.
@@ -55,7 +59,8 @@ class Graph:
         sequential = isinstance(model, keras.Sequential)
         self.name = model.name
         self.output = model.outputs[0] if sequential else model.output
-        if not sequential and isinstance(model.input, dict):
+        self.is_named = not sequential and isinstance(model.input, dict)
+        if self.is_named:
             named = model.input.items()
         else:
             named = [(_name_of(x, i), x) for i, x in enumerate(model.inputs)]
@@ -178,12 +183,26 @@ def copy_layer(layer):
         or hasattr(layer, "get_vocabulary")
     ):
         return layer
-    return type(layer).from_config(layer.get_config())
+    return type(layer).from_config(get_config(layer))
 
 
 def copy_weights(layer, copy):
-    """Gives a layer's copy its weights, once it is built."""
-    if copy is layer or not getattr(layer, "weights", None):
+    """Gives a layer's copy its weights, once it is built.
+
+    Raises:
+        ValueError: A layer of the user's own holds what its `get_config()` leaves out.
+    """
+    if copy is layer or not isinstance(layer, keras.layers.Layer):
+        return
+    state, copied = plain_state(layer), plain_state(copy)
+    for name, value in state.items():
+        if not same_value(value, copied.get(name)):
+            raise ValueError(
+                f"A copy of the layer {layer.name!r}, made from its `get_config()`, "
+                f"must be like it. Received: a {type(layer).__name__} whose attribute "
+                f"`{name}` differs in the copy"
+            )
+    if not layer.weights:
         return
     copy.set_weights(layer.get_weights())
     copy_flags(layer.weights, copy.weights)

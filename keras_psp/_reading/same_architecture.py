@@ -1,24 +1,34 @@
 """Whether models are of one architecture."""
 
+import functools
 import inspect
+from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_psp._reading.counterparts import is_altered
+from keras_psp._reading.describe import describe_layer
+from keras_psp._reading.describe import tensors_in
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import is_graph
+from keras_psp._reading.same_value import same_value
 
 
-def check_same_architecture(graphs):
-    """Raises a `ValueError` if models are not of one architecture.
+def check_same_architecture(graphs: Sequence[Graph]) -> None:
+    """Raises a `ValueError` if models do not compute the same but for their weights.
 
-    And if a layer of one is quantized or has a LoRA.
+    Their layers must be of the same types, with the same arguments, functions and
+    weight shapes, and must be called in the same way with the same constants.
 
     Args:
         graphs: List of `Graph`s.
+
+    Raises:
+        ValueError: They do not, or a layer of one is quantized or has a LoRA.
     """
     for layer in (layer for graph in graphs for layer in graph.layers):
         if is_altered(layer):
@@ -27,94 +37,129 @@ def check_same_architecture(graphs):
                 f"Received: {layer.name!r}"
             )
     first, *others = graphs
-    calls = _describe_calls(first)
+    first_calls = _Calls(first, list(first.inputs))
+    described = [first_calls.describe(layer) for layer in first.layers]
     for graph in others:
-        for layer, other in zip_longest(first.layers, graph.layers):
-            if layer is None or other is None or _describe(layer) != _describe(other):
+        calls = _Calls(graph, _order_inputs(first, graph))
+        pairs = zip_longest(first.layers, graph.layers)
+        for i, (layer, other) in enumerate(pairs):
+            if (
+                layer is None
+                or other is None
+                or not same_value(described[i], calls.describe(other))
+            ):
                 name = (layer or other).name
                 raise ValueError(
                     "The models must be of one architecture. The first layer that "
                     f"differs is {name!r}."
                 )
-        if _shapes(graph) != _shapes(first) or _describe_calls(graph) != calls:
+        if not same_value(calls.found, first_calls.found):
             raise ValueError(
-                "The models must be of one architecture. Their layers are alike, but "
-                f"those of {graph.name!r} are called otherwise."
+                "The models must be of one architecture. Their layers are the same, "
+                f"but those of {graph.name!r} are called otherwise."
             )
 
 
-def all_equal(layers):
-    """Whether layers, of one architecture, hold equal weights."""
+def all_equal(layers: Sequence[keras.layers.Layer]) -> bool:
+    """Returns whether layers, of one architecture, hold equal weights."""
     weights = [getattr(layer, "weights", ()) for layer in layers]
     return all(
-        np.array_equal(*map(ops.convert_to_numpy, pair))
+        np.array_equal(*map(ops.convert_to_numpy, pair), equal_nan=True)
         for others in weights[1:]
         for pair in zip(weights[0], others, strict=True)
     )
 
 
-def _shapes(graph):
-    return [(tensor.shape, tensor.dtype) for tensor in graph.inputs.values()]
+def _order_inputs(first, graph):
+    """Returns the names of a model's inputs in the order of another model's."""
+    if graph.inputs.keys() == first.inputs.keys():
+        return list(first.inputs)
+    by_position = not (graph.is_named or first.is_named) or len(graph.inputs) == 1
+    if by_position and len(graph.inputs) == len(first.inputs):
+        return list(graph.inputs)
+    raise ValueError(
+        "The models must be of one architecture. Their inputs have other names. "
+        f"Received: {list(first.inputs)} and {list(graph.inputs)}"
+    )
 
 
-def _describe(layer):
-    """What two layers must have in common: all but names and beginnings."""
-    shapes = [tuple(weight.shape) for weight in layer.weights]
-    config = _without_names(layer.get_config())
-    if "axis" in config:  # Which may be counted from either end.
-        rank = len(layer.get_build_config()["input_shape"])
-        config["axis"] = [axis % rank for axis in np.atleast_1d(config["axis"])]
-    return type(layer), config, shapes
+class _Calls:
+    """Which layer, or operation, of a model is called with what, in order.
 
+    Tensors are described by a number, shape and dtype, everything else by itself.
+    """
 
-def _without_names(config):
-    if isinstance(config, dict):
-        return {
-            key: _without_names(value)
-            for key, value in config.items()
-            if key not in ("name", "trainable", "seed", "build_config")
-            and "initializer" not in key
-        }
-    if isinstance(config, (list, tuple)):
-        return [_without_names(value) for value in config]
-    return config
+    def __init__(
+        self,
+        graph: Graph,
+        names: Sequence[str],
+        places: dict[int, int] | None = None,
+    ):
+        self._tensors = {}
+        self._by_layer = {}
+        self._places = places or {id(each): i for i, each in enumerate(graph.layers)}
+        inputs = graph.new_inputs()
+        start = [self._number(inputs[name]) for name in names]
+        calls = []
 
+        def record(layer, *args, **kwargs):
+            outputs = layer(*args, **kwargs)
+            calls.append(self._describe_call(layer, args, kwargs, outputs))
+            return outputs
 
-def _describe_calls(graph):
-    """Returns which layer is called with what, in order."""
-    places = {id(layer): i for i, layer in enumerate(graph.layers)}
-    tensors, calls = {}, []
+        outputs = graph.rebuild(inputs, replace=lambda layer: layer, call=record)
+        self.found = start, calls, keras.tree.map_structure(self._number, outputs)
 
-    def describe(value):
-        if isinstance(value, keras.KerasTensor):
-            tensors.setdefault(
-                id(value), (len(tensors), value)
-            )  # Keeps it, and its id.
-            return f"tensor {tensors[id(value)][0]}"
-        return repr(value)
+    def describe(self, layer: keras.layers.Layer) -> Any:
+        return describe_layer(layer, self._by_layer.get(id(layer), ()))
 
-    def record(layer, *args, **kwargs):
-        outputs = layer(*args, **kwargs)
-        if is_graph(layer):
-            what = _describe_calls(Graph(layer, takes_task=True))
-        elif isinstance(layer, keras.layers.Layer):
-            what = places[id(layer)]
-        else:
-            settings = {
-                name: repr(value)
-                for name, value in vars(layer).items()
-                if name != "name" and not name.startswith("_")
-            }
-            what = type(layer).__name__, settings
+    def _number(self, value):
+        if not isinstance(value, keras.KerasTensor):
+            return value
+        # The tensor is kept, and so its id.
+        number, _ = self._tensors.setdefault(id(value), (len(self._tensors), value))
+        return "tensor", number, tuple(value.shape), value.dtype
+
+    def _describe_call(self, layer, args, kwargs, outputs):
         given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
         given = {name: value for name, value in given.items() if value is not None}
-        # Flat, for a model's only input may have a name, or none.
-        called = list(map(describe, keras.tree.flatten((given, outputs))))
-        calls.append((what, sorted(given), called))
-        return outputs
+        if is_graph(layer):
+            inner = Graph(layer, takes_task=True)
+            names = sorted(inner.inputs) if inner.is_named else list(inner.inputs)
+            within = _Calls(inner, names, self._places)
+            for each, calls in within._by_layer.items():
+                self._by_layer.setdefault(each, []).extend(calls)
+            what = within.found
+        elif isinstance(layer, keras.layers.Layer):
+            self._by_layer.setdefault(id(layer), []).append((given, outputs))
+            what = self._places[id(layer)]
+        else:
+            what = type(layer), _describe_operation(layer, given, outputs)
+        # Flat, for the only input of a model may have any name.
+        flat = keras.tree.flatten((given, outputs))
+        return what, sorted(given), [self._number(each) for each in flat]
 
-    inputs = graph.new_inputs()
-    for tensor in inputs.values():
-        describe(tensor)
-    outputs = graph.rebuild(inputs, replace=lambda layer: layer, call=record)
-    return calls, keras.tree.map_structure(describe, outputs)
+
+def _describe_operation(operation, given, outputs):
+    """Returns the attributes of an operation, its axis counted from the front."""
+    attributes = {
+        name: value
+        for name, value in vars(operation).items()
+        if name not in _of_every_operation()
+    }
+    tensors = tensors_in(given)
+    if attributes.get("axis") is None or len(tensors) < len(keras.tree.flatten(given)):
+        return attributes
+    ranks = {len(x.shape) for x in tensors}
+    rank = max(*ranks, len(tensors_in(outputs)[0].shape))
+    # What adds a dimension counts in its outputs. `take()` of two tensors does not.
+    adds_one = len(tensors) == 1 or type(operation).__name__ == "Stack"
+    if len(ranks) == 1 and (rank in ranks or adds_one):
+        axes = np.ravel(attributes["axis"])
+        attributes["axis"] = [int(axis) % rank for axis in axes]
+    return attributes
+
+
+@functools.cache
+def _of_every_operation():
+    return {*vars(keras.Operation())}

@@ -10,6 +10,8 @@ from keras_psp._core.task import is_soft
 from keras_psp._core.task import split_task
 from keras_psp.layers._task_layer import TaskLayer
 
+NEW_ROW = "new_row."  # Before the name of an attribute, in files.
+
 
 class TaskRows(TaskLayer):
     """Mixin of the layers with weights that have a row for each task.
@@ -23,6 +25,7 @@ class TaskRows(TaskLayer):
         """Checks and keeps the number of tasks."""
         self.num_tasks = check_integer("num_tasks", num_tasks)
         self._rows = {}
+        self._new_rows = {}
 
     def add_rows(
         self,
@@ -41,7 +44,9 @@ class TaskRows(TaskLayer):
         """
 
         def rows(number, dtype):
-            row = ops.convert_to_numpy(initializer(shape, dtype=dtype))
+            row = self._new_rows.get(attribute)
+            if row is None:
+                row = ops.convert_to_numpy(initializer(shape, dtype=dtype))
             return np.repeat(row[np.newaxis], number, axis=0)
 
         def add(values=None):
@@ -61,6 +66,32 @@ class TaskRows(TaskLayer):
 
         add()
         self._rows[attribute] = rows, add
+
+    def set_new_row(self, weight, row):
+        """Sets what a task that is added later begins with, in place of initial values.
+
+        It is no weight: it is not trained, and `get_weights()` does not return it. It
+        is saved with the weights, in files that hold none it stays as it is.
+
+        Args:
+            weight: One of `task_weights`.
+            row: NumPy array of the shape of one task's row.
+        """
+        for attribute in self._rows:
+            if getattr(self, attribute) is weight:
+                self._new_rows[attribute] = row.copy()
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for attribute, row in self._new_rows.items():
+            store[NEW_ROW + attribute] = row
+
+    def load_own_variables(self, store):
+        values = {name: store[name] for name in store.keys()}
+        for name in [name for name in values if name.startswith(NEW_ROW)]:
+            row = np.array(values.pop(name))
+            self._new_rows[name.removeprefix(NEW_ROW)] = row
+        super().load_own_variables(values)
 
     @property
     def task_weights(self):
@@ -112,7 +143,9 @@ class TaskRows(TaskLayer):
         for attribute, (rows, add) in self._rows.items():
             old = getattr(self, attribute)
             values = change(ops.convert_to_numpy(old), rows)
+            trainable = old.trainable
             replace_weight(self, old, lambda add=add, values=values: add(values))
+            getattr(self, attribute).trainable = trainable
 
 
 # Row by row, for not every function of a matrix can be vectorized on every backend.

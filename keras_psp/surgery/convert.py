@@ -9,6 +9,7 @@ from keras_psp._core.checks import check_integer
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import is_altered
+from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_weights
@@ -94,6 +95,7 @@ def convert(
             twin.kernel.assign(np.zeros(twin.kernel.shape))
         if isinstance(twin, (Superposed, TaskRows)):
             set_task_weights(twin, [layer] * num_tasks)
+            set_new_rows(twin, layer)
         else:
             copy_weights(layer, twin)
     return converted

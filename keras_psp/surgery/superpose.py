@@ -6,6 +6,7 @@ from keras_psp._core.checks import check_number
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import leaf_layers
+from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import as_inputs
@@ -133,6 +134,8 @@ def superpose(
                     twin.base_kernel.assign(alike[id(layer)][-1].get_weights()[0])
                 kernels.append(Kernel(twin, layers))
             set_task_weights(twin, layers)
+            if base is not None:
+                set_new_rows(twin, alike[id(layer)][-1])
             kept.append((twin, layers))
         else:
             copy_weights(layer, twin)

@@ -284,7 +284,7 @@ def test_models_that_are_connected_otherwise_are_refused():
 
     keras_psp.superpose([make(2), make(2)])
     for kinds in ((0, 1), (0, 2), (2, 3)):
-        with pytest.raises(ValueError, match="alike, but.*are called otherwise"):
+        with pytest.raises(ValueError, match="the same, but.*are called otherwise"):
             keras_psp.superpose(list(map(make, kinds)))
 
 

@@ -1,0 +1,208 @@
+"""What a layer computes, in a form in which two layers can be compared, or copied.
+
+Keras' `get_config()` is not enough. It names a function but does not hold it, it counts
+an axis from whichever end the user did, and it leaves out what a user's own layer
+keeps in plain attributes.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+PLAIN = (bool, int, float, complex, str, bytes, np.generic, np.ndarray, type(None))
+
+
+def describe_layer(
+    layer: keras.layers.Layer, calls: Sequence[tuple[Any, Any]] = ()
+) -> tuple[Any, ...]:
+    """Returns what two layers that compute the same have in common.
+
+    Names, initializers, seeds and `trainable` are left out: they do not change what a
+    trained layer computes.
+
+    Args:
+        layer: Keras layer.
+        calls: List of pairs, the symbolic inputs and outputs of each of its calls. With
+            them `axis=-1` and the same axis counted from the front are described alike,
+            and so are a shape with a -1 and the same shape without.
+
+    Returns:
+        Nested tuples, lists and dictionaries, to be compared by `same_value()`.
+    """
+    config = _without_names(get_config(layer))
+    _count_from_the_front(layer, config, calls)
+    if isinstance(layer, keras.layers.EinsumDense):
+        _rename_letters(config)
+    vocabulary = getattr(layer, "get_vocabulary", None)
+    return (
+        type(layer),
+        config,
+        [tuple(weight.shape) for weight in layer.weights],
+        own_functions(layer),
+        plain_state(layer),
+        [describe_layer(each) for each in _layers_inside(layer)],
+        vocabulary() if vocabulary and not config.get("vocabulary") else None,
+    )
+
+
+def get_config(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Returns a layer's config, with the user's own functions in it as they are.
+
+    Keras would write the name of a function, which cannot be found again unless it is
+    registered, and cannot tell two functions of one name apart.
+    """
+    arguments = _arguments(type(layer))
+    functions = {
+        name: value for name, value in own_functions(layer).items() if name in arguments
+    }
+    try:
+        for name in functions:
+            setattr(layer, name, keras.activations.linear)
+        config = layer.get_config()
+    finally:
+        for name, value in functions.items():
+            setattr(layer, name, value)
+    return {**config, **functions}
+
+
+def own_functions(layer: keras.layers.Layer) -> dict[str, Callable]:
+    """Returns the functions of the user's own that a layer holds, by attribute."""
+    return {
+        name: value for name, value in _own_attributes(layer) if is_own_function(value)
+    }
+
+
+def is_own_function(value: Any) -> bool:
+    """Returns whether a value is a function that Keras cannot put into a config."""
+    return (
+        callable(value)
+        and not isinstance(value, type)
+        and not hasattr(value, "get_config")
+        and not is_of_keras(value)
+    )
+
+
+def is_of_keras(value: Any) -> bool:
+    """Returns whether a function, or a layer's class, comes with Keras."""
+    return (getattr(value, "__module__", None) or "").split(".")[0] == "keras"
+
+
+def plain_state(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Returns what a layer of the user's own holds in plain attributes.
+
+    These are numbers, strings and arrays, and lists and dictionaries of them. Keras'
+    own layers are described by their configs.
+    """
+    if is_of_keras(type(layer)):
+        return {}
+    return {name: value for name, value in _own_attributes(layer) if _is_plain(value)}
+
+
+def tensors_in(values: Any) -> list[keras.KerasTensor]:
+    """Returns the symbolic tensors in a nested structure, in order."""
+    flat = keras.tree.flatten(values)
+    return [each for each in flat if isinstance(each, keras.KerasTensor)]
+
+
+def _own_attributes(layer):
+    # PyTorch keeps the layers inside a layer in a dictionary of its own.
+    every = {**vars(layer), **vars(layer).get("_modules", {})}
+    return [pair for pair in every.items() if pair[0] not in _of_every_layer()]
+
+
+@functools.cache
+def _of_every_layer():
+    return {*vars(keras.layers.Layer())}
+
+
+@functools.cache
+def _arguments(kind):
+    return {
+        name for base in kind.__mro__ for name in inspect.signature(base).parameters
+    }
+
+
+def _is_plain(value):
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    tensor = ops.is_tensor(value) and not isinstance(value, keras.KerasTensor)
+    return isinstance(value, PLAIN) or (tensor and hasattr(value, "__array__"))
+
+
+def _layers_inside(layer):
+    found = {}
+
+    def collect(value):
+        if isinstance(value, keras.layers.Layer):
+            found.setdefault(id(value), value)
+        elif isinstance(value, (list, tuple)):
+            for each in value:
+                collect(each)
+        elif isinstance(value, dict):
+            for each in value.values():
+                collect(each)
+
+    for _, value in _own_attributes(layer):
+        collect(value)
+    return list(found.values())
+
+
+def _without_names(config, is_layer=True):
+    if isinstance(config, dict):
+        # The name of a dtype policy says what it does; the name of a layer does not.
+        is_layer = is_layer or "trainable" in config or "dtype" in config
+        left_out = {
+            "trainable",
+            "seed",
+            "build_config",
+            *(["name"] if is_layer else []),
+        }
+        return {
+            key: _without_names(value, is_layer=False)
+            for key, value in config.items()
+            if key not in left_out and "initializer" not in key
+        }
+    if isinstance(config, (list, tuple)):
+        return [_without_names(value, is_layer=False) for value in config]
+    return config
+
+
+def _count_from_the_front(layer, config, calls):
+    if not is_of_keras(type(layer)):
+        return  # What its axis counts is not known.
+    called_with = [tensors_in(inputs) for inputs, _ in calls]
+    if not calls or not all(called_with):
+        return
+    if config.get("axis") is not None:
+        config["axis"] = [
+            sorted(int(axis) % len(first.shape) for axis in np.ravel(config["axis"]))
+            for first, *_ in called_with
+        ]
+    if config.get("axes") is not None:  # `Dot`: one axis of each of its two inputs.
+        axes = np.broadcast_to(config["axes"], 2)
+        config["axes"] = [
+            [int(axis) % len(x.shape) for axis, x in zip(axes, tensors, strict=True)]
+            for tensors in called_with
+        ]
+    if "target_shape" in config:
+        shapes = [tensors_in(outputs)[0].shape[1:] for _, outputs in calls]
+        if not any(None in shape for shape in shapes):
+            config["target_shape"] = shapes
+
+
+def _rename_letters(config):
+    """Names the axes of an `EinsumDense` by their order; its kernel tells the sizes."""
+    letters = dict.fromkeys(re.findall("[A-Za-z]", config["equation"]))
+    new = str.maketrans({x: chr(97 + i) for i, x in enumerate(letters)})
+    config["equation"] = config["equation"].replace(" ", "").translate(new)
+    config["bias_axes"] = sorted((config["bias_axes"] or "").translate(new))
+    config.pop("output_shape")
