@@ -112,9 +112,11 @@ def tensors_in(values: Any) -> list[keras.KerasTensor]:
 
 
 def _own_attributes(layer):
-    # PyTorch keeps the layers inside a layer in a dictionary of its own.
-    every = {**vars(layer), **vars(layer).get("_modules", {})}
-    return [pair for pair in every.items() if pair[0] not in _of_every_layer()]
+    # PyTorch keeps the layers inside a layer, among others, in a dictionary of its own.
+    modules = vars(layer).get("_modules", {}).items()
+    inside = {k: v for k, v in modules if isinstance(v, keras.layers.Layer)}
+    every = {**vars(layer), **inside}.items()
+    return [(name, value) for name, value in every if name not in _of_every_layer()]
 
 
 @functools.cache

@@ -48,15 +48,16 @@ def check_same_architecture(graphs: Sequence[Graph]) -> None:
                 or other is None
                 or not same_value(described[i], calls.describe(other))
             ):
-                name = (layer or other).name
                 raise ValueError(
                     "The models must be of one architecture. The first layer that "
-                    f"differs is {name!r}."
+                    f"differs is {(layer or other).name!r}. Received: "
+                    f"{_name_layer(layer)} and {_name_layer(other)}"
                 )
         if not same_value(calls.found, first_calls.found):
             raise ValueError(
                 "The models must be of one architecture. Their layers are the same, "
-                f"but those of {graph.name!r} are called otherwise."
+                "but are called otherwise, or with other constants. "
+                f"Received: {first.name!r} and {graph.name!r}"
             )
 
 
@@ -68,6 +69,10 @@ def all_equal(layers: Sequence[keras.layers.Layer]) -> bool:
         for others in weights[1:]
         for pair in zip(weights[0], others, strict=True)
     )
+
+
+def _name_layer(layer):
+    return f"{layer.name!r} ({type(layer).__name__})" if layer else "no layer"
 
 
 def _order_inputs(first, graph):

@@ -41,6 +41,10 @@ class TaskModel(keras.Model):
     (1, 2)
     """
 
+    # Whether the kernels are the least squares solution of `superpose(..., data=)`: a
+    # model that is added without data then disturbs them. It is saved with the weights.
+    fitted_to_data = False
+
     # With the arguments of Keras' functional models, by which it knows them.
     def __init__(self, inputs, outputs, name=None, **kwargs):
         super().__init__(inputs, outputs, name=name, **kwargs)
@@ -135,6 +139,16 @@ class TaskModel(keras.Model):
             # is of another family, or size.
             self.set_weights(before)
             raise
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.fitted_to_data:
+            store["fitted_to_data"] = np.array(1)
+
+    def load_own_variables(self, store):
+        values = {name: store[name] for name in store.keys()}
+        self.fitted_to_data = bool(values.pop("fitted_to_data", self.fitted_to_data))
+        super().load_own_variables(values)
 
     def _check_can_change(self, n):
         if self._is_soft():

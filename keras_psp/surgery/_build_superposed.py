@@ -1,4 +1,6 @@
-"""A model's twin, in which some layers are superposed."""
+"""A copy of a model in which some layers are superposed."""
+
+from collections.abc import Iterable
 
 import keras
 
@@ -7,23 +9,30 @@ from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.graph import pair_leaf_layers
+from keras_psp.contexts.context import Context
 from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.models.task_model import TaskModel
 
 
-def build_superposed(graph, chosen, contexts, base, context_over):
+def build_superposed(
+    graph: Graph,
+    chosen: Iterable[keras.layers.Layer],
+    contexts: list[Context],
+    base: bool,
+    context_over: str,
+) -> tuple[TaskModel, list[tuple[keras.layers.Layer, keras.layers.Layer]]]:
     """Builds a model once more, with a task input and superposed layers.
 
     Args:
         graph: The model's `Graph`.
-        chosen: Its layers to superpose, and those of the models inside it.
-        contexts: List of contexts, at least one for each of them; they are taken.
-        base: Boolean, whether they are to have base kernels.
+        chosen: The layers to superpose, those of the models inside it among them.
+        contexts: List of contexts, at least one for each of them. They are taken out.
+        base: Whether the superposed layers have base kernels.
         context_over: What contexts of convolutions act on, see `PSPConv2D`.
 
     Returns:
-        `(twin, pairs)`: a `TaskModel` without the model's weights, and every layer of
-        the model with the one that stands for it, by their `parts()`.
+        `(superposed, pairs)`: a `TaskModel` without the model's weights, and every leaf
+        layer of the model with the one that stands for it.
     """
     num_tasks = contexts[0].num_tasks
     chosen = {id(layer) for layer in chosen}
@@ -60,5 +69,5 @@ def build_superposed(graph, chosen, contexts, base, context_over):
         outputs = graph.rebuild(inputs, superposed_of, call, also=[task])
         return TaskModel({**inputs, "task": task}, outputs, name=graph.name)
 
-    twin = build(graph)
-    return twin, pair_leaf_layers(made.values())
+    superposed = build(graph)
+    return superposed, pair_leaf_layers(made.values())

@@ -1,4 +1,7 @@
-"""One layer's kernels, of many models, in one."""
+"""One layer's kernels in many models, and the one superposed kernel that holds them."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -9,6 +12,8 @@ from keras_psp._reading.graph import inputs_of_layers
 from keras_psp._reading.rows import input_rows
 from keras_psp._reading.rows import kernel_rows
 from keras_psp._reading.rows import unbind_rows
+from keras_psp.layers._superposed import Superposed
+from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery.extract import build_plain
 
 BATCH_SIZE = 256
@@ -18,52 +23,78 @@ class Kernel:
     """The kernels of one layer in K models, and the superposed layer to hold them.
 
     Args:
-        twin: The superposed layer; its base kernel, if it has one, is that of the model
-            that the others were trained from.
+        superposed: The superposed layer. Its base kernel, if it has one, is that of the
+            model that the others were trained from.
         layers: List of the K Keras layers.
         first: Integer, the task of the first of them.
     """
 
-    def __init__(self, twin, layers, first=0):
-        self.twin = twin
+    def __init__(
+        self,
+        superposed: Superposed,
+        layers: Sequence[keras.layers.Layer],
+        first: int = 0,
+    ) -> None:
+        self.superposed = superposed
         self.layers = layers
         self.first = first
-        self.rows = [kernel_rows(twin, layer.kernel) for layer in layers]
+        self.rows = [kernel_rows(superposed, layer.kernel) for layer in layers]
         self.base = 0.0 * self.rows[0]
-        if twin.base_kernel is not None:
-            self.base = kernel_rows(twin, twin.base_kernel)
+        if superposed.base_kernel is not None:
+            self.base = kernel_rows(superposed, superposed.base_kernel)
 
-    def add_up(self, sign=1):
-        """Adds `sum_k C_k^T D_k` to the kernel, `D_k` what is not the base's.
+    def add_up(self, sign: int = 1) -> None:
+        """Adds `sum_k C_k^T D_k` to the kernel. `D_k` is the difference from the base.
 
         Args:
-            sign: 1, or -1 to subtract it.
+            sign: 1 to add, -1 to subtract.
         """
         total = sum(
-            unbind_rows(self.twin, rows - self.base, k)
+            unbind_rows(self.superposed, rows - self.base, k)
             for k, rows in enumerate(self.rows, self.first)
         )
-        kernel = self.twin.kernel
-        self._set(kernel, kernel_rows(self.twin, kernel) + sign * total)
+        kernel = self.superposed.kernel
+        self._set(kernel, kernel_rows(self.superposed, kernel) + sign * total)
 
-    def fit(self, taps, inputs, ridge):
-        """Sets the kernels that answer most as the tasks' own do; see `superpose()`.
+    def expected_leak(self) -> float:
+        """Returns how far `add_up()` moves the outputs of the tasks before `first`.
+
+        Returns:
+            `sqrt(sum_k |D_k|^2) / |W_j|`, the mean over these tasks j: the size of the
+            change relative to the outputs, for inputs without a preferred direction.
+        """
+        change = np.sqrt(sum(np.sum(np.square(x - self.base)) for x in self.rows))
+        present = [
+            np.linalg.norm(
+                ops.convert_to_numpy(self.superposed.task_kernel(k)).astype("float64")
+            )
+            for k in range(self.first)
+        ]
+        return float(change / max(np.mean(present), np.finfo("float32").tiny))
+
+    def fit(
+        self, probes: "InputProbes", data: Sequence[dict[str, np.ndarray]], ridge: float
+    ) -> None:
+        """Sets the kernels to the least squares solution; see `superpose()`.
 
         Args:
-            taps: The `InputProbes` of the superposed model, of which the layers before
-                this one are done.
-            inputs: List of a dictionary of arrays for each.
+            probes: The `InputProbes` of the superposed model, in which the layers
+                before this one have been fitted.
+            data: List of a dictionary of arrays for each task.
             ridge: Non-negative float.
+
+        Raises:
+            ValueError: The data do not show all inputs, and the ridge is 0.
         """
-        twin = self.twin
-        here, there = taps.models(twin)
+        superposed = self.superposed
+        here, there = probes.models(superposed)
         left = right = 0.0
-        for k, x in enumerate(inputs):
-            taps.hold(k)
+        for k, x in enumerate(data):
+            probes.hold(k)
             gram, cross = self._products(here, there, x, k)
-            # Groups of filters see groups of channels: all of it is done for each.
+            # Groups of filters see groups of channels: each has a solution of its own.
             groups, _, size = gram.shape
-            # Inputs that are all zero show nothing: then what the kernels say counts.
+            # Inputs that are all zero show nothing. Then only the kernels count.
             mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
             share = np.where(mean > 0, ridge * mean, 1.0) * np.eye(size)
             own, base = (
@@ -72,12 +103,12 @@ class Kernel:
             )
             wanted = cross @ own - gram @ base + share @ (own - base)
             gram = gram + share
-            half = self._unbind(gram, k)  # C^T G, and its transpose is G C
+            half = self._unbind(gram, k)  # C^T G; its transpose is G C.
             full = self._unbind(np.swapaxes(half, 1, 2), k)
             bound = self._unbind(wanted, k)
-            if twin.base_kernel is not None:
-                # The ridge holds the base as well: where contexts are alike, nothing
-                # else tells what is the base's from what is the kernel's.
+            if superposed.base_kernel is not None:
+                # The ridge holds the base as well. Where contexts are the same, nothing
+                # else decides what belongs to the base and what to the kernel.
                 rest = np.swapaxes(half, 1, 2)
                 full = np.block([[full, half], [rest, gram + share]])
                 bound = np.concatenate([bound, wanted], axis=1)
@@ -86,21 +117,28 @@ class Kernel:
             solved = np.moveaxis(np.linalg.solve(left, right), 0, 1)
         except np.linalg.LinAlgError:
             raise ValueError(
-                f"The data do not show all inputs of {twin.name!r}: it needs a ridge "
-                f"above 0. Received: ridge={ridge}"
+                f"The data do not show all inputs of {superposed.name!r}: `ridge` must "
+                f"be positive. Received: ridge={ridge}"
             ) from None
         shape = self.rows[0].shape
-        self._set(twin.kernel, np.reshape(solved[:size], shape))
-        if twin.base_kernel is not None:
+        self._set(superposed.kernel, np.reshape(solved[:size], shape))
+        if superposed.base_kernel is not None:
             change = np.reshape(solved[size:], shape)
-            self._set(twin.base_kernel, self.base + change)
+            self._set(superposed.base_kernel, self.base + change)
 
     def _unbind(self, rows, task):
         """Returns `C_k^T R` for the rows `R` of each group."""
-        return np.stack([unbind_rows(self.twin, each, task) for each in rows])
+        return np.stack([unbind_rows(self.superposed, each, task) for each in rows])
 
     def _products(self, here, there, x, task):
-        """The mean products of the layer's inputs here with themselves, and there's."""
+        """Returns the mean products of the layer's inputs: own by own, own by theirs.
+
+        Args:
+            here: Model that returns the layer's inputs in the superposed model.
+            there: Model that returns its inputs in the task's own model.
+            x: Dictionary of arrays.
+            task: Integer.
+        """
         number = len(next(iter(x.values())))
         gram = cross = count = 0
         for start in range(0, number, BATCH_SIZE):
@@ -109,7 +147,7 @@ class Kernel:
             }
             index = np.full(len(next(iter(batch.values()))), task, "int32")
             ours, theirs = (
-                input_rows(self.twin, model.predict_on_batch(given))
+                input_rows(self.superposed, model.predict_on_batch(given))
                 for model, given in ((here, {**batch, "task": index}), (there, batch))
             )
             gram = gram + np.einsum("ngi,ngj->gij", ours, ours, optimize=True)
@@ -119,33 +157,37 @@ class Kernel:
 
     def _set(self, kernel, rows):
         rows = ops.convert_to_tensor(rows, kernel.dtype)
-        kernel.assign(self.twin.kernel_of_rows(rows))
+        kernel.assign(self.superposed.kernel_of_rows(rows))
 
 
 class InputProbes:
-    """What layers are called with, in a superposed model and in those it holds.
+    """What layers are called with, in a superposed model and in those that it holds.
 
-    The K models take turns in one plain model: it need be compiled only once.
+    The K models take turns in one plain model, which is compiled only once.
 
     Args:
-        one: The superposed model, a `TaskModel`.
-        kept: List of pairs of its layers with the K layers that each holds.
+        model: The superposed model.
+        held: List of pairs of its layers with the K layers that each holds.
     """
 
-    def __init__(self, one, kept):
-        plain, pairs = build_plain(one, 0)
+    def __init__(
+        self,
+        model: TaskModel,
+        held: Sequence[tuple[keras.layers.Layer, Sequence[keras.layers.Layer]]],
+    ) -> None:
+        plain, pairs = build_plain(model, 0)
         self._copies = {id(layer): copy for layer, copy in pairs}
-        self._kept = [(self._copies[id(twin)], layers) for twin, layers in kept]
-        self._here = inputs_of_layers(Graph(one, takes_task=True))
+        self._held = [(self._copies[id(layer)], layers) for layer, layers in held]
+        self._here = inputs_of_layers(Graph(model, takes_task=True))
         self._there = inputs_of_layers(Graph(plain))
 
-    def hold(self, task):
+    def hold(self, task: int) -> None:
         """Gives the plain model the weights of model k."""
-        for copy, layers in self._kept:
+        for copy, layers in self._held:
             copy.set_weights(layers[task].get_weights())
 
-    def models(self, layer):
-        """Two models that answer with what a layer is called with, once a call."""
+    def models(self, layer: keras.layers.Layer) -> Iterator[keras.Model]:
+        """Yields two models that return what a layer is called with, here and there."""
         return (
             keras.Model(inputs, called[id(each)])
             for (inputs, called), each in (

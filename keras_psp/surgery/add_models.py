@@ -1,6 +1,18 @@
 """Trained models -> into a superposed one, and out again."""
 
+import contextlib
+import warnings
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
 from keras_psp._core.checks import check_fewer_tasks
+from keras_psp._core.checks import check_number
+from keras_psp._core.data import read_inputs
 from keras_psp._reading.counterparts import differs
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.counterparts import set_task_weights
@@ -11,33 +23,55 @@ from keras_psp.layers import PSPComplexDense
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.models.task_model import TaskModel
+from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel
 from keras_psp.surgery.extract import build_plain
 
 
-def add_models(model, models) -> TaskModel:
-    """Adds trained models to a superposed one, as tasks behind its own.
+def add_models(
+    model: TaskModel,
+    models: Sequence[keras.Model],
+    data: Sequence[Any] | None = None,
+    ridge: float = 1e-3,
+) -> TaskModel:
+    """Adds trained models to a superposed one, as new last tasks.
 
     ```
     W <- W + sum_k C_k^T (W_k - W_0)
     ```
 
-    What the model's tasks read changes by what leaks in from the new ones, no more; all
-    else they have stays as it is, bit for bit. `remove_models()` undoes it.
+    Without `data`, the kernels change by this sum, which the present tasks see as
+    noise; everything else that they have stays as it is, bit for bit, and
+    `remove_models()` undoes the sum.
+
+    With `data`, the kernels, the base's among them, are fitted once more as
+    `superpose()` does: to the new models for the new tasks, and to what the model
+    computes now for the present tasks. Use it if the model was superposed with data.
+    Where the data of a present task are missing, those of the new tasks stand in for
+    them.
 
     Args:
         model: `keras_psp.models.TaskModel` that `superpose()` or `convert()` made. It
             is changed.
-        models: List of Keras models of its architecture, built: what
-            `extract(model, 0)` is.
+        models: List of built Keras models of the architecture of `extract(model, 0)`.
+        data: List of one set of unlabelled inputs for each new task, or for each task,
+            the present ones first; as `superpose()` takes them. Or `None`.
+        ridge: Non-negative float, with `data`; see `superpose()`.
 
     Returns:
-        The model itself, with a task more for each of them.
+        The model itself, with one more task for each of the models.
 
     Raises:
-        TypeError: `model` takes no task; one of `models` is not a Keras model.
-        ValueError: There is no model; one is of another architecture, or differs where
-            tasks share what is no kernel; the contexts cannot hold so many tasks.
+        TypeError: `model` takes no task; one of `models` is not a Keras model; `data`
+            holds no arrays.
+        ValueError: There is no model; one has another architecture, or other weights
+            where tasks share them; the contexts cannot hold so many tasks; `data` has
+            another length, or does not fit the model's inputs. The model is then as it
+            was.
+
+    Warns:
+        UserWarning: The model was fitted to data, and `data` is missing. It says how
+            much the outputs of the present tasks change.
 
     Example:
 
@@ -54,36 +88,59 @@ def add_models(model, models) -> TaskModel:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 1.
     """
     pairs = _pair(model, models)
+    ridge = check_number("ridge", ridge)
     first = model.num_tasks
-    model.add_tasks(len(models))
-    for layer, plains in pairs:
-        set_task_weights(layer, plains, first)
-        if isinstance(layer, Superposed):
-            Kernel(layer, plains, first).add_up()
+    if data is None:
+        if model.fitted_to_data:
+            _warn_of_leak(model, pairs)
+        held = []
+    else:
+        data = _read_data(model, len(models), data)
+        present = [dict(_by_id(build_plain(model, k)[1])) for k in range(first)]
+        held = [
+            (layer, [*(each[id(layer)] for each in present), *plains])
+            for layer, plains in pairs
+        ]
+    with _undone_if_it_fails(model, pairs):
+        model.add_tasks(len(models))
+        for layer, plains in pairs:
+            set_task_weights(layer, plains, first)
+            if isinstance(layer, Superposed):
+                Kernel(layer, plains, first).add_up()
+        if data is not None:
+            kernels = [
+                Kernel(*each) for each in held if isinstance(each[0], Superposed)
+            ]
+            probes = InputProbes(model, held)
+            for kernel in kernels:  # Each sees what the ones before it now give.
+                kernel.fit(probes, data, ridge)
+            model.fitted_to_data = True
     return model
 
 
-def remove_models(model, models) -> TaskModel:
+def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
     """Removes trained models from a superposed one, of which they are the last tasks.
 
     ```
     W <- W - sum_k C_k^T (W_k - W_0)
     ```
 
-    The kernels are then what they would be without these tasks, but for float32's
-    rounding, unless the tasks have been fitted to data or trained since.
+    The kernels are then what they would be without these tasks, except for float32
+    rounding, unless the tasks have been trained since. Kernels that were fitted to data
+    stay as they are, and so do the answers of the other tasks.
 
     Args:
         model: `keras_psp.models.TaskModel`. It is changed.
-        models: List of Keras models, built: the model's last tasks, in their order.
+        models: List of built Keras models: the model's last tasks, in their order.
 
     Returns:
-        The model itself, with a task less for each of them.
+        The model itself, with one task less for each of the models.
 
     Raises:
         TypeError: `model` takes no task; one of `models` is not a Keras model.
-        ValueError: There is no model; one is of another architecture, or has other
-            biases, scales or statistics than the task has; no task would be left.
+        ValueError: There is no model; one has another architecture, or other biases,
+            scales or statistics than the task has; no task would be left. The model is
+            then as it was.
 
     Example:
 
@@ -107,14 +164,15 @@ def remove_models(model, models) -> TaskModel:
                 f"`models` must be the last tasks of {model.name!r}. Received: models "
                 f"that have other weights in {layer.name!r} than these tasks"
             )
-    for layer, plains in pairs:
-        if isinstance(layer, Superposed):
-            Kernel(layer, plains, first).add_up(sign=-1)
-    return model.remove_tasks(len(models))
+    if not model.fitted_to_data:
+        for layer, plains in pairs:
+            if isinstance(layer, Superposed):
+                Kernel(layer, plains, first).add_up(sign=-1)
+    return model.remove_tasks(n=len(models))
 
 
 def _pair(model, models):
-    """Returns the layers that take a task, each with its like in every model."""
+    """Returns the layers that take a task, each with the same layer of every model."""
     if not isinstance(models, (list, tuple)) or not models:
         raise ValueError(
             f"`models` must be a list of Keras models. Received: models={models!r}"
@@ -122,15 +180,15 @@ def _pair(model, models):
     plain, pairs = build_plain(model, 0)
     graphs = [Graph(each) for each in (plain, *models)]
     check_same_architecture(graphs)
-    alike = {
+    same = {
         id(layers[0]): layers[1:]
         for layers in zip(*(leaf_layers(graph.layers) for graph in graphs), strict=True)
     }
     found = []
     for layer, copy in pairs:
-        if id(copy) not in alike:
+        if id(copy) not in same:
             continue  # An operation that is no layer.
-        plains = alike[id(copy)]
+        plains = same[id(copy)]
         if isinstance(layer, PSPComplexDense):
             raise ValueError(
                 "Pairs of inputs have no kernel of complex numbers. Received: "
@@ -143,7 +201,67 @@ def _pair(model, models):
             shared_differ = not all_equal([copy, *plains])
         if shared_differ:
             raise ValueError(
-                f"The tasks of {model.name!r} share the weights of {layer.name!r} but "
-                "for its kernel. Received: models with others"
+                f"The tasks of {model.name!r} share the weights of {layer.name!r} "
+                "except for its kernel. Received: models with others"
             )
     return found
+
+
+def _by_id(pairs):
+    return [(id(layer), copy) for layer, copy in pairs]
+
+
+def _read_data(model, number, data):
+    """Returns a dictionary of arrays for each task, the present and the new ones."""
+    first = model.num_tasks
+    if not isinstance(data, (list, tuple)) or len(data) not in (number, first + number):
+        raise ValueError(
+            f"`data` must be a list of inputs for each of {number} new tasks, or of "
+            f"all {first + number} tasks. Received: "
+            + (f"{len(data)} sets" if hasattr(data, "__len__") else repr(data))
+        )
+    graph = Graph(model, takes_task=True)
+    inputs = {name: graph.inputs[name] for name in graph.names}
+    data = [read_inputs(each, inputs, name=f"data[{i}]") for i, each in enumerate(data)]
+    if len(data) == number:
+        every = {name: np.concatenate([x[name] for x in data]) for name in inputs}
+        data = [every] * first + data
+    return data
+
+
+def _warn_of_leak(model, pairs):
+    leaks = {
+        layer.name: Kernel(layer, plains, model.num_tasks).expected_leak()
+        for layer, plains in pairs
+        if isinstance(layer, Superposed)
+    }
+    name = max(leaks, key=leaks.get, default=None)
+    if name is not None:
+        warnings.warn(
+            f"The kernels of {model.name!r} were fitted to data. Models that are added "
+            "without `data` disturb the present tasks: expect their outputs to change "
+            f"by about {100 * leaks[name]:.0f} % in the layer {name!r}.",
+            stacklevel=3,
+        )
+
+
+@contextlib.contextmanager
+def _undone_if_it_fails(model: TaskModel, pairs: Any) -> Iterator[None]:
+    """Takes out again what was added to a model, if what is done inside fails."""
+    first, fitted = model.num_tasks, model.fitted_to_data
+    before = [
+        (kernel, ops.convert_to_numpy(kernel).copy())
+        for layer, _ in pairs
+        if isinstance(layer, Superposed)
+        for kernel in (layer.kernel, layer.base_kernel)
+        if kernel is not None
+    ]
+    try:
+        yield
+    except BaseException:
+        for kernel, values in before:
+            kernel.assign(values)
+        if model.num_tasks > first:
+            model.remove_tasks(n=model.num_tasks - first)
+        model.fitted_to_data = fitted
+        raise

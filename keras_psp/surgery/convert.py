@@ -2,7 +2,10 @@
 
 import re
 import warnings
+from collections.abc import Callable
+from collections.abc import Sequence
 
+import keras
 import numpy as np
 
 from keras_psp._core.checks import check_integer
@@ -13,6 +16,7 @@ from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_weights
+from keras_psp.contexts.context import Context
 from keras_psp.contexts.families import series
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
@@ -21,53 +25,58 @@ from keras_psp.surgery._build_superposed import build_superposed
 
 
 def convert(
-    model, num_tasks, context="binary", layers=None, context_over="kernel"
+    model: keras.Model,
+    num_tasks: int,
+    context: str | Context = "binary",
+    layers: Sequence[str] | str | re.Pattern | Callable | None = None,
+    context_over: str = "kernel",
 ) -> TaskModel:
-    """Makes a Keras model one of many tasks, each of which begins as the model is.
+    """Makes a Keras model one of many tasks, each of which starts as that model.
 
     A layer with a counterpart here (`Dense`, `EinsumDense`, `Conv1D`, `Conv2D`,
     `Conv3D`, `DepthwiseConv1D`, `DepthwiseConv2D`, `MultiHeadAttention`,
     `GroupQueryAttention`, `BatchNormalization`, `LayerNormalization`) is replaced by
-    it, under its name and with its arguments: its kernel, or that of each projection of
-    attention, becomes a base kernel that all tasks share and none trains, beside a
-    superposed kernel of zeros,
+    it, with the same name and arguments. Its kernel, or the kernel of each projection
+    of an attention, becomes a base kernel, which all tasks share and which is not
+    trained. Beside it stands a superposed kernel of zeros:
 
     ```
     W_k = W_0 + C_k W,  W = 0
     ```
 
-    and biases, scales, statistics and depthwise kernels are each task's own. That all
-    tasks compute what the model did can be had in no other way: a kernel unbound for
-    one task is noise to the others. It takes twice the memory of the kernels, whatever
-    the number of tasks.
+    Each task has its own biases, scales, statistics and depthwise kernels. This is the
+    only way every task can start as the original model: a kernel unbound for one task
+    is noise to the others. The kernels take twice their memory, for any number of
+    tasks.
 
     Args:
-        model: Functional or sequential Keras model, built; models inside it are
-            converted too. It stays as it is.
+        model: Functional or sequential Keras model, built. Models inside it are
+            converted too. It is not changed.
         num_tasks: Positive integer, the number of tasks.
-        context: Name of a context family, or a `keras_psp.contexts.Context` that shows
-            what each layer's own is to be, but for its seed. Defaults to `"binary"`.
-        layers: Which layers to convert: a list of names, a regular expression that
-            whole names match, or a function of a layer that returns a boolean.
-            Defaults to all. Of those that have no counterpart and hold weights, which
-            all tasks then share, a warning tells.
+        context: Name of a context family, or a `keras_psp.contexts.Context`. Each layer
+            gets a context like it with a seed of its own. Defaults to `"binary"`.
+        layers: Which layers to convert: a list of names, a regular expression for whole
+            names, or a function of a layer that returns a boolean. Defaults to all. A
+            warning names those without a counterpart whose weights all tasks share.
         context_over: What contexts of convolutions act on: `"kernel"`, as in the paper,
-            or `"channels"`, which is faster where a batch holds many tasks, and
-            leaks more. See `keras_psp.layers.PSPConv2D`.
+            or `"channels"`, which is faster where a batch holds many tasks but
+            interferes more. See `keras_psp.layers.PSPConv2D`.
 
     Returns:
         A `keras_psp.models.TaskModel`, not compiled. Inputs: a dictionary of the
-        model's, by name (`"input"`, `"input_1"`, ... if they have none; with `"_input"`
-        behind it if a layer has that name), and `"task"`, int32 `(batch,)`. Outputs:
-        the model's.
+        model's inputs by name, and `"task"`, int32 `(batch,)`. Inputs without a name
+        are called `"input"`, `"input_1"`, ..., and one that has the name of a layer
+        gets `"_input"` behind it. Outputs: the model's. A task that is added later also
+        starts as the model.
 
     Raises:
         TypeError: `model` is not a Keras model, `num_tasks` not an integer, or `layers`
             none of the above.
         ValueError: The model is not built, neither functional nor sequential, or takes
-            a task already; `layers` names one that is not there or has no counterpart,
-            matches none that has, or is no regular expression; a layer is quantized or
-            has a LoRA; the context family cannot hold so many tasks.
+            a task already; `layers` names a layer that does not exist or has no
+            counterpart, matches none that has one, or is no regular expression; a layer
+            is quantized or has a LoRA, or its config does not hold all that it needs;
+            the context family cannot hold so many tasks.
 
     Example:
 
@@ -80,7 +89,7 @@ def convert(
     True
 
     Reference:
-        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3, of what is
+        [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3, for what is
         added to a kernel.
     """
     num_tasks = check_integer("num_tasks", num_tasks)
@@ -89,27 +98,28 @@ def convert(
     chosen = _choose(graph, layers)
     contexts = series(context, num_tasks, len(chosen), seed=seed)
     converted, pairs = build_superposed(graph, chosen, contexts, True, context_over)
-    for layer, twin in pairs:
-        if isinstance(twin, Superposed):
-            twin.base_kernel.assign(layer.get_weights()[0])
-            twin.kernel.assign(np.zeros(twin.kernel.shape))
-        if isinstance(twin, (Superposed, TaskRows)):
-            set_task_weights(twin, [layer] * num_tasks)
-            set_new_rows(twin, layer)
+    for layer, superposed in pairs:
+        if isinstance(superposed, Superposed):
+            superposed.base_kernel.assign(layer.get_weights()[0])
+            superposed.kernel.assign(np.zeros(superposed.kernel.shape))
+        if isinstance(superposed, (Superposed, TaskRows)):
+            set_task_weights(superposed, [layer] * num_tasks)
+            set_new_rows(superposed, layer)
         else:
-            copy_weights(layer, twin)
+            copy_weights(layer, superposed)
     return converted
 
 
 def _choose(graph, wanted):
-    """Returns the layers to convert, and warns of those that cannot be."""
+    """Returns the layers to convert, and warns of those that cannot be converted."""
     layers = graph.layers
     named = isinstance(wanted, (list, tuple))
     if named:
-        unknown = set(wanted) - {layer.name for layer in layers}
+        names = {layer.name for layer in layers}
+        unknown = [name for name in wanted if name not in names]
         if unknown:
             raise ValueError(
-                f"There is no layer {sorted(unknown)[0]!r} in {graph.name!r}. "
+                f"There is no layer {unknown[0]!r} in {graph.name!r}. "
                 f"Received: layers={wanted!r}"
             )
         layers = [layer for layer in layers if layer.name in wanted]

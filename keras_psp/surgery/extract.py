@@ -14,17 +14,17 @@ from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.models.task_model import TaskModel
 
 
-def extract(model, task) -> keras.Model:
+def extract(model: TaskModel, task: int) -> keras.Model:
     """Returns one task of a model as a plain Keras model, free of this package.
 
     Args:
-        model: `keras_psp.models.TaskModel`: a builder's, a converted or a superposed
-            one, or your own. It stays as it is.
+        model: `keras_psp.models.TaskModel`, from a builder, converted, superposed or
+            your own. It is not changed.
         task: Integer in `[0, num_tasks)`.
 
     Returns:
-        A functional `keras.Model`, not compiled, of the same layers by name. Input: the
-        model's only one beside the task; or a dictionary, if there are more.
+        A functional `keras.Model`, not compiled, whose layers have the same names. Its
+        input is the model's only input beside the task, or a dictionary of several.
 
     Raises:
         TypeError: `model` takes no task, or `task` is not an integer.
@@ -45,12 +45,14 @@ def extract(model, task) -> keras.Model:
     return build_plain(model, task)[0]
 
 
-def build_plain(model, task):
-    """Builds the model that `extract()` returns, for its arguments.
+def build_plain(
+    model: TaskModel, task: int
+) -> tuple[keras.Model, list[tuple[keras.layers.Layer, keras.layers.Layer]]]:
+    """Builds the model that `extract()` returns, from its arguments.
 
     Returns:
-        `(plain, pairs)`: it, and every layer of the model with the one that stands for
-        it, by their `parts()`.
+        `(plain, pairs)`: that model, and every leaf layer of `model` with the one that
+        stands for it.
     """
     if not isinstance(model, TaskModel):
         raise TypeError(
@@ -107,5 +109,5 @@ def _build(model, task, made):
 
 
 def _alone(inputs):
-    """The only one of the inputs, or all."""
+    """Returns the only input, or the dictionary if there are several."""
     return next(iter(inputs.values())) if len(inputs) == 1 else inputs

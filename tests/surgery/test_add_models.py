@@ -94,3 +94,76 @@ def test_tasks_that_share_a_bias_take_none_with_another():
     )
     with pytest.raises(ValueError, match="kernel of complex numbers"):
         add_models(pairs, [keras_psp.extract(pairs, 0)])
+
+
+def fine_tuned(number):
+    """A base and models that differ from it a little, with inputs of each task."""
+    rng = np.random.default_rng(0)
+    base = draw_weights(
+        keras.Sequential(
+            [
+                keras.Input((32,), name="x"),
+                keras.layers.Dense(32, activation="relu", name="first"),
+                keras.layers.Dense(4, name="last"),
+            ]
+        )
+    )
+    models = []
+    for _ in range(number):
+        model = keras.models.clone_model(base)
+        model.set_weights(
+            [w + 0.3 * w.std() * rng.normal(size=w.shape) for w in base.get_weights()]
+        )
+        models.append(model)
+    return base, models, rng
+
+
+def errors(one, models, data):
+    """Returns the mean error of each task of a superposed model."""
+    return [
+        np.abs(answers(one, {"x": x}, k) - model.predict(x, verbose=0)).mean()
+        for k, (model, x) in enumerate(zip(models, data, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("share", ["one distribution", "turned", "turned, all data"])
+def test_a_model_added_with_data_leaves_the_others(share, tmp_path):
+    base, models, rng = fine_tuned(5)
+    data = [rng.normal(size=(300, 32)).astype("float32") for _ in models]
+    if share != "one distribution":  # Each task's inputs lie in 24 dimensions.
+        for k, x in enumerate(data):
+            x[:, (4 * k + np.arange(8)) % 32] = 0.0
+    one = keras_psp.superpose(models[:4], "fast_rotation", base=base, data=data[:4])
+    one.save(tmp_path / "one.keras")
+    without = keras.models.load_model(tmp_path / "one.keras")
+    assert without.fitted_to_data
+    before = np.mean(errors(one, models[:4], data[:4]))
+    given = data if share == "turned, all data" else data[4:]
+    assert add_models(one, models[4:], data=given) is one
+    *old, new = errors(one, models, data)
+    with pytest.warns(
+        UserWarning, match="fitted to data.*change by about [1-9][0-9] %"
+    ):
+        add_models(without, models[4:])
+    *disturbed, _ = errors(without, models, data)
+    assert np.mean(old) < 1.3 * before and new < 1.5 * before
+    assert np.mean(disturbed) > 1.5 * np.mean(old)
+
+
+def test_a_model_that_was_fitted_is_removed_without_moving_the_others():
+    base, models, rng = fine_tuned(3)
+    x = rng.normal(size=(100, 32)).astype("float32")
+    one = keras_psp.superpose(models, "fast_rotation", base=base, data=[x] * 3)
+    before = [answers(one, {"x": x}, k) for k in range(2)]
+    remove_models(one, models[2:])
+    for k, expected in enumerate(before):
+        np.testing.assert_allclose(answers(one, {"x": x}, k), expected, atol=1e-6)
+
+
+def test_data_make_a_superposed_model_without_a_base_better_too():
+    _, models, rng = fine_tuned(4)
+    x = rng.normal(size=(100, 32)).astype("float32")
+    one, summed = (keras_psp.superpose(models[:3], "fast_rotation") for _ in range(2))
+    add_models(one, models[3:], data=[x])
+    add_models(summed, models[3:])
+    assert errors(one, models, [x] * 4)[3] < errors(summed, models, [x] * 4)[3]
