@@ -176,7 +176,8 @@ class InputCheck:
             )
 
     def _check_lengths(self, given: dict[str, Any]) -> None:
-        lengths = {k: _shape(v)[0] for k, v in given.items() if v is not None}
+        shapes = {k: _shape(v) for k, v in given.items()}
+        lengths = {k: shape[0] for k, shape in shapes.items() if shape}
         if len(set(lengths.values())) > 1:
             raise ValueError(
                 f"`{self.name}` must hold equally many examples in every input. "
@@ -469,7 +470,9 @@ def _checked_loader(loader: Any, check: InputCheck) -> Any:
     """A copy of a `DataLoader`, whatever its class, that checks what it yields."""
     torch = sys.modules["torch"]
 
-    class CheckedLoader(type(loader)):
+    base: Any = type(loader)
+
+    class CheckedLoader(base):
         def __iter__(self):
             for batch in super().__iter__():
                 x, *labels = check_batch(batch, check)
@@ -587,6 +590,7 @@ def _some_batches(data: Any, limit: int, name: str) -> list[tuple]:
     """Returns batches of at least `limit` examples, if there are so many."""
     order = _order_of(data)
     taken: dict[int, tuple] = {}
+    batches: Iterable[tuple[int, Any]]
     if order is None:
         batches = enumerate(_iterate(data, name, endless=True))
     else:
