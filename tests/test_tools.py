@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import BACKEND
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "keras_psp").glob("*/README.md"))]
@@ -145,12 +147,10 @@ def test_serving_compares_one_model_with_many(tmp_path):
         assert all(len(values) == 2 and min(values) > 0 for values in rounds)
 
 
-@pytest.mark.once
 def test_tables_are_as_their_results():
     call("tables", "--check")
 
 
-@pytest.mark.once
 def test_a_table_that_differs_is_found_and_written(tmp_path):
     names = [page.relative_to(ROOT) for page in PAGES]
     names.append(Path("keras_psp/diagnostics/capacity.py"))
@@ -178,7 +178,6 @@ def test_a_table_that_differs_is_found_and_written(tmp_path):
     assert "    | 0.05        | 93 (1024)         | 96, 95 (128, 256) |" in lines
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_every_table_of_figures_has_its_result(page):
     text = page.read_text()
@@ -186,7 +185,6 @@ def test_every_table_of_figures_has_its_result(page):
     assert not re.findall(r"^\|.*\d\.\d.*", drawn, re.MULTILINE)
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda p: p.stem)
 def test_result_is_told_and_used(path):
     result = json.loads(path.read_text())
@@ -200,7 +198,6 @@ def test_result_is_told_and_used(path):
     assert path.stem in shown
 
 
-@pytest.mark.once
 def test_plots_are_drawn_of_results(tmp_path):
     names = call("plots", "--output", tmp_path).split()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
