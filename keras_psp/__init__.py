@@ -9,6 +9,7 @@ from keras_psp import evaluation
 from keras_psp import layers
 from keras_psp import models
 from keras_psp import surgery
+from keras_psp._core.scope import task
 from keras_psp.exporting import export
 from keras_psp.inference import infer_task
 from keras_psp.surgery import convert
@@ -37,6 +38,7 @@ __all__ = [
     "models",
     "superpose",
     "surgery",
+    "task",
     "tuning",
 ]
 

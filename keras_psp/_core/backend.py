@@ -2,11 +2,14 @@
 
 import contextlib
 import contextvars
+import functools
 import sys
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_psp._core import private
 
 _branches = contextvars.ContextVar("branches", default=True)
 
@@ -80,9 +83,10 @@ def _read_once(task):
     if task is None:
         return None
     version, answer = getattr(task, "keras_psp_one_task", (None, None))
-    if version != task._version:  # Or it has been written to since.
+    written = private.count_writes(task)
+    if version != written:  # Or it has been written to since.
         answer = bool(_all_equal(task))
-        task.keras_psp_one_task = task._version, answer
+        task.keras_psp_one_task = written, answer
     return answer
 
 
@@ -195,6 +199,63 @@ def gather_last(inputs, order):
         tensorflow = sys.modules["tensorflow"]
         return tensorflow.gather(inputs, order, batch_dims=len(order.shape) - 1)
     return ops.take_along_axis(inputs, order, axis=-1)
+
+
+def to_numpy(tensor):
+    """Returns the values of a tensor that can be read, as a NumPy array."""
+    return np.asarray(ops.convert_to_numpy(tensor))
+
+
+def current_graph():
+    """Returns what is being traced now, or `None` where tensors are computed at once.
+
+    Known on TensorFlow, whose graphs would keep what a scope outside of them says.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return None
+    tensorflow = sys.modules["tensorflow"]
+    if tensorflow.executing_eagerly():
+        return None
+    return private.function_graph(tensorflow.compat.v1.get_default_graph())
+
+
+def trace_for(value):
+    """Returns a context in which JAX uses only what it has compiled for `value`."""
+    if keras.backend.backend() != "jax":
+        return contextlib.nullcontext()
+    key = value if isinstance(value, int) else (value.shape, value.tobytes())
+    return _trace_context()(key)
+
+
+@functools.cache
+def _trace_context():
+    return private.trace_context()
+
+
+def travelling(value, read, inputs):
+    """Returns a value that is known now, as data of the function that is being traced.
+
+    Args:
+        value: Integer, or NumPy array of integers.
+        read: Function that returns the value at another time.
+        inputs: Tensor of shape `(batch, ...)`, for which the value is.
+
+    Returns:
+        `value`; on TensorFlow, while it traces, an int32 tensor of shape `(batch,)`.
+    """
+    graph = current_graph()
+    if graph is None:
+        return value
+    tensorflow = sys.modules["tensorflow"]
+
+    def closure():
+        # One for the whole batch is as good as an index for each example.
+        now = tensorflow.convert_to_tensor(read(), "int32")
+        return tensorflow.reshape(now, (-1,))
+
+    spec = tensorflow.TensorSpec((None,), "int32")
+    index = private.value_at_call(graph, closure, spec, "keras_psp.task")
+    return index if inputs is None else ops.broadcast_to(index, ops.shape(inputs)[:1])
 
 
 def gradient(function, x):

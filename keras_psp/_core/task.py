@@ -1,181 +1,239 @@
-"""What a task index may be, and what becomes of an example whose index is not one."""
+"""A task as a caller gives it, parsed and checked once for every layer."""
 
-from numbers import Integral
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core import scope
 from keras_psp._core.backend import cond
 from keras_psp._core.backend import holds_one_task
 from keras_psp._core.backend import is_readable
 from keras_psp._core.backend import remember_source
+from keras_psp._core.private import is_symbolic
+from keras_psp._core.task_index import check_task
+from keras_psp._core.task_index import is_soft
 
 
-def is_soft(task):
-    """Whether `task` holds soft contexts, a float weight for each task.
+class Task:
+    """The task of a batch: one index for all, an index for each example, or weights.
 
-    A float tensor of shape `(batch, 1)` does not: it is an index of the wrong dtype.
-    """
-    shape = getattr(task, "shape", ())
-    return (
-        len(shape) == 2
-        and shape[1] != 1
-        and keras.backend.is_float_dtype(keras.backend.standardize_dtype(task.dtype))
-    )
-
-
-def check_task(task, num_tasks):
-    """Checks a `task` argument as far as it can be known now.
-
-    Its dtype and rank are always known. Its values are known, and checked, when it
-    is a Python integer, a list, a NumPy array or a tensor that can be read without
-    waiting for an accelerator. Whatever is left to run time is answered by
-    `mask_unknown_tasks`.
+    A layer makes it in `call()` of the `task` it was called with.
 
     Args:
-        task: int, list of ints, array or tensor of shape `()`, `(batch,)` or
-            `(batch, 1)`; or soft contexts, floats of shape `(batch, num_tasks)`.
-        num_tasks: int, the number of tasks.
+        given: What `check_task()` returned; or `scope.FROM_SCOPE`, for the task of the
+            scope that the layer runs in.
+        num_tasks: Integer, the number of tasks.
+        inputs: Tensor of shape `(batch, ...)`, the layer's inputs, or `None`.
 
-    Returns:
-        `task`; an `int` if it was a NumPy scalar, a NumPy array if it was a list.
+    Attributes:
+        index: An `int`; or an int32 tensor of shape `()` or `(batch,)`, clipped to
+            `[0, num_tasks)` and so safe to look up; or, if `is_soft`, float weights of
+            shape `(batch, num_tasks)`.
+        known: `None` where every index is known to be a task; or else a boolean tensor
+            like `index`, `False` where there is no such task.
 
     Raises:
-        TypeError: The index is not of an integer dtype.
-        ValueError: The index has another rank or lies outside `[0, num_tasks)`, or
-            there is not one soft weight for each task.
+        ValueError: There are more or fewer indices than examples, or an index that can
+            be read lies outside `[0, num_tasks)`.
     """
-    task = check_task_type(task, num_tasks)
-    if not is_soft(task) and is_readable(task):
-        values = (
-            np.asarray(task) if isinstance(task, int) else ops.convert_to_numpy(task)
-        )
-        wrong = values[(values < 0) | (values >= num_tasks)]
-        if wrong.size:
-            raise ValueError(
-                f"`task` must lie in [0, {num_tasks}). Received: task={wrong.flat[0]}"
-            )
-    return task
 
+    def __init__(self, given: Any, num_tasks: int, inputs: Any = None) -> None:
+        if isinstance(given, str) and given == scope.FROM_SCOPE:
+            given = check_task(scope.current(inputs), num_tasks)
+        self.num_tasks = num_tasks
+        self.index, self.known = given, None
+        if isinstance(given, int):
+            return
+        readable = is_readable(given)
+        task = ops.convert_to_tensor(given)
+        soft = is_soft(task)
+        if len(task.shape) == 2 and not soft:
+            task = ops.squeeze(task, axis=1)
+        if len(task.shape) > 0:
+            batch, tasks = getattr(inputs, "shape", (None,))[0], task.shape[0]
+            if isinstance(batch, int) and isinstance(tasks, int) and batch != tasks:
+                raise ValueError(
+                    "`task` must hold one index for each example. "
+                    f"Received: {tasks} for inputs of shape {tuple(inputs.shape)}"
+                )
+        self.index = task
+        if soft:
+            return
+        # Compared at 64 bits where it has them: 2**32 must not wrap round to task 0.
+        # And at no less than 32: `num_tasks` need not fit into an int8.
+        dtype = keras.backend.standardize_dtype(task.dtype)
+        if dtype not in ("int32", "int64"):
+            task = ops.cast(task, "int64" if dtype in ("uint64", "uint32") else "int32")
+        if readable:
+            self.index = ops.cast(task, "int32")
+            return
+        clipped = ops.clip(task, 0, num_tasks - 1)
+        self.index = ops.cast(clipped, "int32")
+        remember_source(self.index, given)
+        self.known = ops.equal(clipped, task)
 
-def check_task_type(task, num_tasks):
-    """Checks the dtype and the shape of a `task` argument; see `check_task`."""
-    if isinstance(task, (list, tuple)):
-        task = np.asarray(task)
-    if isinstance(task, Integral) and not isinstance(task, bool):
-        return int(task)
-    if not hasattr(task, "dtype"):
-        raise TypeError(
-            "`task` must be an integer or a tensor of integers. "
-            f"Received: task={task!r} (of type {type(task).__name__})"
-        )
-    dtype = keras.backend.standardize_dtype(task.dtype)
-    if is_soft(task):
-        if task.shape[1] not in (None, num_tasks):
-            raise ValueError(
-                "Soft contexts must have shape (batch, num_tasks), a weight for each "
-                f"of {num_tasks} tasks. Received: task of shape {tuple(task.shape)}"
-            )
+    @classmethod
+    def of_index(cls, index: Any, num_tasks: int, known: Any = None) -> "Task":
+        """Returns the task of an index that has been parsed already."""
+        task = cls(0, num_tasks)
+        task.index, task.known = index, known
         return task
-    if "int" not in dtype:
-        raise TypeError(
-            "`task` must have an integer dtype, because it is an index. For a "
-            'functional model use `keras.Input((), dtype="int32")`. '
-            f"Received: task of dtype {dtype}"
-        )
-    if len(task.shape) > 2 or (len(task.shape) == 2 and task.shape[1] != 1):
-        raise ValueError(
-            "`task` must have shape (), (batch,) or (batch, 1). "
-            f"Received: task of shape {tuple(task.shape)}"
-        )
-    return task
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether `index` holds weights to mix contexts with."""
+        return is_soft(self.index)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether one index stands for the whole batch."""
+        return len(getattr(self.index, "shape", ())) == 0
+
+    def rows(self, bank: Any, like: Any, axis: int | None = None) -> Any:
+        """Returns each example's row of a bank, shaped to broadcast against `like`.
+
+        Args:
+            bank: Float tensor of shape `(num_tasks, ...)`.
+            like: Tensor of shape `(batch, ...)`.
+            axis: Integer, the dimension of `like` along which a row of one dimension
+                goes. Defaults to the last ones.
+
+        Returns:
+            Tensor of the dtype of `like`; soft weights mix the rows.
+        """
+        bank = ops.cast(bank, like.dtype)
+        if self.is_soft:
+            rows = ops.tensordot(ops.cast(self.index, like.dtype), bank, axes=1)
+        else:
+            rows = ops.take(bank, self.index, axis=0)
+        rank, shape = len(like.shape), list(bank.shape[1:])
+        if axis is not None:
+            shape += [1] * (rank - 1 - axis % rank)
+        shape = [1] * (rank - 1 - len(shape)) + shape
+        return ops.reshape(rows, (1 if self.is_one else -1, *shape))
+
+    def mask(self, outputs: Any) -> Any:
+        """Makes the outputs of every example of an unknown task NaN.
+
+        Args:
+            outputs: Float tensor of shape `(batch, ...)`.
+
+        Returns:
+            Tensor like `outputs`.
+        """
+        if self.known is None:
+            return outputs
+        known = self.known
+        if len(known.shape) == 1:
+            known = ops.reshape(known, (-1,) + (1,) * (len(outputs.shape) - 1))
+        # A pass less over the outputs than to select. And not added, for TensorFlow
+        # takes what is added to a convolution for a bias, joins the two, and fails.
+        mask = ops.cast(ops.where(known, 0.0, float("nan")), outputs.dtype)
+        return ops.subtract(outputs, mask)
+
+    def branch(self, one: Callable, mixed: Callable, apart: Any = None) -> Any:
+        """Computes for one task where a batch holds no other: that may cost far less.
+
+        Args:
+            one: Function of a `Task` of one index, that of the whole batch.
+            mixed: Function without arguments, for a batch of any tasks.
+            apart: Function like `mixed`, to be called instead where a program branches
+                anyway, and so need not be plain; or `None`.
+
+        Returns:
+            What the function that was called returned. All return alike.
+        """
+        if self.is_soft:
+            return mixed()
+        if self.is_one:
+            return one(self)
+        uniform = holds_one_task(self.index, self.known)
+        if uniform is None:
+            return mixed()
+        return cond(uniform, lambda: one(self._first()), apart or mixed)
+
+    def _first(self) -> "Task":
+        """The first example's task."""
+        known = None if self.known is None else self.known[0]
+        return Task.of_index(self.index[0], self.num_tasks, known)
 
 
-def split_task(task, num_tasks, inputs_shape):
-    """Splits a checked `task` into an index that is safe to look up and its validity.
+def align(rows: Any, inputs: Any) -> Any:
+    """Reshapes rows, `(batch, n)` or `(n,)`, to broadcast against `(batch, ..., M)`."""
+    if len(rows.shape) == 1:
+        return rows
+    middle = (1,) * (len(inputs.shape) - 2)
+    return ops.reshape(rows, (-1, *middle, rows.shape[-1]))
+
+
+def mask_outputs(outputs: Any, task: Any, num_tasks: int) -> Any:
+    """Marks what a model answers for every example of an unknown task.
+
+    What stands behind a layer may turn its NaN into numbers: an activation on some
+    compilers, an argument of the maximum, a threshold.
 
     Args:
-        task: what `check_task` returned.
-        num_tasks: int, the number of tasks.
-        inputs_shape: shape of the inputs, `(batch, ...)`.
+        outputs: Structure of tensors of shape `(batch, ...)`.
+        task: Integer tensor, the model's input.
+        num_tasks: Integer, the number of tasks.
 
     Returns:
-        `(index, known)`. For a Python integer and for soft contexts `(task, None)`.
-        For a tensor of indices an int32 tensor of shape `()` or `(batch,)` clipped to
-        `[0, num_tasks)`, and a boolean one that is `False` where clipping changed it;
-        `None` if `check_task` could read, and so has checked, the values.
+        The structure. Floats become NaN. Integers become the lowest number of their
+        dtype, or the highest if they have no sign.
     """
-    if isinstance(task, int):
-        return task, None
-    readable = is_readable(task)
-    given = task = ops.convert_to_tensor(task)
-    soft = is_soft(task)
-    if len(task.shape) == 2 and not soft:
-        task = ops.squeeze(task, axis=1)
-    if len(task.shape) > 0:
-        batch, tasks = inputs_shape[0], task.shape[0]
-        if isinstance(batch, int) and isinstance(tasks, int) and batch != tasks:
-            raise ValueError(
-                "`task` must hold one index for each example. "
-                f"Received: {tasks} for inputs of shape {tuple(inputs_shape)}"
-            )
-    if soft:
-        return task, None
-    # Compared at 64 bits where it has them: 2**32 must not wrap round to task 0. And
-    # at no less than 32: `num_tasks` need not fit into an int8.
-    dtype = keras.backend.standardize_dtype(task.dtype)
-    if dtype not in ("int32", "int64"):
-        task = ops.cast(task, "int64" if dtype == "uint64" else "int32")
-    if readable:
-        return ops.cast(task, "int32"), None
-    clipped = ops.clip(task, 0, num_tasks - 1)
-    index = ops.cast(clipped, "int32")
-    remember_source(index, given)
-    return index, ops.equal(clipped, task)
+    if is_readable(task):
+        return outputs  # The layers have checked it.
+    parsed = Task(task, num_tasks)
+
+    def mask(each: Any) -> Any:
+        dtype = keras.backend.standardize_dtype(each.dtype)
+        if keras.backend.is_float_dtype(dtype):
+            return parsed.mask(each)
+        known = parsed.known
+        if len(known.shape) == 1:
+            known = ops.reshape(known, (-1,) + (1,) * (len(each.shape) - 1))
+        return ops.where(known, each, ops.cast(sentinel(dtype), each.dtype))
+
+    return outputs if parsed.known is None else keras.tree.map_structure(mask, outputs)
 
 
-def mask_unknown_tasks(outputs, known):
-    """Replaces the outputs of every example of an unknown task by NaN.
+def sentinel(dtype: str) -> int:
+    """Returns the integer that a model answers for an unknown task."""
+    info = np.iinfo(dtype)
+    return int(info.max if dtype.startswith("uint") else info.min)
+
+
+def task_argument(task: Any, layer: keras.layers.Layer) -> Any:
+    """Returns the `task` that a layer is to hand on to its `call()`, checked.
 
     Args:
-        outputs: float tensor of shape `(batch, ...)`.
-        known: `None`, or the boolean tensor of `split_task`.
+        task: What it was called with, or `None`.
+        layer: The layer, which knows `num_tasks`.
 
     Returns:
-        Tensor like `outputs`.
+        What `check_task()` returns; or `scope.FROM_SCOPE`, if `call()` is to look for
+        the task of the scope itself.
+
+    Raises:
+        ValueError: There is no task, nor a scope.
     """
-    if known is None:
-        return outputs
-    if len(known.shape) == 1:
-        known = ops.reshape(known, (-1,) + (1,) * (len(outputs.shape) - 1))
-    # A pass less over the outputs than to select. And not added, for TensorFlow takes
-    # what is added to a convolution for a bias, joins the two, and fails.
-    mask = ops.cast(ops.where(known, 0.0, float("nan")), outputs.dtype)
-    return ops.subtract(outputs, mask)
+    if task is None:
+        task = scope.argument(layer.name)
+    if isinstance(task, str) and task == scope.FROM_SCOPE:
+        return task
+    if not layer.built and is_symbolic() and _is_float_index(task):
+        # Keras builds a model it loads by calling it on floats.
+        return ops.cast(task, "int32")
+    return check_task(task, layer.num_tasks)
 
 
-def by_task(index, one, mixed, *known, apart=None):
-    """Computes for one task where a batch holds no other, which may be far cheaper.
-
-    Args:
-        index: what `split_task` returned.
-        one: function of an index without dimensions, the whole batch's task, and of
-            its validity, if that is given.
-        mixed: function without arguments, for a batch of any tasks.
-        *known: the validity that `split_task` returned, if it is a tensor and `one`
-            uses it.
-        apart: function like `mixed`, to be called instead where a program branches
-            anyway, and so need not be plain; or `None`.
-
-    Returns:
-        What the function that was called returned. All return alike.
-    """
-    if is_soft(index):
-        return mixed()
-    if len(getattr(index, "shape", ())) == 0:
-        return one(index, *known)
-    uniform = holds_one_task(index, *known)
-    if uniform is None:
-        return mixed()
-    return cond(uniform, lambda: one(*(x[0] for x in (index, *known))), apart or mixed)
+def _is_float_index(task: Any) -> bool:
+    return (
+        hasattr(task, "dtype")
+        and not isinstance(task, keras.KerasTensor)
+        and keras.backend.is_float_dtype(keras.backend.standardize_dtype(task.dtype))
+        and not is_soft(task)
+    )

@@ -3,7 +3,8 @@
 import numpy as np
 from keras import ops
 
-from keras_psp._core.task import is_soft
+from keras_psp._core.task import align
+from keras_psp._core.task_index import is_soft
 from keras_psp.contexts._sign_hash import hash_words
 from keras_psp.contexts._sign_hash import unpack
 from keras_psp.contexts.context import Context
@@ -108,11 +109,3 @@ class SignContext(Context):
     def _hash(self, xp, tasks):
         words = hash_words(xp, self.seed, tasks, -(-self.num_signs // 32))
         return unpack(xp, words, 32, self.num_signs)
-
-
-def align(rows, inputs):
-    """Reshapes rows, `(batch, n)`, to broadcast against `(batch, ..., M)` inputs."""
-    if len(rows.shape) == 1:
-        return rows
-    middle = (1,) * (len(inputs.shape) - 2)
-    return ops.reshape(rows, (-1, *middle, rows.shape[-1]))

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp._core.task import is_soft
+from keras_psp._core.task import align
+from keras_psp._core.task_index import is_soft
 from keras_psp.contexts import _random_numbers as random_numbers
-from keras_psp.contexts._sign_context import align
 from keras_psp.contexts.context import Context
 
 

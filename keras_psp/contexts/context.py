@@ -7,10 +7,10 @@ from keras import ops
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.private import replace_weight
-from keras_psp._core.task import check_task
-from keras_psp._core.task import is_soft
-from keras_psp._core.task import mask_unknown_tasks
-from keras_psp._core.task import split_task
+from keras_psp._core.task import Task
+from keras_psp._core.task import task_argument
+from keras_psp._core.task_index import check_task
+from keras_psp._core.task_index import is_soft
 
 
 class Context(keras.layers.Layer):
@@ -68,8 +68,8 @@ class Context(keras.layers.Layer):
         self.contexts = None
         self.supports_masking = True
 
-    def __call__(self, inputs, task, **kwargs):
-        task = check_task(task, self.num_tasks)
+    def __call__(self, inputs, task=None, **kwargs):
+        task = task_argument(task, self)
         return super().__call__(inputs, task=task, **kwargs)
 
     def build(self, input_shape):
@@ -85,9 +85,9 @@ class Context(keras.layers.Layer):
         if rows is not None:
             self._add_contexts(rows)
 
-    def call(self, inputs, task):
-        index, known = split_task(task, self.num_tasks, inputs.shape)
-        return mask_unknown_tasks(self.transform(inputs, index), known)
+    def call(self, inputs, task=None):
+        task = Task(task, self.num_tasks, inputs)
+        return task.mask(self.transform(inputs, task.index))
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -145,7 +145,7 @@ class Context(keras.layers.Layer):
         return ops.einsum("bk,bk...->b...", weights, bound)
 
     def transform(self, inputs, index):
-        """Binds or mixes, whichever `index` (see `task_index.split_task`) asks for."""
+        """Binds or mixes, whichever `index` (see `Task`) asks for."""
         return (self.mix if is_soft(index) else self.bind)(inputs, index)
 
     def bind_kernel(self, kernel, task):
@@ -330,7 +330,7 @@ class Context(keras.layers.Layer):
             )
         if not self.built:
             self.build((None, kernel.shape[0]))
-        index, known = split_task(task, self.num_tasks, (None,))
+        task = Task(task, self.num_tasks)
         # C W = (W^T C^T)^T
-        mapped = ops.transpose(transform(ops.transpose(kernel), index))
-        return mask_unknown_tasks(mapped, known)
+        mapped = ops.transpose(transform(ops.transpose(kernel), task.index))
+        return task.mask(mapped)

@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 from keras_psp._core.checks import check_integer
+from keras_psp._core.task import align
 from keras_psp.contexts import _random_numbers as random_numbers
-from keras_psp.contexts._sign_context import align
 from keras_psp.contexts.context import Context
 
 

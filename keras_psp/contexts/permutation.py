@@ -5,8 +5,8 @@ import numpy as np
 from keras import ops
 
 from keras_psp._core.backend import gather_last
+from keras_psp._core.task import align
 from keras_psp.contexts import _random_numbers as random_numbers
-from keras_psp.contexts._sign_context import align
 from keras_psp.contexts.context import Context
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp._core.task import is_soft
+from keras_psp._core.task_index import is_soft
 from keras_psp.contexts import _random_numbers as random_numbers
 from keras_psp.contexts.complex import Complex
 

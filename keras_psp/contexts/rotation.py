@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp._core.task import by_task
+from keras_psp._core.task import Task
 from keras_psp.contexts import _random_numbers as random_numbers
 from keras_psp.contexts.context import Context
 
@@ -95,14 +95,14 @@ def _rotate(inputs, index, matrices, axes):
 
 
 def _rotate_each(inputs, index, matrices, axes):
-    def one(index):
-        return _rotate(inputs, index, matrices, axes)
+    def one(task):
+        return _rotate(inputs, task.index, matrices, axes)
 
     def mixed():
         weights = ops.one_hot(index, matrices.shape[0], dtype=inputs.dtype)
         return _rotate_mixed(inputs, weights, matrices, axes)
 
-    return by_task(index, one, mixed)
+    return Task.of_index(index, matrices.shape[0]).branch(one, mixed)
 
 
 def _rotate_mixed(inputs, weights, matrices, axes):

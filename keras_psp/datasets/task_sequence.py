@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_psp._core.checks import check_integer
-from keras_psp._core.task import check_task
+from keras_psp._core.task_index import check_task
 from keras_psp.datasets._tensorflow import import_tensorflow
 from keras_psp.datasets.sources import Source
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 
 from keras_psp._core.checks import check_name
-from keras_psp._core.task import check_task
+from keras_psp._core.task_index import check_task
 from keras_psp._reading.graph import Graph
 from keras_psp.exporting._card import describe
 from keras_psp.exporting._check import BATCH_SIZES

@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 from keras_psp import contexts
-from keras_psp._core.task import mask_unknown_tasks
-from keras_psp._core.task import split_task
+from keras_psp._core.private import LeafLayer
+from keras_psp._core.task import Task
 from keras_psp.layers._task_bias import TaskBias
 from keras_psp.layers._task_layer import TaskLayer
 
@@ -22,7 +22,7 @@ class BaseKernel(keras.layers.Layer):
         )
 
 
-class Superposed(TaskLayer):
+class Superposed(TaskLayer, LeafLayer):
     """Mixin of the layers that bind their inputs to a task's context.
 
     It stands before a Keras layer among the bases. `__init__` calls `set_context()`,
@@ -153,11 +153,11 @@ class Superposed(TaskLayer):
 
     def call_bound(self, layer_call, inputs, task):
         """Calls `layer_call` on the bound inputs, as it were the layer's own."""
-        index, known = split_task(task, self.num_tasks, inputs.shape)
-        outputs = layer_call(self.bind_inputs(inputs, index))
+        task = Task(task, self.num_tasks, inputs)
+        outputs = layer_call(self.bind_inputs(inputs, task.index))
         # The outputs, not the bound inputs: an activation or an integer kernel may
         # turn NaN into a number.
-        return mask_unknown_tasks(outputs, known)
+        return task.mask(outputs)
 
     def bind_inputs(self, inputs, index):
         """Computes what the kernel is multiplied with; see `Context.transform()`."""
@@ -186,7 +186,3 @@ class Superposed(TaskLayer):
             if "use_bias" in config:
                 config["use_bias"] = True
         return config
-
-    def _flatten_layers(self, include_self=True, recursive=True):
-        # `Model.quantize()` passes over layers that contain others, without a word.
-        return [self] if include_self else []

@@ -1,13 +1,13 @@
 """What every superposed attention is, beside the Keras layer it replaces."""
 
-from contextvars import ContextVar
 from types import SimpleNamespace
 
 import keras
 
 from keras_psp import contexts
+from keras_psp._core import scope
 from keras_psp._core.checks import check_integer
-from keras_psp._core.task import check_task
+from keras_psp._core.task import task_argument
 from keras_psp.contexts.families import series
 from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.layers.psp_einsum_dense import PSPEinsumDense
@@ -20,7 +20,6 @@ PROJECTIONS = (
     "_gate_dense",
     "_output_dense",
 )
-_task = ContextVar("task")
 
 
 def projections(attention):
@@ -29,20 +28,13 @@ def projections(attention):
     return [getattr(attention, name) for name in names]
 
 
-class Projection(PSPEinsumDense):
-    """A projection, which an attention calls without a task: with its own."""
-
-    def __call__(self, inputs):
-        return super().__call__(inputs, _task.get())
-
-
 class SuperposedAttention(TaskLayer):
     """Mixin of the attentions whose projections hold a kernel for each task.
 
     It stands before a Keras layer among the bases, whose `build()` and `call()` are
     left as they are, so that all they know of masks, gates and fused kernels holds.
     Only, whenever they set an attribute to a projection, it is ours that is set; and
-    what they call it without, the task, lies ready for as long as `call()` takes.
+    it takes its task from the scope that `call()` opens.
 
     `__init__` calls `set_projections()`.
     """
@@ -69,7 +61,7 @@ class SuperposedAttention(TaskLayer):
             own = series(
                 self.context, self.num_tasks, len(PROJECTIONS), seed=self.context.seed
             )
-            value = Projection.from_config(
+            value = PSPEinsumDense.from_config(
                 {
                     **value.get_config(),
                     "context": own[PROJECTIONS.index(name)],
@@ -113,8 +105,8 @@ class SuperposedAttention(TaskLayer):
         for layer in projections(self):
             layer.check_can_hold(num_tasks)
 
-    def __call__(self, query, value, key=None, *, task, **kwargs):
-        task = check_task(task, self.num_tasks)
+    def __call__(self, query, value, key=None, *, task=None, **kwargs):
+        task = task_argument(task, self)
         # Not by `TaskLayer`, whose layers have one input.
         return super(TaskLayer, self).__call__(
             query, value, key=key, task=task, **kwargs
@@ -134,10 +126,9 @@ class SuperposedAttention(TaskLayer):
         training=None,
         use_causal_mask=False,
         *,
-        task,
+        task=None,
     ):
-        token = _task.set(task)
-        try:
+        with scope.reopened(task):
             return super().call(
                 query,
                 value,
@@ -150,10 +141,8 @@ class SuperposedAttention(TaskLayer):
                 training=training,
                 use_causal_mask=use_causal_mask,
             )
-        finally:
-            _task.reset(token)
 
-    def compute_output_spec(self, *args, task, **kwargs):
+    def compute_output_spec(self, *args, task=None, **kwargs):
         return super().compute_output_spec(*args, **kwargs)
 
     def get_config(self):

@@ -8,9 +8,7 @@ from keras import ops
 from keras_psp._core.backend import convolve
 from keras_psp._core.backend import is_worth_mapping
 from keras_psp._core.backend import map_examples
-from keras_psp._core.task import by_task
-from keras_psp._core.task import mask_unknown_tasks
-from keras_psp._core.task import split_task
+from keras_psp._core.task import Task
 from keras_psp.contexts import Identity
 from keras_psp.layers._patches import patches
 from keras_psp.layers._superposed import Superposed
@@ -63,15 +61,15 @@ class SuperposedConv(Superposed):
         self.build_context(channels)
         self.build_base_and_bias((self.filters,))
 
-    def call(self, inputs, task):
-        index, known = split_task(task, self.num_tasks, inputs.shape)
+    def call(self, inputs, task=None):
+        task = Task(task, self.num_tasks, inputs)
         if self._binds_kernel:
-            outputs = self._by_task(inputs, index, known)
+            outputs = self._by_task(inputs, task)
         else:
-            bound = self.bind_inputs(inputs, index)
+            bound = self.bind_inputs(inputs, task.index)
             outputs = self._convolve(bound, self.kernel, ops.conv)
         if self.task_bias is not None:
-            outputs = self.task_bias.add_to(outputs, index, self._channel_axis)
+            outputs = self.task_bias.add_to(outputs, task, self._channel_axis)
         elif self.bias is not None:
             shape = [1] * (self.rank + 2)
             shape[self._channel_axis] = self.filters
@@ -80,7 +78,7 @@ class SuperposedConv(Superposed):
             outputs = self.activation(outputs)
         if self._binds_kernel and self.activation is keras.activations.linear:
             return outputs  # Which has masked them.
-        return mask_unknown_tasks(outputs, known)
+        return task.mask(outputs)
 
     def bind_inputs(self, inputs, index):
         bound = ops.moveaxis(inputs, self._channel_axis, -1)
@@ -97,36 +95,32 @@ class SuperposedConv(Superposed):
         patches = self._patches(inputs)
         return ops.reshape(patches, (-1, *patches.shape[-2:]))
 
-    def _by_task(self, inputs, index, known):
+    def _by_task(self, inputs, task):
         """Convolves with the task's kernel if there is one task, and no more."""
 
-        def one(index, known=None):
+        def one(task):
             # The kernel has far fewer numbers to mask than the outputs.
-            return self._convolve(
-                inputs, mask_unknown_tasks(self.task_kernel(index), known)
-            )
+            return self._convolve(inputs, task.mask(self.task_kernel(task.index)))
 
         def mixed():
             if self.context_over == "kernel":
-                patches = self.context.transform(self._patches(inputs), index)
+                patches = self.context.transform(self._patches(inputs), task.index)
                 outputs = self._multiply(patches, self.kernel_rows(self.kernel))
             else:
-                bound = self.bind_inputs(inputs, index)
+                bound = self.bind_inputs(inputs, task.index)
                 outputs = self._convolve(bound, self.kernel)
             if self.base is not None:
                 base = self._convolve(inputs, self.base_kernel)
                 outputs = ops.add(outputs, base)
-            return mask_unknown_tasks(outputs, known)
+            return task.mask(outputs)
 
         def apart():
             kernels = self._task_kernels()
-            outputs = map_examples(self._convolve, inputs, kernels, index)
-            return mask_unknown_tasks(outputs, known)
+            outputs = map_examples(self._convolve, inputs, kernels, task.index)
+            return task.mask(outputs)
 
-        return by_task(
-            *(index, one, mixed, *([] if known is None else [known])),
-            apart=apart if self._kernels_are_smaller(inputs) else None,
-        )
+        apart = apart if self._kernels_are_smaller(inputs) else None
+        return task.branch(one, mixed, apart)
 
     def _convolve(self, inputs, kernel, conv=convolve):
         padding = self.padding

@@ -4,9 +4,7 @@ import functools
 
 from keras import ops
 
-from keras_psp._core.task import by_task
-from keras_psp._core.task import mask_unknown_tasks
-from keras_psp._core.task import split_task
+from keras_psp._core.task import Task
 from keras_psp.layers._superposed import Superposed
 
 
@@ -21,18 +19,18 @@ class SuperposedDense(Superposed):
         """Computes the layer's product."""
         raise NotImplementedError
 
-    def call(self, inputs, task, training=None):
-        index, known = split_task(task, self.num_tasks, inputs.shape)
-        outputs = self._multiply_by_task(inputs, index)
+    def call(self, inputs, task=None, training=None):
+        task = Task(task, self.num_tasks, inputs)
+        outputs = self._multiply_by_task(inputs, task)
         if self.task_bias is not None:
-            outputs = self.task_bias.add_to(outputs, index)
+            outputs = self.task_bias.add_to(outputs, task)
         elif self.bias is not None:
             outputs = ops.add(outputs, self.bias)
         if self.activation is not None:
             outputs = self.activation(outputs)
-        return mask_unknown_tasks(outputs, known)
+        return task.mask(outputs)
 
-    def quantized_call(self, inputs, task, training=None):
+    def quantized_call(self, inputs, task=None, training=None):
         dense = functools.partial(super().quantized_call, training=training)
         return self.call_bound(dense, inputs, task)
 
@@ -46,18 +44,18 @@ class SuperposedDense(Superposed):
         # Keras refuses its subclasses, which might compute something else.
         super().quantize(mode, type_check=False, config=config)
 
-    def _multiply_by_task(self, inputs, index):
+    def _multiply_by_task(self, inputs, task):
         def mixed():
-            bound = self.bind_inputs(inputs, index)
+            bound = self.bind_inputs(inputs, task.index)
             return self.multiply(bound, self.kernel)
 
         if self.base is None:
             return mixed()
 
-        def one(index):  # One product with the sum of the kernels.
-            return self.multiply(inputs, self.task_kernel(index))
+        def one(task):  # One product with the sum of the kernels.
+            return self.multiply(inputs, self.task_kernel(task.index))
 
         def both():
             return ops.add(mixed(), self.multiply(inputs, self.base_kernel))
 
-        return by_task(index, one, both)
+        return task.branch(one, both)

@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_psp._core.task import is_soft
 from keras_psp.layers._task_rows import TaskRows
 
 
@@ -31,33 +30,6 @@ class TaskBias(TaskRows, keras.layers.Layer):
             "bias", shape, initializer, regularizer=regularizer, constraint=constraint
         )
 
-    def add_to(self, outputs, index, axis=None):
-        """Adds to each example's outputs its task's bias; see `add_bias()`."""
-        return add_bias(outputs, self.bias, index, axis)
-
-
-def add_bias(outputs, bias, index, axis=None):
-    """Adds to each example's outputs its task's bias.
-
-    Args:
-        outputs: Float tensor of shape `(batch, ...)`.
-        bias: Float tensor of shape `(num_tasks, ...)`.
-        index: Integer or int32 tensor of shape `()` or `(batch,)`; or weights
-            `(batch, num_tasks)`, to mix the biases with.
-        axis: Integer, the outputs' dimension along which a bias of one dimension goes.
-            Defaults to their last ones.
-
-    Returns:
-        Tensor like `outputs`.
-    """
-    rows = ops.cast(bias, outputs.dtype)
-    if is_soft(index):
-        rows = ops.tensordot(ops.cast(index, outputs.dtype), rows, axes=1)
-    else:
-        rows = ops.take(rows, index, axis=0)
-    one = len(rows.shape) < len(bias.shape)
-    shape = list(bias.shape[1:])
-    if axis is not None:
-        shape += [1] * (len(outputs.shape) - 1 - axis % len(outputs.shape))
-    shape = [1] * (len(outputs.shape) - 1 - len(shape)) + shape
-    return ops.add(outputs, ops.reshape(rows, (1 if one else -1, *shape)))
+    def add_to(self, outputs, task, axis=None):
+        """Adds to each example's outputs its task's bias; see `Task.rows()`."""
+        return ops.add(outputs, task.rows(self.bias, outputs, axis))

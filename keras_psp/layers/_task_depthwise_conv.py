@@ -4,10 +4,7 @@ import keras
 from keras import ops
 
 from keras_psp._core.backend import depthwise_convolve
-from keras_psp._core.task import by_task
-from keras_psp._core.task import mask_unknown_tasks
 from keras_psp.layers._patches import patches
-from keras_psp.layers._task_bias import add_bias
 from keras_psp.layers._task_rows import TaskRows
 
 
@@ -49,14 +46,14 @@ class TaskDepthwiseConv(TaskRows):
             ndim=self.rank + 2, axes={self._channel_axis: channels}
         )
 
-    def call(self, inputs, task):
-        index, known = self.split_index(task, inputs)
+    def call(self, inputs, task=None):
+        task = self.parse_task(task, inputs)
         kernel = ops.convert_to_tensor(self.kernel)
 
-        def one(index):
+        def one(task):
             return depthwise_convolve(
                 inputs,
-                ops.take(kernel, index, axis=0),
+                ops.take(kernel, task.index, axis=0),
                 self.strides,
                 self.padding,
                 self.data_format,
@@ -68,7 +65,7 @@ class TaskDepthwiseConv(TaskRows):
             *_, channels, multiplier = kernel.shape
             met = patches(ops.moveaxis(inputs, self._channel_axis, -1), self)
             numbers = ops.reshape(
-                ops.take(kernel, index, axis=0),
+                ops.take(kernel, task.index, axis=0),
                 (-1, len(met), *(1,) * self.rank, channels, multiplier),
             )
             outputs = sum(
@@ -77,12 +74,13 @@ class TaskDepthwiseConv(TaskRows):
             shape = (*ops.shape(outputs)[:-2], channels * multiplier)
             return ops.moveaxis(ops.reshape(outputs, shape), -1, self._channel_axis)
 
-        outputs = by_task(index, one, mixed)
+        outputs = task.branch(one, mixed)
         if self.bias is not None:
-            outputs = add_bias(outputs, self.bias, index, self._channel_axis)
+            rows = task.rows(self.bias, outputs, self._channel_axis)
+            outputs = ops.add(outputs, rows)
         if self.activation is not None:
             outputs = self.activation(outputs)
-        return mask_unknown_tasks(outputs, known)
+        return task.mask(outputs)
 
     @property
     def _channel_axis(self):

@@ -1,14 +1,42 @@
-"""What every layer that takes a task beside its inputs has in common."""
+"""What every layer has in common that takes a task beside its inputs."""
 
-from keras_psp._core.task import check_task
+from typing import Any
+
+import keras
+
+from keras_psp._core import private
+from keras_psp._core.task import task_argument
 
 
 class TaskLayer:
     """Mixin of the layers that are called with a task beside their inputs.
 
-    It stands before a Keras layer among the bases, and knows `num_tasks`.
+    It stands before a Keras layer among the bases, and knows `num_tasks`. `call()`
+    makes a `Task` of the `task` that it is given.
     """
 
-    def __call__(self, inputs, task, **kwargs):
-        task = check_task(task, self.num_tasks)
+    num_tasks: int
+
+    def __call__(self, inputs: Any, task: Any = None, **kwargs: Any) -> Any:
+        task = task_argument(task, self)
         return super().__call__(inputs, task=task, **kwargs)
+
+
+def find_task_layers(model: keras.layers.Layer) -> list:
+    """Returns the layers that take a task, wherever they stand in a model.
+
+    In its models, blocks and wrappers too; each once, in their order. Of attention it
+    is the attention itself, not its projections.
+    """
+    found: dict = {}
+
+    def visit(layer: keras.layers.Layer) -> None:
+        for child in private.children(layer):
+            if id(child) in found:
+                continue
+            found[id(child)] = child
+            if not isinstance(child, TaskLayer):
+                visit(child)
+
+    visit(model)
+    return [layer for layer in found.values() if isinstance(layer, TaskLayer)]

@@ -6,8 +6,7 @@ from keras import ops
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.private import replace_weight
-from keras_psp._core.task import is_soft
-from keras_psp._core.task import split_task
+from keras_psp._core.task import Task
 from keras_psp.layers._task_layer import TaskLayer
 
 NEW_ROW = "new_row."  # Before the name of an attribute, in files.
@@ -18,7 +17,7 @@ class TaskRows(TaskLayer):
 
     It stands before a Keras layer among the bases. `__init__` calls `set_num_tasks()`,
     `build()` makes the weights by `add_rows()`, and `call()` begins with
-    `split_index()`.
+    `parse_task()`.
     """
 
     def set_num_tasks(self, num_tasks):
@@ -44,15 +43,18 @@ class TaskRows(TaskLayer):
         """
 
         def rows(number, dtype):
+            # With the backend's operations alone: a layer may be built in a trace.
             row = self._new_rows.get(attribute)
             if row is None:
-                row = ops.convert_to_numpy(initializer(shape, dtype=dtype))
-            return np.repeat(row[np.newaxis], number, axis=0)
+                row = initializer(shape, dtype=dtype)
+            row = ops.convert_to_tensor(row, dtype)
+            return ops.tile(ops.expand_dims(row, 0), (number, *(1 for _ in shape)))
 
         def add(values=None):
             def initial(full_shape, dtype):
-                start = rows(full_shape[0], dtype) if values is None else values
-                return ops.convert_to_tensor(start, dtype)
+                if values is None:
+                    return rows(full_shape[0], dtype)
+                return ops.convert_to_tensor(values, dtype)
 
             weight = self.add_weight(
                 name=name or attribute,
@@ -106,7 +108,9 @@ class TaskRows(TaskLayer):
         n = check_integer("n", n)
         self.num_tasks += n
         self._replace_rows(
-            lambda old, rows: np.concatenate([old, rows(n, old.dtype.name)])
+            lambda old, rows: np.concatenate(
+                [old, ops.convert_to_numpy(rows(n, old.dtype.name))]
+            )
         )
         return self
 
@@ -122,19 +126,16 @@ class TaskRows(TaskLayer):
     def check_can_hold(self, num_tasks):
         """Raises nothing: the layer can hold any number of tasks."""
 
-    def split_index(self, task, inputs):
-        """Splits a checked task into a safe index and its validity.
-
-        See `keras_psp._core.task.split_task`.
-        """
-        index, known = split_task(task, self.num_tasks, inputs.shape)
-        if is_soft(index):
+    def parse_task(self, task, inputs):
+        """Returns the `Task` of a call, which must hold indices."""
+        task = Task(task, self.num_tasks, inputs)
+        if task.is_soft:
             raise TypeError(
                 f"A {type(self).__name__} has no contexts that could be mixed: `task` "
                 "must be one index for each example. Received: task of dtype "
-                f"{task.dtype} and shape {tuple(task.shape)}"
+                f"{task.index.dtype} and shape {tuple(task.index.shape)}"
             )
-        return index, known
+        return task
 
     def get_config(self):
         return {**super().get_config(), "num_tasks": self.num_tasks}

@@ -138,7 +138,7 @@ class PSPComplexDense(Superposed, keras.layers.Layer):
             axis=0,
         )
 
-    def call(self, inputs, task):
+    def call(self, inputs, task=None):
         def dense(bound):
             outputs = ops.matmul(bound, self.kernel)
             if self.use_bias:

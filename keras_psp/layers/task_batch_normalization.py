@@ -5,7 +5,6 @@ import math
 import keras
 from keras import ops
 
-from keras_psp._core.task import mask_unknown_tasks
 from keras_psp.layers._task_rows import TaskRows
 
 
@@ -108,14 +107,18 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         )
         self.input_spec = keras.InputSpec(ndim=rank, axes={self.axis: width})
 
-    def call(self, inputs, task, training=None, mask=None):
-        index, known = self.split_index(task, inputs)
+    # Keras fills in `mask` if there is one tensor, `inputs_mask` if there are more.
+    def call(self, inputs, task=None, training=None, mask=None, inputs_mask=None):
+        mask = inputs_mask if mask is None else mask
+        task = self.parse_task(task, inputs)
+        index = task.index
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         means, variances = (
             ops.cast(rows, x.dtype) for rows in (self.moving_mean, self.moving_variance)
         )
         if training and self.trainable:
-            if len(getattr(index, "shape", ())) == 0:
+            known = task.known
+            if task.is_one:
                 index = ops.zeros(ops.shape(x)[:1], "int32") + index
                 if known is not None:
                     known = ops.logical_and(ops.ones_like(index, "bool"), known)
@@ -132,8 +135,7 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         if len(scale.shape) == 2:
             shape[0] = -1
         outputs = x * ops.reshape(scale, shape) + ops.reshape(offset, shape)
-        outputs = ops.cast(outputs, self.compute_dtype)
-        return mask_unknown_tasks(outputs, known)
+        return task.mask(ops.cast(outputs, self.compute_dtype))
 
     def get_config(self):
         return {**super().get_config(), "affine_per_task": self.affine_per_task}

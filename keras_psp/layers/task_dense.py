@@ -3,8 +3,6 @@
 import keras
 from keras import ops
 
-from keras_psp._core.task import by_task
-from keras_psp._core.task import mask_unknown_tasks
 from keras_psp.layers._task_rows import TaskRows
 
 
@@ -76,36 +74,29 @@ class TaskDense(TaskRows, keras.layers.Dense):
             )
         self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: input_shape[-1]})
 
-    def call(self, inputs, task, training=None):
-        index, known = self.split_index(task, inputs)
-        kernel, bias = self.kernel, self.bias
+    def call(self, inputs, task=None, training=None):
+        task = self.parse_task(task, inputs)
+        kernel = self.kernel
         rank = len(inputs.shape)
 
-        def one(index):
-            outputs = ops.matmul(inputs, ops.take(kernel, index, axis=0))
-            return (
-                ops.add(outputs, ops.take(bias, index, axis=0))
-                if bias is not None
-                else outputs
-            )
+        def one(task):
+            return ops.matmul(inputs, ops.take(kernel, task.index, axis=0))
 
         def mixed():
             x = inputs if rank > 2 else ops.expand_dims(inputs, 1)
             ones = (1,) * (len(x.shape) - 3)
-            kernels = ops.take(kernel, index, axis=0)
+            kernels = ops.take(kernel, task.index, axis=0)
             outputs = ops.matmul(
                 x, ops.reshape(kernels, (-1, *ones, *kernel.shape[1:]))
             )
-            if bias is not None:
-                biases = ops.take(bias, index, axis=0)
-                biases = ops.reshape(biases, (-1, *ones, 1, self.units))
-                outputs = ops.add(outputs, biases)
             return outputs if rank > 2 else ops.squeeze(outputs, 1)
 
-        outputs = by_task(index, one, mixed)
+        outputs = task.branch(one, mixed)
+        if self.bias is not None:
+            outputs = ops.add(outputs, task.rows(self.bias, outputs))
         if self.activation is not None:
             outputs = self.activation(outputs)
-        return mask_unknown_tasks(outputs, known)
+        return task.mask(outputs)
 
     def enable_lora(self, *args, **kwargs):
         raise ValueError(

@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from keras_psp._core.task import mask_unknown_tasks
 from keras_psp.layers._task_rows import TaskRows
 
 
@@ -72,19 +71,11 @@ class TaskLayerNormalization(TaskRows, keras.layers.LayerNormalization):
                     autocast=False,
                 )
 
-    def call(self, inputs, task):
-        index, known = self.split_index(task, inputs)
-        outputs = ops.layer_normalization(
-            inputs, None, None, axis=-1, epsilon=self.epsilon
-        )
+    def call(self, inputs, task=None):
+        task = self.parse_task(task, inputs)
+        x = ops.layer_normalization(inputs, None, None, axis=-1, epsilon=self.epsilon)
         if self.gamma is not None:
-            outputs = ops.multiply(outputs, self._row(self.gamma, index, outputs))
+            x = ops.multiply(x, task.rows(self.gamma, x))
         if self.beta is not None:
-            outputs = ops.add(outputs, self._row(self.beta, index, outputs))
-        outputs = ops.cast(outputs, self.compute_dtype)
-        return mask_unknown_tasks(outputs, known)
-
-    def _row(self, rows, index, outputs):
-        rows = ops.take(ops.cast(rows, outputs.dtype), index, axis=0)
-        ones = (1,) * (len(outputs.shape) - 2)
-        return ops.reshape(rows, (-1, *ones, rows.shape[-1]))
+            x = ops.add(x, task.rows(self.beta, x))
+        return task.mask(ops.cast(x, self.compute_dtype))

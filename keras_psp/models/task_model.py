@@ -6,9 +6,9 @@ import numpy as np
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_shape
-from keras_psp._core.task import check_task
-from keras_psp._core.task import check_task_type
-from keras_psp._core.task import is_soft
+from keras_psp._core.task_index import check_task
+from keras_psp._core.task_index import check_task_type
+from keras_psp._core.task_index import is_soft
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_psp._core.task import check_task
+from keras_psp._core.task_index import check_task
 from keras_psp._reading.counterparts import make_plain
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import check_own_task

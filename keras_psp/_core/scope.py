@@ -1,0 +1,145 @@
+"""The scope that layers take their task from: `with keras_psp.task(3): ...`."""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_psp._core import backend
+from keras_psp._core.private import is_symbolic
+from keras_psp._core.task_index import check_task_type
+from keras_psp._core.task_index import is_soft
+
+# Stands for the scope's task among a layer's arguments, so that the graph of a
+# functional model, and its file, hold no task.
+FROM_SCOPE = "<keras_psp.task>"
+
+
+class _Opened(NamedTuple):
+    value: Any  # int, NumPy array, or a tensor of the graph that is being traced.
+    graph: Any  # What identifies that graph, or `None`.
+
+
+_opened: contextvars.ContextVar[_Opened | None] = contextvars.ContextVar(
+    "keras_psp.task", default=None
+)
+
+
+@contextlib.contextmanager
+def task(task: Any) -> Iterator[None]:
+    """Opens a scope: layers that are called in it without a task take this one.
+
+    That is how layers inside blocks that know no task get theirs. Scopes nest; the
+    inner one counts. Each thread has its own.
+
+    A compiled function does not keep the task it was traced with: two scopes around one
+    compiled model are two tasks. On TensorFlow and torch the task travels as data. JAX
+    traces the function once for each.
+
+    Args:
+        task: Integer for the whole batch, or integers of shape `(batch,)` or
+            `(batch, 1)`, one index for each example: a list, an array or a tensor.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        TypeError: `task` is not of an integer dtype.
+        ValueError: An index is negative, or `task` has another shape. A layer raises
+            one if the index is not less than its `num_tasks`.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> layer = keras_psp.layers.PSPDense(2, num_tasks=10)
+    >>> x = keras.ops.ones((3, 4))
+    >>> with keras_psp.task(7):
+    ...     y = layer(x)
+    >>> bool(keras.ops.all(y == layer(x, 7)))
+    True
+    """
+    value = check_task_type(task)
+    if backend.is_readable(value) and not is_soft(value):
+        array = np.asarray(value) if isinstance(value, int) else backend.to_numpy(value)
+        if (array < 0).any():
+            raise ValueError(
+                f"`task` must not be negative. Received: task={array.min()}"
+            )
+        # What int32 cannot hold is no task of any layer.
+        array = np.minimum(array, np.iinfo("int32").max).astype("int32")
+        value = int(array) if array.ndim == 0 else array
+    with contextlib.ExitStack() as stack:
+        if isinstance(value, (int, np.ndarray)):
+            stack.enter_context(backend.trace_for(value))
+        token = _opened.set(_Opened(value, backend.current_graph()))
+        try:
+            yield
+        finally:
+            _opened.reset(token)
+
+
+def reopened(given: Any) -> contextlib.AbstractContextManager:
+    """Returns the scope of what a layer was called with, for the layers inside it."""
+    return contextlib.nullcontext() if _is_scoped(given) else task(given)
+
+
+def _is_scoped(given: Any) -> bool:
+    return isinstance(given, str) and given == FROM_SCOPE
+
+
+def argument(name: str) -> Any:
+    """Returns what a layer is to be called with that was called without a task.
+
+    Args:
+        name: The layer's name, for the message.
+
+    Returns:
+        The tensor that the scope holds; or `FROM_SCOPE`, where its value is known now
+        and may be another one when a compiled function or a graph runs again.
+
+    Raises:
+        ValueError: There is no scope.
+    """
+    opened = _opened.get()
+    if opened is None:
+        raise ValueError(
+            f"{name!r} must be called with a `task`, or inside "
+            "`with keras_psp.task(...):`. Received: task=None"
+        )
+    if isinstance(opened.value, (int, np.ndarray)):
+        return FROM_SCOPE
+    return opened.value
+
+
+def current(inputs: Any) -> Any:
+    """Returns the scope's task, as data where a function is being traced.
+
+    Args:
+        inputs: Tensor of shape `(batch, ...)`, the inputs of the layer that asks.
+
+    Raises:
+        ValueError: There is no scope.
+    """
+    opened = _opened.get()
+    if opened is None:
+        if is_symbolic():
+            return 0  # A model is being built or loaded: any task has the same shapes.
+        raise ValueError(
+            "These layers take their task from a scope: call them inside "
+            "`with keras_psp.task(...):`. Received: no scope"
+        )
+    if opened.graph is not None or not isinstance(opened.value, (int, np.ndarray)):
+        return opened.value  # The scope is part of what is traced.
+    return backend.travelling(opened.value, _read, inputs)
+
+
+def _read() -> Any:
+    """Returns the scope's task when a compiled function is called.
+
+    Raises:
+        ValueError: There is no scope.
+    """
+    return current(None)
