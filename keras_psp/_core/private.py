@@ -5,8 +5,10 @@ TensorFlow 2.21.0, JAX 0.10.2 and torch 2.13.0. tests/test_private.py fails with
 name when one vanishes.
 """
 
+import contextlib
 import sys
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -59,15 +61,33 @@ def is_symbolic() -> bool:
     return in_symbolic_scope()
 
 
-def restore_weights_after_failure(model: keras.Model) -> None:
-    """Gives a Keras model its weights back after a `fit()` that has failed on JAX.
+@contextlib.contextmanager
+def kept_weights(model: keras.Model) -> Iterator[None]:
+    """Gives a model its weights back if what is done with it fails on JAX.
 
-    Keras hands the weights over to the compiled step and takes them back at the end
-    of an epoch. An exception in between leaves the model without them.
+    Keras takes the weights out of a model for as long as its compiled steps run, and
+    puts them back at the end. It does not if the first step cannot be traced.
     """
-    if keras.backend.backend() == "jax" and getattr(model, "_jax_state", None):
-        model.jax_state_sync()
-        model._jax_state = None
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    variables = [*model.variables, *model.metrics_variables]
+    if getattr(model, "optimizer", None) is not None:
+        variables += model.optimizer.variables
+    values = [(variable, variable._value) for variable in variables]
+    try:
+        yield
+    except BaseException:
+        for variable, value in values:
+            # A step that has run has taken the old value, and left a new one.
+            if variable._value is None and value is not None:
+                variable._value = value
+        raise
+
+
+def entry_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
+    """Returns the outermost layer whose call is under way, in a call of `layer`."""
+    return getattr(layer._get_call_context(), "entry_layer", None)
 
 
 def count_writes(tensor: Any) -> int:
