@@ -110,6 +110,10 @@ def cond(uniform, one, mixed):
         from keras_psp._core import jax_branch
 
         return jax_branch.cond(uniform, one, mixed)
+    if keras.backend.backend() == "tensorflow":
+        from keras_psp._core import tensorflow_branch
+
+        return tensorflow_branch.cond(uniform, one, mixed)
     return ops.cond(uniform, one, mixed)
 
 

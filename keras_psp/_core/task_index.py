@@ -62,10 +62,6 @@ def check_task_type(task: Any, num_tasks: int | None = None) -> Any:
         task = np.asarray(task)
     if isinstance(task, Integral) and not isinstance(task, bool):
         return int(task)
-    if isinstance(task, str):
-        raise ValueError(
-            f"No task has a name here: `task` must be an index. Received: task={task!r}"
-        )
     if not hasattr(task, "dtype"):
         raise TypeError(
             "`task` must be an integer or a tensor of integers. "

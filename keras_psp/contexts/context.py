@@ -199,13 +199,14 @@ class Context(keras.layers.Layer):
         self.num_tasks = total
         return self
 
-    def remove_tasks(self, n):
+    def remove_tasks(self, *, n):
         """Removes the last `n` tasks; the others stay exactly as they are.
 
         A model that contains the context must be told: see `add_tasks()`.
 
         Args:
-            n: Positive integer, less than the number of tasks.
+            n: Positive integer, less than the number of tasks. By keyword alone: it
+                is no task's index.
 
         Returns:
             The context itself.
@@ -318,7 +319,9 @@ class Context(keras.layers.Layer):
         )
 
     def _replace_contexts(self, rows):
+        trainable = self.contexts.trainable
         replace_weight(self, self.contexts, lambda: self._add_contexts(rows))
+        self.contexts.trainable = trainable
 
     def _map_kernel(self, transform, kernel, task):
         task = check_task(task, self.num_tasks)

@@ -1,10 +1,13 @@
 """What every superposed layer is, beside the Keras layer it replaces."""
 
+import math
+
 import keras
 from keras import ops
 
 from keras_psp import contexts
 from keras_psp._core.private import LeafLayer
+from keras_psp._core.private import replace_weight
 from keras_psp._core.task import Task
 from keras_psp.layers._task_bias import TaskBias
 from keras_psp.layers._task_layer import TaskLayer
@@ -13,12 +16,65 @@ from keras_psp.layers._task_layer import TaskLayer
 class BaseKernel(keras.layers.Layer):
     """Holds a kernel that all tasks share; Keras saves a child layer's weights.
 
-    It is not trained: every task would move it for all the others.
+    It is not trained: every task would move it for all the others. Quantized, it is
+    integers with a scale for each of its outputs.
     """
 
     def build(self, shape):
-        self.kernel = self.add_weight(
-            name="kernel", shape=shape, initializer="zeros", trainable=False
+        self._shape = tuple(shape)
+        if self.quantization_mode is None:
+            self._kernel = self.add_weight(
+                name="kernel", shape=shape, initializer="zeros", trainable=False
+            )
+        else:
+            self._add_integers()
+
+    @property
+    def kernel(self):
+        """The kernel; a tensor of it, if it is quantized."""
+        if self.quantization_mode is None:
+            return self._kernel
+        rows = ops.convert_to_tensor(self._kernel)
+        if self.quantization_mode == "int4":
+            rows = keras.quantizers.unpack_int4(rows, self._num_rows, axis=0)
+        kernel = ops.divide(ops.cast(rows, self.scale.dtype), self.scale)
+        return ops.cast(ops.reshape(kernel, self._shape), self.compute_dtype)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Does nothing: the layer that it belongs to calls `round_to()`."""
+
+    def round_to(self, policy):
+        """Turns the kernel into integers, for a quantized dtype policy."""
+        rows = ops.reshape(self._kernel, (self._num_rows, self._shape[-1]))
+        most = {"int8": 127, "int4": 7}[policy.quantization_mode]
+        rows, scale = keras.quantizers.abs_max_quantize(
+            rows, axis=0, value_range=(-most, most), to_numpy=True
+        )
+        if policy.quantization_mode == "int4":
+            rows = keras.quantizers.pack_int4(ops.convert_to_tensor(rows), axis=0)[0]
+        old, self.dtype_policy = self._kernel, policy
+        replace_weight(self, old, self._add_integers)
+        self._kernel.assign(rows)
+        self.scale.assign(scale)
+
+    @property
+    def _num_rows(self):
+        return math.prod(self._shape[:-1])
+
+    def _add_integers(self):
+        rows = self._num_rows
+        if self.quantization_mode == "int4":
+            rows = -(-rows // 2)  # Two numbers share a byte.
+        fixed = {"trainable": False, "autocast": False}
+        self._kernel = self.add_weight(
+            name="kernel",
+            shape=(rows, self._shape[-1]),
+            initializer="zeros",
+            dtype="int8",
+            **fixed,
+        )
+        self.scale = self.add_weight(
+            name="scale", shape=(1, self._shape[-1]), initializer="ones", **fixed
         )
 
 
@@ -81,15 +137,33 @@ class Superposed(TaskLayer, LeafLayer):
             self.task_bias.add_tasks(n)
         return self
 
-    def remove_tasks(self, n):
+    def remove_tasks(self, *, n):
         """Removes the last `n` tasks; the others stay exactly as they are.
 
         See `Context.remove_tasks()`; it returns the layer itself.
         """
-        self.context.remove_tasks(n)
+        self.context.remove_tasks(n=n)
         if self.task_bias is not None:
-            self.task_bias.remove_tasks(n)
+            self.task_bias.remove_tasks(n=n)
         return self
+
+    def can_quantize(self, mode):
+        """Whether Keras' `quantize()` can turn the layer's kernels into integers."""
+        return False
+
+    def enable_lora(self, *args, **kwargs):
+        """Refuses Keras' LoRA for a built layer: every task would read it.
+
+        Its inner dimension is far smaller than the layer's, so that tasks do not
+        average out in it.
+        """
+        if self.built and self.num_tasks > 1:
+            raise ValueError(
+                "A LoRA on a superposed layer would move all tasks as much as the one "
+                "that is trained: put it into the models before they are superposed. "
+                f"Received: {self.name!r}"
+            )
+        super().enable_lora(*args, **kwargs)
 
     def check_can_hold(self, num_tasks):
         """Raises a `ValueError` if the context cannot hold `num_tasks`."""

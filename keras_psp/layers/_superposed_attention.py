@@ -91,19 +91,23 @@ class SuperposedAttention(TaskLayer):
             layer.add_tasks(n)
         return self
 
-    def remove_tasks(self, n):
+    def remove_tasks(self, *, n):
         """Removes the last `n` tasks; the others stay exactly as they are.
 
         See `Context.remove_tasks()`; it returns the layer itself.
         """
         for layer in (self.context, *projections(self)):
-            layer.remove_tasks(n)
+            layer.remove_tasks(n=n)
         return self
 
     def check_can_hold(self, num_tasks):
         """Raises a `ValueError` if a projection's context cannot hold `num_tasks`."""
         for layer in projections(self):
             layer.check_can_hold(num_tasks)
+
+    def can_quantize(self, mode):
+        """Whether Keras' `quantize()` can turn the kernels into integers."""
+        return all(layer.can_quantize(mode) for layer in projections(self))
 
     def __call__(self, query, value, key=None, *, task=None, **kwargs):
         task = task_argument(task, self)

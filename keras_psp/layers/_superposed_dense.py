@@ -1,11 +1,13 @@
 """What every superposed layer is that is a product with a kernel."""
 
-import functools
+import contextvars
 
 from keras import ops
 
 from keras_psp._core.task import Task
 from keras_psp.layers._superposed import Superposed
+
+_bare: contextvars.ContextVar = contextvars.ContextVar("bare", default=None)
 
 
 class SuperposedDense(Superposed):
@@ -31,18 +33,48 @@ class SuperposedDense(Superposed):
         return task.mask(outputs)
 
     def quantized_call(self, inputs, task=None, training=None):
-        dense = functools.partial(super().quantized_call, training=training)
-        return self.call_bound(dense, inputs, task)
+        task = Task(task, self.num_tasks, inputs)
+        bound = self.bind_inputs(inputs, task.index)
+        if self.base is None and self.task_bias is None:
+            outputs = super().quantized_call(bound, training=training)
+            return task.mask(outputs)
+        token = _bare.set(self)  # What is to be added comes before the activation.
+        try:
+            outputs = super().quantized_call(bound, training=training)
+        finally:
+            _bare.reset(token)
+        if self.base is not None:
+            base = self.multiply(inputs, self.base_kernel)
+            outputs = ops.add(outputs, ops.cast(base, outputs.dtype))
+        if self.task_bias is not None:
+            outputs = self.task_bias.add_to(outputs, task)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return task.mask(outputs)
+
+    @property
+    def activation(self):
+        """The activation; `None` while Keras computes the quantized product alone."""
+        return None if _bare.get() is self else self._activation
+
+    @activation.setter
+    def activation(self, activation):
+        self._activation = activation
+
+    def can_quantize(self, mode):
+        return mode in ("int8", "int4") or (mode == "float8" and self.base is None)
 
     def quantize(self, mode=None, type_check=True, config=None):
-        if self.base is not None or self.task_bias is not None:
-            # As Keras' layers do: `Model.quantize()` warns, and goes on to the next.
+        name = mode if config is None else config.mode
+        if not self.can_quantize(name):
             raise NotImplementedError(
-                "A layer with a base kernel or a bias for each task cannot be "
-                f"quantized. Received: {self.name!r}"
+                f"A {type(self).__name__} cannot be quantized to {name!r}. "
+                f"Received: {self.name!r}"
             )
         # Keras refuses its subclasses, which might compute something else.
         super().quantize(mode, type_check=False, config=config)
+        if self.base is not None:
+            self.base.round_to(self.dtype_policy)
 
     def _multiply_by_task(self, inputs, task):
         def mixed():

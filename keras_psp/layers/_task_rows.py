@@ -114,7 +114,7 @@ class TaskRows(TaskLayer):
         )
         return self
 
-    def remove_tasks(self, n):
+    def remove_tasks(self, *, n):
         """Removes the last `n` tasks; the others stay exactly as they are.
 
         See `Context.remove_tasks()`; it returns the layer itself.
@@ -125,6 +125,17 @@ class TaskRows(TaskLayer):
 
     def check_can_hold(self, num_tasks):
         """Raises nothing: the layer can hold any number of tasks."""
+
+    def can_quantize(self, mode):
+        """Whether nothing of the layer is left out if a model is quantized."""
+        return not any("kernel" in attribute for attribute in self._rows)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        """Leaves scales, biases and statistics as they are; refuses kernels."""
+        if not self.can_quantize(mode):
+            raise NotImplementedError(
+                f"A {type(self).__name__} cannot be quantized. Received: {self.name!r}"
+            )
 
     def parse_task(self, task, inputs):
         """Returns the `Task` of a call, which must hold indices."""

@@ -102,6 +102,3 @@ class TaskDense(TaskRows, keras.layers.Dense):
         raise ValueError(
             "A TaskDense has no LoRA: its kernels are one for each task already."
         )
-
-    def quantize(self, mode=None, type_check=True, config=None):
-        raise NotImplementedError("A TaskDense cannot be quantized.")

@@ -163,7 +163,7 @@ class TaskModel(keras.Model):
             if layer.num_tasks < total:
                 layer.add_tasks(total - layer.num_tasks)
             elif layer.num_tasks > total:
-                layer.remove_tasks(layer.num_tasks - total)
+                layer.remove_tasks(n=layer.num_tasks - total)
         # What was compiled has the old weights, and number of tasks, in it.
         self.train_function = self.test_function = self.predict_function = None
         if self.compiled and trained != [id(v) for v in self.trainable_variables]:

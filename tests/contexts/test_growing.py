@@ -70,7 +70,7 @@ def test_a_model_shrinks_to_what_it_was(kind):
     before = model.predict(inputs, verbose=0)
     config, paths = layer.get_config(), [w.path for w in layer.weights]
     weights = [np.array(w) for w in layer.get_weights()]
-    assert model.add_tasks(3).remove_tasks(3) is model
+    assert model.add_tasks(3).remove_tasks(n=3) is model
     assert model.num_tasks == NUM_TASKS and layer.get_config() == config
     assert [w.path for w in layer.weights] == paths
     for a, b in zip(layer.get_weights(), weights, strict=True):
