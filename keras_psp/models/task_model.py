@@ -1,32 +1,60 @@
 """A functional model that takes its `task` input at its word."""
 
+import contextlib
+import inspect
+import re
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
 import keras
 import numpy as np
 
+from keras_psp._core import scope
+from keras_psp._core.backend import is_readable
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
-from keras_psp._core.checks import check_shape
-from keras_psp._core.task_index import check_task
+from keras_psp._core.data import InputCheck
+from keras_psp._core.data import check_batch
+from keras_psp._core.data import checked
+from keras_psp._core.private import entry_layer
+from keras_psp._core.private import kept_weights
+from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import check_task_type
-from keras_psp._core.task_index import is_soft
+from keras_psp.layers._task_layer import find_task_layers
+from keras_psp.models._whole_steps import WholeSteps
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
 class TaskModel(keras.Model):
     """A functional `keras.Model` with an input named `"task"`.
 
-    Keras casts what a functional model is given to the dtype of its `Input`, so that
-    task 1.9 would become task 1 without a word. Here it is a `TypeError`, in a call as
-    in `fit()`, `evaluate()` and `predict()`. And as one wrong index would train all
-    tasks into NaN, `fit()` refuses arrays that hold one.
+    No task answers for another one:
+
+    - Keras casts what a functional model is given to the dtype of its `Input`. Task 1.9
+      would become task 1, and task 2**32 task 0. Here a float is a `TypeError`, however
+      the inputs are handed in.
+    - `fit()` and `train_on_batch()` refuse a batch with an index outside
+      `[0, num_tasks)` before it trains anything.
+    - Elsewhere the outputs of an unknown task are NaN, whatever stands behind the
+      layers: a softmax, an argument of the maximum, a threshold. Integer outputs are
+      the lowest number of their dtype, or the highest if they have no sign.
+
+    Layers inside blocks that know no task take it from the model's input, as in
+    `keras_psp.task()`.
+
+    What fails leaves the model as it was. If `fit()` is interrupted (`Ctrl-C`), the
+    step that runs is finished first.
 
     Args:
         inputs: Dictionary of symbolic inputs; `"task"` of an integer dtype.
-        outputs: Symbolic outputs.
+        outputs: Symbolic outputs, in any structure, of floats or integers.
         **kwargs: `keras.Model` arguments.
 
     Raises:
-        ValueError: The layers hold different numbers of tasks.
+        ValueError: The layers hold different numbers of tasks; an output is of
+            booleans or strings, which cannot say that a task is unknown.
 
     Example:
 
@@ -43,31 +71,47 @@ class TaskModel(keras.Model):
 
     # Whether the kernels are the least squares solution of `superpose(..., data=)`: a
     # model that is added without data then disturbs them. It is saved with the weights.
-    fitted_to_data = False
+    fitted_to_data: bool = False
 
     # With the arguments of Keras' functional models, by which it knows them.
-    def __init__(self, inputs, outputs, name=None, **kwargs):
+    def __init__(
+        self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(inputs, outputs, name=name, **kwargs)
+        if not isinstance(self.input, dict) or "task" not in self.input:
+            raise ValueError(
+                "`inputs` must be a dictionary with an input 'task'. "
+                f"Received: inputs={inputs}"
+            )
         numbers = {layer.name: layer.num_tasks for layer in self._task_layers()}
         if len(set(numbers.values())) > 1:
             raise ValueError(
                 "All layers of a model must hold the same number of tasks. "
                 f"Received: {numbers}"
             )
+        for output in keras.tree.flatten(outputs):
+            if not ("float" in output.dtype or "int" in output.dtype):
+                raise ValueError(
+                    "The outputs must be floats or integers: others cannot say that a "
+                    f"task is unknown. Received: {output.name!r} of dtype "
+                    f"{output.dtype}"
+                )
+        # Models that have called this one: they have its variables compiled in.
+        self._callers: weakref.WeakSet = weakref.WeakSet()
 
     @property
-    def num_tasks(self):
+    def num_tasks(self) -> int:
         """How many tasks the model's layers hold."""
         layers = self._task_layers()
         if not layers:
             raise ValueError(f"No layer of {self.name!r} takes a task.")
         return min(layer.num_tasks for layer in layers)
 
-    def add_tasks(self, n):
+    def add_tasks(self, n: int) -> "TaskModel":
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
 
-        The model need not be compiled again, but if its contexts are learned the
-        optimizer starts afresh: it has numbers of its own for each of theirs.
+        The model need not be compiled again. The optimizer keeps what it knows of the
+        present tasks, and so does a consolidation. Models that contain this one follow.
 
         Args:
             n: Positive integer.
@@ -85,14 +129,15 @@ class TaskModel(keras.Model):
         self.check_can_hold(total)
         return self._change_to(total)
 
-    def remove_tasks(self, n):
+    def remove_tasks(self, *, n: int) -> "TaskModel":
         """Removes the last `n` tasks; the others stay exactly as they are.
 
         It undoes `add_tasks()`: what the tasks have of their own goes, and what they
         have written into shared weights stays.
 
         Args:
-            n: Positive integer, less than the number of tasks.
+            n: Positive integer, less than the number of tasks. By keyword alone: it
+                is no task's index.
 
         Returns:
             The model itself.
@@ -106,31 +151,70 @@ class TaskModel(keras.Model):
         self._check_can_change(n)
         return self._change_to(total)
 
-    def check_can_hold(self, num_tasks):
+    def check_can_hold(self, num_tasks: int) -> None:
         """Raises a `ValueError` if a layer's context cannot hold `num_tasks`."""
         for layer in self._task_layers():
             layer.check_can_hold(num_tasks)
 
-    def call(self, inputs, training=None, mask=None):
-        self._check(inputs, check_task_type)
-        return super().call(inputs, training=training, mask=mask)
+    # What is given is checked before Keras sees it: Keras casts it, and on JAX a step
+    # that cannot be traced costs a model its weights.
 
-    # What is wrong with the data is said here already: on JAX Keras hands the weights
-    # over to the compiled step before it traces it, and loses them if that fails.
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_readable(self._task_in(inputs)):
+            inputs = self._check("raise")(inputs)
+        return super().__call__(inputs, *args, **kwargs)
 
-    def fit(self, x=None, *args, **kwargs):
-        self._check(x, check_task)
-        return super().fit(x, *args, **kwargs)
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        caller = entry_layer(self)
+        if isinstance(caller, keras.Model) and caller is not self:
+            self._callers.add(caller)
+        task = self._task_in(inputs)
+        check_task_type(task, self.num_tasks)
+        with scope.task(task):
+            outputs = super().call(inputs, training=training, mask=mask)
+        if self._is_soft():
+            return outputs
+        return mask_outputs(outputs, task, self.num_tasks)
 
-    def evaluate(self, x=None, *args, **kwargs):
-        self._check(x, check_task_type)
-        return super().evaluate(x, *args, **kwargs)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        given["x"] = checked(given.get("x"), self._check("raise"))
+        if given.get("validation_data") is not None:
+            given["validation_data"] = self._check_validation(given["validation_data"])
+        callbacks = given.get("callbacks")
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = [*(keras.tree.flatten(callbacks or [])), WholeSteps()]
+        given["callbacks"] = callbacks
+        with self._guarded():
+            return super().fit(**given)
 
-    def predict(self, x, *args, **kwargs):
-        self._check(x, check_task_type)
-        return super().predict(x, *args, **kwargs)
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("_use_cached_eval_dataset"):  # Which `fit()` has checked.
+            x = checked(x, self._check(self._unknown))
+        with self._guarded():
+            return super().evaluate(x, *args, **kwargs)
 
-    def load_weights(self, filepath, *args, **kwargs):
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        x = checked(x, self._check(self._unknown))
+        with self._guarded():
+            return super().predict(x, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        x = self._check("raise")(x)
+        with self._guarded():
+            return super().train_on_batch(x, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        x = self._check(self._unknown)(x)
+        with self._guarded():
+            return super().test_on_batch(x, *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        x = self._check(self._unknown)(x)
+        with self._guarded():
+            return super().predict_on_batch(x)
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         before = [np.array(w) for w in self.get_weights()]
         try:
             return super().load_weights(filepath, *args, **kwargs)
@@ -140,61 +224,124 @@ class TaskModel(keras.Model):
             self.set_weights(before)
             raise
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         if self.fitted_to_data:
             store["fitted_to_data"] = np.array(1)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         values = {name: store[name] for name in store.keys()}
         self.fitted_to_data = bool(values.pop("fitted_to_data", self.fitted_to_data))
         super().load_own_variables(values)
 
-    def _check_can_change(self, n):
+    def quantize(
+        self, mode: Any = None, config: Any = None, filters: Any = None, **kwargs: Any
+    ) -> None:
+        """Quantizes the model as Keras does; see `keras.Model.quantize()`.
+
+        Superposed kernels and base kernels become integers. Biases, norms and contexts
+        stay as they are.
+
+        Raises:
+            ValueError: A layer with kernels cannot be quantized in this mode. Nothing
+                has changed then; leave it out by `filters`.
+        """
+        name = mode if config is None else config.mode
+        refused = [
+            layer.name
+            for layer in self._task_layers()
+            if _is_chosen(layer, filters) and not layer.can_quantize(name)
+        ]
+        if refused:
+            raise ValueError(
+                f"These layers cannot be quantized to {name!r}; leave them out by "
+                f"`filters`. Received: layers {refused}"
+            )
+        super().quantize(mode, config=config, filters=filters, **kwargs)
+
+    def _check_can_change(self, n: int) -> None:
         if self._is_soft():
             raise ValueError(
                 "A model that takes soft contexts has an input of `num_tasks` weights "
                 f"and can neither grow nor shrink. Received: n={n}"
             )
 
-    def _change_to(self, total):
-        trained = [id(v) for v in self.trainable_variables]
+    def _change_to(self, total: int) -> "TaskModel":
+        before, values = self.num_tasks, self.get_weights()
+        models = [self, *self._callers]
+        trained = [list(model.trainable_variables) for model in models]
+        try:
+            self._resize(total)
+        except BaseException:
+            self._resize(before)
+            self.set_weights(values)
+            raise
+        for model, variables in zip(models, trained, strict=True):
+            # What was compiled has the old weights, and number of tasks, in it.
+            model.train_function = model.test_function = model.predict_function = None
+            if model.compiled and [id(v) for v in variables] != [
+                id(v) for v in model.trainable_variables
+            ]:
+                model.compile_from_config(model.get_compile_config())
+        return self
+
+    def _resize(self, total: int) -> None:
         for layer in self._task_layers():  # Which may share a context.
             if layer.num_tasks < total:
                 layer.add_tasks(total - layer.num_tasks)
             elif layer.num_tasks > total:
                 layer.remove_tasks(n=layer.num_tasks - total)
-        # What was compiled has the old weights, and number of tasks, in it.
-        self.train_function = self.test_function = self.predict_function = None
-        if self.compiled and trained != [id(v) for v in self.trainable_variables]:
-            self.compile_from_config(self.get_compile_config())
-        return self
 
-    def _task_layers(self):
-        return [layer for layer in self.layers if hasattr(layer, "num_tasks")]
+    def _task_layers(self) -> list:
+        return find_task_layers(self)
 
-    def _is_soft(self):
+    def _is_soft(self) -> bool:
         return keras.backend.is_float_dtype(self.input["task"].dtype)
 
-    def _check(self, x, check):
-        """Calls `check` on the task in `x`; of a tf.data dataset its type is known."""
-        if hasattr(x, "element_spec"):
-            x, check = x.element_spec, check_task_type
-            x = x[0] if isinstance(x, tuple) else x
-        if not isinstance(x, dict):
-            return
-        for name in set(x) & set(self.input) - {"task"}:
-            check_shape(name, x[name], self.input[name].shape)
-        if "task" in x:
-            task = check(x["task"], self.num_tasks)
-            if is_soft(task) != self._is_soft():
-                raise TypeError(
-                    "This model takes "
-                    + (
-                        "soft contexts, floats of shape (batch, num_tasks), "
-                        if self._is_soft()
-                        else "one index for each example "
-                    )
-                    + f"as `task`. Received: task of dtype {task.dtype} and shape "
-                    f"{tuple(task.shape)}"
-                )
+    def _task_in(self, inputs: Any) -> Any:
+        """Returns the task in what the model is called with, or `None`."""
+        if isinstance(inputs, dict):
+            return inputs.get("task")
+        flat, names = keras.tree.flatten(inputs), list(self.input)
+        return flat[names.index("task")] if len(flat) == len(names) else None
+
+    @property
+    def _unknown(self) -> str:
+        """What becomes of an unknown task where nothing is trained."""
+        eager = keras.backend.backend() == "torch" or self.run_eagerly
+        return "raise" if eager else "mark"
+
+    def _check(self, unknown: str) -> InputCheck:
+        # Keras reads a list in the order of sorted names.
+        by_position = list(self.input) == sorted(self.input)
+        return InputCheck(self.input, self.num_tasks, unknown, by_position)
+
+    def _check_validation(self, data: Any) -> Any:
+        check = self._check(self._unknown)
+        if isinstance(data, (tuple, list)):
+            return check_batch(tuple(data), check)
+        return checked(data, check)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Where Keras' compiled steps run: one thread at a time on JAX, see there."""
+        with contextlib.ExitStack() as stack:
+            if keras.backend.backend() == "jax":
+                stack.enter_context(_locks.setdefault(self, threading.RLock()))
+            stack.enter_context(kept_weights(self))
+            yield
+
+
+def _is_chosen(layer: keras.layers.Layer, filters: Any) -> bool:
+    """Whether Keras' `quantize()` takes a layer with these filters."""
+    if filters is None:
+        return True
+    if callable(filters):
+        return bool(filters(layer))
+    each = [filters] if isinstance(filters, str) else filters
+    return any(re.search(pattern, layer.name) for pattern in each)
+
+
+# Of models: a lock would keep them from being pickled. On JAX Keras takes the weights
+# out of a model while its steps run, so that a second thread would find none.
+_locks: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
