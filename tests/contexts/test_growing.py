@@ -132,7 +132,9 @@ def test_n_must_be_positive(bad, error):
         model.add_tasks(1.5)
     for shrink in (model.remove_tasks, contexts.Binary(2).remove_tasks):
         with pytest.raises(ValueError, match="leave at least one of 2 tasks.*n=2"):
-            shrink(2)
+            shrink(n=2)
+        with pytest.raises(TypeError, match="positional argument"):
+            shrink(1)  # It could be meant for task 1.
 
 
 def test_what_cannot_grow_says_so_and_stays_as_it_was():

@@ -95,10 +95,44 @@ def test_soft_contexts_mix_biases():
     np.testing.assert_allclose(to_numpy(layer(x, weights)), expected, atol=1e-5)
 
 
-def test_a_base_is_not_quantized():
-    # The error that `Model.quantize()` turns into a warning.
-    with pytest.raises(NotImplementedError, match="cannot be quantized"):
-        make_base().quantize("int8")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_base_is_quantized_too(mode, activation, tmp_path):
+    def make():
+        layer = make_base(activation=activation)
+        return layer, functional(layer, (10, 64))
+
+    x, task = draw((10, 64))
+    inputs = {"image": x, "task": task}
+    layer, model = make()
+    rng = np.random.default_rng(1)
+    for weight in (layer.kernel, layer.base_kernel, layer.task_bias.bias):
+        weight.assign(rng.normal(scale=0.2, size=weight.shape))
+    exact = model.predict(inputs, verbose=0)
+    model.quantize(mode)
+    assert layer.base.quantization_mode == layer.quantization_mode == mode
+    size = 64 * 4 // (1 if mode == "int8" else 2)
+    assert np.asarray(layer.base.weights[0]).nbytes == size
+    quantized = model.predict(inputs, verbose=0)
+    tolerance = (0.03 if mode == "int8" else 0.4) * np.abs(exact).max()
+    np.testing.assert_allclose(quantized, exact, atol=tolerance)
+    if activation == "relu":
+        assert (quantized >= 0).all()
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.predict(inputs, verbose=0), quantized, atol=1e-5)
+
+
+def test_what_cannot_be_quantized_is_named_before_anything_changes():
+    x, task = draw((10, 64))
+    layer = make_base()
+    model = functional(layer, x.shape)
+    before = model.predict({"image": x, "task": task}, verbose=0)
+    with pytest.raises(ValueError, match=f"'float8'.*{layer.name}"):
+        model.quantize("float8")
+    assert layer.quantization_mode is None
+    after = model.predict({"image": x, "task": task}, verbose=0)
+    np.testing.assert_array_equal(after, before)
 
 
 def test_a_frozen_layer_has_frozen_contexts():
@@ -143,8 +177,8 @@ def test_files_keep_the_answers(make, tmp_path):
 
 def test_lora_trains_two_small_kernels_and_merges_when_saved(tmp_path):
     x, task = draw((10, 6))
-    inputs = {"image": x, "task": task}
-    layer = make_binary()
+    inputs = {"image": x, "task": 0 * task}
+    layer = PSPDense(4, num_tasks=1)
     model = functional(layer, x.shape)
     before = model.predict(inputs, verbose=0)
     layer.enable_lora(2)
@@ -160,6 +194,15 @@ def test_lora_trains_two_small_kernels_and_merges_when_saved(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(again.predict(inputs, verbose=0), after, atol=1e-5)
+
+
+def test_lora_would_move_all_tasks_and_is_refused():
+    layer = make_binary()
+    functional(layer, (10, 6))
+    weights = layer.get_weights()
+    with pytest.raises(ValueError, match="would move all tasks"):
+        layer.enable_lora(2)
+    assert len(layer.get_weights()) == len(weights) and not layer.lora_enabled
 
 
 # Keras tells of the layers it cannot quantize, the input layers among them.

@@ -133,7 +133,7 @@ def test_complex_network_is_saved_and_has_twice_the_weights(rng, tmp_path):
         ({"head": "none"}, ValueError, "Known: multi, shared, superposed"),
         ({"head": "shared", "complex_valued": True}, ValueError, "superposed head"),
         ({"depth": -1}, ValueError, "depth=-1"),
-        ({"depth": 1.5}, ValueError, "depth=1.5"),
+        ({"depth": 1.5}, TypeError, "depth=1.5"),
         ({"units": 0}, ValueError, "units=0"),
     ],
 )
