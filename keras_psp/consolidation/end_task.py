@@ -1,6 +1,7 @@
 """The callback that tells a consolidation when a task ends."""
 
 from typing import TYPE_CHECKING
+from typing import Any
 
 import keras
 
@@ -11,11 +12,16 @@ if TYPE_CHECKING:
 class EndTask(keras.callbacks.Callback):
     """Calls the optimizer's `end_task()` with the task's data at the end of each.
 
-    For a `fit()` in which an epoch is a visit to a task, by a model whose optimizer is
-    a `keras_psp.consolidation.Consolidation`.
+    For a `fit()` in which an epoch is a visit to a task, by a model whose optimizer has
+    a method `end_task()`: a `keras_psp.consolidation.Consolidation`, an optimizer of
+    your own, or either of them inside another optimizer, such as a
+    `keras.optimizers.LossScaleOptimizer`.
 
     Args:
         tasks: The `TaskSequence` that is learned.
+
+    Raises:
+        ValueError: When `fit()` begins, if no optimizer has `end_task()`.
 
     Example:
 
@@ -40,6 +46,22 @@ class EndTask(keras.callbacks.Callback):
         super().__init__()
         self.tasks = tasks
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if find_consolidation(self.model.optimizer) is None:
+            raise ValueError(
+                "`EndTask` needs an optimizer that has `end_task()`. Received: "
+                f"{self.model.optimizer!r}"
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         data = self.tasks.train(epoch % self.tasks.num_tasks, batch_size=128)
-        self.model.optimizer.end_task(self.model, data)
+        find_consolidation(self.model.optimizer).end_task(self.model, data)
+
+
+def find_consolidation(optimizer: Any) -> Any:
+    """Returns the optimizer, or the one inside it, that has `end_task()`, or `None`."""
+    while optimizer is not None and not hasattr(optimizer, "end_task"):
+        # Keras' LossScaleOptimizer has the first, optimizers of this package the other.
+        inner = getattr(optimizer, "inner_optimizer", None)
+        optimizer = inner or getattr(optimizer, "optimizer", None)
+    return optimizer
