@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_psp._core.files import claim_folder
+from keras_psp._core.files import check_empty
 from keras_psp._core.files import open_atomically
 from keras_psp.benchmarks._checkpoint import check_same_run
 from keras_psp.benchmarks._experiments import EXPERIMENTS
@@ -70,7 +70,8 @@ class Search:
         if resume and path.exists():
             self.check(folder)
         else:
-            claim_folder(folder, way_out="go on with a search there with --resume")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            check_empty(path.parent, way_out="continue a search there with --resume")
         with open_atomically(path) as file:
             file.write(json.dumps(dataclasses.asdict(self), indent=1).encode())
 

@@ -66,11 +66,12 @@ class AccuracyMatrix(keras.callbacks.Callback):
         self.batch_size = batch_size
         self.separate = separate
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         num_tasks = self.tasks.num_tasks
         self.matrix = np.full((self.tasks.num_visits, num_tasks), np.nan)
         self.ahead = np.full(num_tasks, np.nan)
-        self.train_seconds, self.test_seconds = [], []
+        self.train_seconds: list[float] = []
+        self.test_seconds: list[float] = []
         # The same layers in a model of its own: the one in training keeps its metrics.
         self._metric = TaskAccuracy(num_tasks)
         self._evaluator = TaskModel(self.model.input, self.model.output)
@@ -80,10 +81,10 @@ class AccuracyMatrix(keras.callbacks.Callback):
             jit_compile=self.model.jit_compile,
         )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._start = time.perf_counter()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         trained = time.perf_counter()
         self.train_seconds.append(trained - self._start)
         seen = min(epoch + 1, self.tasks.num_tasks)
@@ -99,7 +100,7 @@ class AccuracyMatrix(keras.callbacks.Callback):
         if logs is not None:
             logs["average_accuracy"] = float(row[:seen].mean())
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, list]:
         """Returns what has been measured, for a JSON file; see `restore()`."""
         return {
             "matrix": to_lists(self.matrix),
@@ -108,16 +109,29 @@ class AccuracyMatrix(keras.callbacks.Callback):
             "test_seconds": list(self.test_seconds),
         }
 
-    def restore(self, state: dict):
-        """Takes up what an earlier `fit()` has measured, after this one's beginning."""
-        self.matrix = np.array(state["matrix"], dtype="float64")
-        self.ahead = np.array(state["ahead"], dtype="float64")
-        self.train_seconds = list(state["train_seconds"])
-        self.test_seconds = list(state["test_seconds"])
+    def restore(self, state: dict[str, list]) -> None:
+        """Continues what an earlier `fit()` has measured.
+
+        Call it after this `fit()` has begun.
+
+        Raises:
+            KeyError, TypeError, ValueError: The state is not one of `state()` for these
+                tasks.
+        """
+        matrix = np.array(state["matrix"], dtype="float64")
+        ahead = np.array(state["ahead"], dtype="float64")
+        if matrix.shape != self.matrix.shape or ahead.shape != self.ahead.shape:
+            raise ValueError(
+                f"The state must be of a matrix of shape {self.matrix.shape}. "
+                f"Received: shape {matrix.shape}"
+            )
+        self.matrix, self.ahead = matrix, ahead
+        self.train_seconds = [float(x) for x in state["train_seconds"]]
+        self.test_seconds = [float(x) for x in state["test_seconds"]]
 
 
 def to_lists(array: np.ndarray) -> list:
-    """Returns an array as lists, `None` for NaN, which JSON has not."""
+    """Returns an array as lists, with `None` for NaN, which JSON does not have."""
     return np.where(np.isnan(array), None, array).tolist()
 
 
