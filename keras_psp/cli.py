@@ -4,8 +4,13 @@ import argparse
 import dataclasses
 import importlib.util
 import os
+import shlex
 import sys
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 from rich.console import Console
@@ -17,11 +22,12 @@ from keras_psp import datasets
 from keras_psp import export
 from keras_psp._core.checks import check_name
 from keras_psp.benchmarks._progress import RunProgress
+from keras_psp.benchmarks.config import Config
 from keras_psp.exporting._formats import FORMATS
 
 BACKENDS = ("jax", "tensorflow", "torch")
 
-# The columns of a report's tables that a terminal has room for.
+# The columns of a report's tables for which a terminal has room.
 SHOWN = (
     *("runs", "average %", "task 0 %", "retention %", "just trained %"),
     "forgetting %",
@@ -31,30 +37,31 @@ DESCRIPTION = """\
 Parameter superposition: many models in one set of weights.
 
   keras-psp run permuted --context binary
-      learns ten tasks one after the other and measures what is kept of each
+      learns ten tasks one after the other and measures the accuracy on each
   keras-psp run permuted --context identity
-      the same with a standard network, which forgets
+      does the same with a standard network, which forgets earlier tasks
   keras-psp report runs
-      compares them: tables here, a page to open in a browser beside them
+      compares these runs: prints tables, writes plots and a page for the browser
   keras-psp run --suite paper-small
-      all of the paper's experiments on small data, in minutes
+      runs all of the paper's experiments on small data, in minutes
   keras-psp tune permuted --trials 12
-      searches for the network that keeps most; report takes its folder too
+      searches for the network that remembers most; `report` takes its folder too
   keras-psp export model.keras model
       writes a SavedModel, or --format onnx and others, for runtimes without Keras
   keras-psp list
-      names the experiments, sources and context families there are
+      lists the experiments, sources and families of contexts
 """
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Args:
         argv: List of strings. Defaults to the process's arguments.
 
     Returns:
-        The exit status: 0, 2 for bad input (told on stderr), 130 if interrupted.
+        The exit status: 0; 2 for bad input, with a message on stderr; 130 after an
+        interruption.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -72,8 +79,8 @@ def main(argv=None):
     return 0
 
 
-def _check_words(argv):
-    # argparse would say which words it knows, but not which is the nearest.
+def _check_words(argv: list[str]) -> None:
+    # argparse's own message does not say which known word is the nearest.
     words = [word for word in argv[:2] if not word.startswith("-")]
     if words:
         check_name("command", words[0], _COMMANDS)
@@ -81,8 +88,8 @@ def _check_words(argv):
         check_name("experiment", words[1], benchmarks.EXPERIMENTS)
 
 
-def _restart(backend, argv):
-    """Starts again: Keras chose its backend when it was imported."""
+def _restart(backend: str, argv: list[str]) -> None:
+    """Starts the command again, because Keras chose its backend on import."""
     if importlib.util.find_spec(backend) is None:
         raise ModuleNotFoundError(
             f"The backend is not installed. Install it with: pip install {backend}"
@@ -92,7 +99,7 @@ def _restart(backend, argv):
     os.execv(sys.executable, [sys.executable, "-m", "keras_psp.cli", *argv])
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keras-psp",
         description=DESCRIPTION,
@@ -105,13 +112,13 @@ def _parser():
     return parser
 
 
-def _add_run(parser):
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--suite",
         type=_known("suite", benchmarks.SUITES),
         metavar="NAME",
-        help="run these experiments one after the other, but those that have been run: "
-        + ", ".join(benchmarks.SUITES),
+        help="run the experiments of a suite one after the other, except those that "
+        "have their result: " + ", ".join(benchmarks.SUITES),
     )
     _add_run_options(parser, "folder for the runs (default: runs/NAME)")
     parser.set_defaults(command=_run_suite)
@@ -122,28 +129,30 @@ def _add_run(parser):
             _add_option(experiment, field, default=field.default)
         _add_run_options(
             experiment,
-            "folder for result.json (default: one in runs/ named after the run)",
+            "folder for result.json (default: a folder in runs/ named after the run)",
         )
         experiment.add_argument(
             "--overwrite",
             action="store_true",
-            help="whether the folder may hold files already",
+            help="write to the folder even if it holds files",
         )
         experiment.add_argument(
             "--resume",
             action="store_true",
-            help="go on with the run in the folder, from its last finished task",
+            help="continue the run in the folder after its last finished task",
         )
         experiment.add_argument(
             "--tensorboard",
             action="store_true",
-            help="write logs for TensorBoard beside the result",
+            help="write logs for TensorBoard into the folder",
         )
         experiment.set_defaults(command=_run, config=config)
 
 
-def _add_experiment(experiments, name, config):
-    help = config.__doc__.splitlines()[0]
+def _add_experiment(
+    experiments: Any, name: str, config: type[Config]
+) -> argparse.ArgumentParser:
+    help = (config.__doc__ or "").splitlines()[0]
     return experiments.add_parser(
         name,
         help=help,
@@ -152,18 +161,18 @@ def _add_experiment(experiments, name, config):
     )
 
 
-def _add_run_options(parser, output):
+def _add_run_options(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument(
         "--backend",
         type=_known("backend", BACKENDS),
         default=keras.backend.backend(),
         metavar="{" + ",".join(BACKENDS) + "}",
-        help="where Keras computes; KERAS_BACKEND does the same",
+        help="Keras' backend; the environment variable KERAS_BACKEND sets it too",
     )
     parser.add_argument("--output", type=Path, default=argparse.SUPPRESS, help=output)
 
 
-def _add_option(parser, field, default):
+def _add_option(parser: Any, field: dataclasses.Field, default: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
     help, names = field.metadata["help"], field.metadata["names"]
     if field.type is bool:
@@ -176,7 +185,7 @@ def _add_option(parser, field, default):
     parser.add_argument(flag, default=default, help=help, **options)
 
 
-def _known(what, names):
+def _known(what: str, names: Iterable[str]) -> Callable[[str], str]:
     def check(name):
         try:
             return check_name(what, name, names)
@@ -186,32 +195,32 @@ def _known(what, names):
     return check
 
 
-def _run(args):
+def _run(args: argparse.Namespace) -> None:
     fields = [field.name for field in dataclasses.fields(args.config)]
     config = args.config(**{name: getattr(args, name) for name in fields})
     output = getattr(args, "output", Path("runs") / config.folder_name)
     options = {"overwrite": args.overwrite, "tensorboard": args.tensorboard}
     console = _console()
     _run_one(console, config, output, resume=args.resume, **options)
-    console.print(f"plots:   keras-psp report {output}")
+    console.print(f"plots:   keras-psp report {shlex.quote(str(output))}")
 
 
-def _run_suite(args):
+def _run_suite(args: argparse.Namespace) -> None:
     if args.suite is None:
         raise ValueError(
-            f"Name an experiment, one of {', '.join(benchmarks.EXPERIMENTS)}, or a "
-            f"--suite, one of {', '.join(benchmarks.SUITES)}."
+            f"Name an experiment, one of {', '.join(benchmarks.EXPERIMENTS)}; or a "
+            f"suite with --suite, one of {', '.join(benchmarks.SUITES)}."
         )
     console = _console()
     suite = benchmarks.SUITES[args.suite]
     output = getattr(args, "output", Path("runs") / args.suite)
     for number, config in enumerate(suite, start=1):
-        console.print(f"[bold]{number} of {len(suite)}[/bold]")
+        console.print(f"{number} of {len(suite)}", style="bold")
         _run_one(console, config, output / config.folder_name, resume=True)
-    console.print(f"report:  keras-psp report {output}")
+    console.print(f"report:  keras-psp report {shlex.quote(str(output))}")
 
 
-def _run_one(console, config, output, **options):
+def _run_one(console: Console, config: Config, output: Path, **options: Any) -> None:
     result = benchmarks.run(
         config,
         output=output,
@@ -228,7 +237,7 @@ def _run_one(console, config, output, **options):
     )
 
 
-def _add_tune(parser):
+def _add_tune(parser: argparse.ArgumentParser) -> None:
     experiments = parser.add_subparsers(metavar="EXPERIMENT", required=True)
     for name, config in benchmarks.EXPERIMENTS.items():
         experiment = _add_experiment(experiments, name, config)
@@ -240,34 +249,34 @@ def _add_tune(parser):
             help="how KerasTuner chooses the next trial",
         )
         experiment.add_argument(
-            "--trials", type=int, default=20, metavar="INT", help="how many runs"
+            "--trials", type=int, default=20, metavar="INT", help="number of runs"
         )
         experiment.add_argument(
             "--search",
             action="append",
             default=argparse.SUPPRESS,
             metavar="NAME=CHOICE,CHOICE,...",
-            help="what is searched, given once for each, as in --search units=64,128 "
-            "--search context=binary,powers (default: contexts, sizes and how "
-            "it is trained, but what is given below)",
+            help="an option to search and its choices; may be repeated, as in --search "
+            "units=64,128 --search context=binary,powers (default: contexts, sizes and "
+            "training options, except options you set yourself)",
         )
         _add_run_options(
             experiment,
-            "folder for the search (default: one in runs/ named after it)",
+            "folder for the search (default: a folder in runs/ named after it)",
         )
         experiment.add_argument(
             "--resume",
             action="store_true",
-            help="go on with the search in the folder",
+            help="continue the search in the folder",
         )
-        fixed = experiment.add_argument_group("what is not searched")
+        fixed = experiment.add_argument_group("options that are not searched")
         for field in dataclasses.fields(config):
             _add_option(fixed, field, default=argparse.SUPPRESS)
         experiment.set_defaults(command=_tune, config=config)
 
 
-def _tune(args):
-    from keras_psp import tuning  # Which needs KerasTuner.
+def _tune(args: argparse.Namespace) -> None:
+    from keras_psp import tuning  # It needs KerasTuner.
 
     fields = {field.name: field for field in dataclasses.fields(args.config)}
     given = {name: value for name, value in vars(args).items() if name in fields}
@@ -293,21 +302,25 @@ def _tune(args):
         console=console,
     )
     if not results:
-        raise ValueError(f"No trial came to an end. Received: output={output}")
+        raise ValueError(
+            f"No trial has been finished. Received: output={str(output)!r}"
+        )
     best = results[0]
     chosen = benchmarks.Search.load(output).describe_trial(best.config)
     console.print(
         f"best of {len(results)}: {chosen}: "
         f"{100 * best.average_accuracy:.1f} % on average over {best.config['tasks']} "
         f"tasks, {100 * best.accuracy_matrix[-1, 0]:.1f} % on task 0, which is "
-        f"{100 * benchmarks.retention(best.accuracy_matrix):.1f} % of what it had\n"
+        f"{100 * benchmarks.retention(best.accuracy_matrix):.1f} % of what it was\n"
         f"again:   keras-psp run {_command(args.config(**best.config))}\n"
-        f"report:  keras-psp report {output}"
+        f"report:  keras-psp report {shlex.quote(str(output))}"
     )
 
 
-def _space(searched, fields, given):
-    """What `--search` says, in the fields' types."""
+def _space(
+    searched: list[str], fields: dict[str, dataclasses.Field], given: dict[str, Any]
+) -> dict[str, list]:
+    """Returns the choices of `--search`, converted to the fields' types."""
     space = {}
     for text in searched:
         name, _, choices = text.partition("=")
@@ -315,14 +328,13 @@ def _space(searched, fields, given):
         check_name("hyperparameter", name, fields)
         if name in space or name in given:
             raise ValueError(
-                f"`{name}` is either given or searched, and once. Received: --search "
-                f"{text}"
+                f"`{name}` may be set once, or searched once. Received: --search {text}"
             )
         space[name] = [_read(name, x, fields[name].type) for x in choices.split(",")]
     return space
 
 
-def _read(name, text, type):
+def _read(name: str, text: str, type: Any) -> Any:
     if type is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -333,8 +345,8 @@ def _read(name, text, type):
         ) from error
 
 
-def _command(config):
-    """The arguments of `keras-psp run` for a config."""
+def _command(config: Config) -> str:
+    """Returns the arguments of `keras-psp run` that give a config."""
     words = [config.experiment]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -344,27 +356,27 @@ def _command(config):
     return " ".join(words)
 
 
-def _add_report(parser):
+def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs",
         nargs="+",
         metavar="RUN",
-        help="folder of a run, of many, or a result.json",
+        help="folder of a run, folder of many runs, or result.json",
     )
     parser.add_argument(
         "--output",
         type=Path,
-        help="folder for the report (default: the innermost that holds all the runs)",
+        help="folder for the report (default: the innermost one that holds all runs)",
     )
     parser.set_defaults(command=_report)
 
 
-def _report(args):
+def _report(args: argparse.Namespace) -> None:
     found = benchmarks.report(args.runs, output=args.output)
     console = _console()
     for title, rows in found.tables.items():
         table = Table(title=title, title_justify="left")
-        # What 80 columns can hold; the files have the rest.
+        # These fit into 80 columns; the files have the others.
         what, *others = rows[0]
         table.add_column(what, overflow="fold", min_width=12)
         numbers = [column for column in others if column in SHOWN]
@@ -381,7 +393,7 @@ def _report(args):
         console.print(f"written: {path}")
 
 
-def _add_export(parser):
+def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="a .keras file")
     parser.add_argument("path", type=Path, help="where to write")
     parser.add_argument(
@@ -397,28 +409,28 @@ def _add_export(parser):
         action="append",
         default=[],
         metavar="INT",
-        help="a task that gets an endpoint of its own in a SavedModel; may be repeated",
+        help="add an endpoint for this task to a SavedModel; may be repeated",
     )
     parser.add_argument(
         "--infer-task",
         action=argparse.BooleanOptionalAction,
-        help="whether a SavedModel has an endpoint that finds the task "
-        "(default: if it can have)",
+        help="add an endpoint that guesses the task to a SavedModel "
+        "(default: if the model allows it)",
     )
     parser.add_argument(
         "--probabilities",
         action="store_true",
-        help="whether the model gives probabilities, for --infer-task, and not logits",
+        help="for --infer-task: the model's outputs are probabilities, not logits",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="whether the path may exist already"
+        "--overwrite", action="store_true", help="replace what is at the path"
     )
     parser.set_defaults(command=_export)
 
 
-def _export(args):
+def _export(args: argparse.Namespace) -> None:
     if not args.model.is_file():
-        raise FileNotFoundError(f"There is no such file. Received: {args.model}")
+        raise FileNotFoundError(f"There is no such file. Received: {str(args.model)!r}")
     model = keras.saving.load_model(args.model, compile=False)
     card = export(
         model,
@@ -430,16 +442,16 @@ def _export(args):
         overwrite=args.overwrite,
     )
     _console().print(
-        f"written: {args.path}, which differs from the model by at most "
+        f"written: {args.path}; its outputs differ from the model's by at most "
         f"{card['difference']:.1g}\nendpoints: {', '.join(card['endpoints'])}"
     )
 
 
-def _add_list(parser):
+def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_list)
 
 
-def _list(args):
+def _list(args: argparse.Namespace) -> None:
     console = _console()
     for what, names in (
         ("experiments", benchmarks.EXPERIMENTS),
@@ -453,8 +465,9 @@ def _list(args):
         console.print(f"{what + ':':<13}{', '.join(names)}")
 
 
-def _console():
-    console = Console(highlight=False, soft_wrap=True)
+def _console() -> Console:
+    # Without markup: brackets in a path are a part of its name.
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 120
     return console
@@ -462,10 +475,10 @@ def _console():
 
 _COMMANDS = {
     "run": (_add_run, "run an experiment"),
-    "tune": (_add_tune, "search for the config that keeps most"),
-    "report": (_add_report, "compare runs: table, Markdown and plots"),
-    "export": (_add_export, "write a model for runtimes that have no Keras"),
-    "list": (_add_list, "name the experiments, sources and context families there are"),
+    "tune": (_add_tune, "search for the network that remembers most"),
+    "report": (_add_report, "compare runs: tables, plots and a page for the browser"),
+    "export": (_add_export, "write a model for runtimes without Keras"),
+    "list": (_add_list, "list the experiments, sources and families of contexts"),
 }
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ They need TensorFlow, tensorflow-datasets and scikit-learn for the data, matplot
 the plots and rich for the command line: `pip install "keras-psp[bench]"`.
 """
 
-from keras_psp.benchmarks._experiments import EXPERIMENTS
 from keras_psp.benchmarks._tables import describe_system
 from keras_psp.benchmarks.fresh_start import FreshStart
 from keras_psp.benchmarks.incremental_config import IncrementalConfig
@@ -16,6 +15,7 @@ from keras_psp.benchmarks.rotating_config import RotatingConfig
 from keras_psp.benchmarks.run import run
 from keras_psp.benchmarks.search import TUNERS
 from keras_psp.benchmarks.search import Search
+from keras_psp.benchmarks.suites import EXPERIMENTS
 from keras_psp.benchmarks.suites import SUITES
 from keras_psp.consolidation.end_task import EndTask
 from keras_psp.evaluation.accuracy_matrix import AccuracyMatrix

@@ -1,14 +1,18 @@
-"""Runs put together: a table for each experiment, a row for each system."""
+"""Groups of runs that can be compared: a table for each, with a row for each system."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
+from os import PathLike
+from typing import Any
 
 import numpy as np
 
 from keras_psp.benchmarks.result import RunResult
 
-# The fields that make a system what it is. Its sizes, and how it is trained, are told
-# only where they differ. All other fields must be equal for runs to be compared.
+UNKNOWN = "—"
+# The fields that define a system. Sizes and training options are named only where they
+# differ. All other fields must be equal for runs to be compared.
 SYSTEM = (
     *("context", "learnable", "complex_valued", "assignment", "context_over"),
     *("head", "norm", "separate", "joint", "consolidation", "strength"),
@@ -44,9 +48,9 @@ class Entry:
 
     @property
     def is_bound(self) -> bool:
-        """Whether it need not keep anything, and shows what can be had at most."""
+        """Whether it is an upper bound, which does not learn task after task."""
         config = self.results[0].config
-        return config["separate"] or config["joint"]
+        return bool(config.get("separate") or config.get("joint"))
 
     @property
     def matrix(self) -> np.ndarray:
@@ -61,7 +65,7 @@ class Entry:
         """The mean in percent, and the standard deviation if there is more than one."""
         return in_percent(self._values(metric))
 
-    def _values(self, metric):
+    def _values(self, metric: str) -> np.ndarray:
         return np.array(
             [result.metrics[metric] for result in self.results], dtype=float
         )
@@ -84,7 +88,7 @@ class Group:
     entries: Sequence[Entry]
 
     def rows(self) -> list[dict[str, str]]:
-        """The table; the best average that is not a bound is marked with `**`."""
+        """The table; `**` marks the best average of a system that is no upper bound."""
         rows = [_row(entry) for entry in self.entries]
         others = [i for i, entry in enumerate(self.entries) if not entry.is_bound]
         if others and len(rows) > 1:
@@ -94,7 +98,7 @@ class Group:
 
 
 def describe_system(result: RunResult) -> str:
-    """Says in words what system a run is of.
+    """Returns the name of a run's system in words.
 
     Example:
 
@@ -112,7 +116,7 @@ def describe_system(result: RunResult) -> str:
         learned = ", learned" if config["learnable"] else ""
         kind = "complex-valued" if config["complex_valued"] else "superposed"
         parts = [f"{kind} ({config['context']}{learned})"]
-        if config["head"] != "superposed":
+        if config["head"] not in (None, "superposed"):
             parts.append(f"{config['head']} head")
     if config["assignment"] in ASSIGNMENT_NAMES:
         parts.append(ASSIGNMENT_NAMES[config["assignment"]])
@@ -125,14 +129,15 @@ def describe_system(result: RunResult) -> str:
     if config["joint"]:
         parts.append("all tasks at once")
     name = ", ".join(parts)
-    if config["consolidation"] != "none":
+    consolidation = config["consolidation"]
+    if consolidation not in (None, "none"):
         strength = f" ({config['strength']:g})" if config["strength"] else ""
-        name += f" + {CONSOLIDATION_NAMES[config['consolidation']]}{strength}"
+        name += f" + {CONSOLIDATION_NAMES.get(consolidation, consolidation)}{strength}"
     return name
 
 
-def group(runs: Sequence[tuple[str, RunResult]], published: dict) -> list[Group]:
-    """Puts runs together.
+def group(runs: Sequence[tuple[PathLike, RunResult]], published: dict) -> list[Group]:
+    """Puts runs that can be compared into one group.
 
     Args:
         runs: Pairs of a path, for error messages, and a result.
@@ -141,37 +146,56 @@ def group(runs: Sequence[tuple[str, RunResult]], published: dict) -> list[Group]
     Raises:
         ValueError: Two runs differ in nothing.
     """
-    settings = {}
+    settings: dict[tuple, list[tuple[PathLike, RunResult]]] = {}
     for path, result in runs:
-        key = (result.experiment, *sorted(_setting(result).items()))
+        shape = result.accuracy_matrix.shape
+        key = (result.experiment, shape, *sorted(_setting(result).items()))
         settings.setdefault(key, []).append((path, result))
     firsts = [members[0][1] for members in settings.values()]
-    groups, slugs = [], {}
-    for first, members in zip(firsts, settings.values(), strict=True):
-        slug = f"{first.experiment}-{first.config['source']}".replace("+", "-")
-        slugs[slug] = slugs.get(slug, 0) + 1
-        if slugs[slug] > 1:
-            slug += f"-{slugs[slug]}"
-        note = _compare(
-            [result for _, result in members], published.get(first.experiment, {})
+    titles = _number([_title(first, firsts) for first in firsts], " ({})")
+    slugs = _number([_slug(first) for first in firsts], "-{}")
+    return [
+        Group(
+            title,
+            slug,
+            _compare([result for _, result in members], published),
+            _entries(members),
         )
-        groups.append(Group(_title(first, firsts), slug, note, _entries(members)))
-    return groups
+        for title, slug, members in zip(titles, slugs, settings.values(), strict=True)
+    ]
 
 
-def _setting(result):
+def _slug(result: RunResult) -> str:
+    """A name for files: whatever a result says, it names no folder."""
+    text = f"{result.experiment}-{result.config['source']}"
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-").lower()[:100] or "runs"
+
+
+def _number(names: list[str], suffix: str) -> list[str]:
+    """Makes names different by a number behind those that are taken."""
+    found: list[str] = []
+    for name in names:
+        free, number = name, 1
+        while free in found:
+            number += 1
+            free = name + suffix.format(number)
+        found.append(free)
+    return found
+
+
+def _setting(result: RunResult) -> dict[str, Any]:
     """The fields in which runs must be equal to be compared."""
     others = (*SYSTEM, *TOLD, "seed")
     return {name: x for name, x in result.config.items() if name not in others}
 
 
-def _entries(members):
+def _entries(members: list[tuple[PathLike, RunResult]]) -> list[Entry]:
     differing = [
         name
         for name in (*TOLD, "backend")
         if len({_field(result, name) for _, result in members}) > 1
     ]
-    systems = {}
+    systems: dict[str, dict[int, tuple[PathLike, RunResult]]] = {}
     for path, result in members:
         name = ", ".join(
             [
@@ -183,7 +207,7 @@ def _entries(members):
         if result.seed in seeds:
             raise ValueError(
                 "Two runs have the same config and seed, and count as one: "
-                f"{seeds[result.seed][0]} and {path}. Leave one out."
+                f"'{seeds[result.seed][0]}' and '{path}'. Leave one out."
             )
         seeds[result.seed] = path, result
     entries = [
@@ -193,27 +217,27 @@ def _entries(members):
     return sorted(entries, key=lambda entry: -entry.mean("average_accuracy"))
 
 
-def _words(name):
+def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _field(result, name):
+def _field(result: RunResult, name: str) -> Any:
     return result.backend if name == "backend" else result.config.get(name)
 
 
-def _title(result, others):
-    """Says what was learned; and more, where others would be called the same."""
+def _title(result: RunResult, others: list[RunResult]) -> str:
+    """Says what was learned, and in more detail if another has the same short title."""
     title = _short_title(result)
     alike = [_setting(other) for other in others if _short_title(other) == title]
     more = [
         f"{_words(name)} {value}"
         for name, value in _setting(result).items()
-        if any(setting[name] != value for setting in alike)
+        if any(setting.get(name) != value for setting in alike)
     ]
     return ", ".join([title, *more])
 
 
-def _short_title(result):
+def _short_title(result: RunResult) -> str:
     config = result.config
     cycles = config.get("cycles", 1)
     rounds = f", {cycles} times round" if cycles > 1 else ""
@@ -223,21 +247,24 @@ def _short_title(result):
     )
 
 
-def _compare(results, published):
+def _compare(results: list[RunResult], published: dict) -> str:
     differing = []
-    for name, value in published.items():
-        found = list(dict.fromkeys(result.config[name] for result in results))
+    for name, value in published.get(results[0].experiment, {}).items():
+        found = list(dict.fromkeys(result.config.get(name) for result in results))
         if found != [value]:
             given = ", ".join(str(x) for x in found)
             differing.append(f"{_words(name)} {given} (published: {value})")
+    if results[0].experiment not in published:
+        return "There is no published setting."
     if not differing:
         return "The published setting."
     return f"Not the published setting: {'; '.join(differing)}."
 
 
-def _row(entry):
+def _row(entry: Entry) -> dict[str, str]:
     first = entry.results[0]
     tasks = first.config["tasks"]
+    weights, bits = first.memory["weights"], first.contexts["bits_per_task"]
     drifts = [result.contexts["orthogonality_drift"] for result in entry.results]
     # The first visit's time includes compilation.
     seconds = [
@@ -255,11 +282,11 @@ def _row(entry):
         "forgetting %": entry.describe("forgetting"),
         "backward transfer %": entry.describe("backward_transfer"),
         "forward transfer %": entry.describe("forward_transfer"),
-        "weights": format_bytes(first.memory["weights"]),
-        "weights/task": format_bytes(first.memory["weights"] / tasks),
+        "weights": format_bytes(weights),
+        "weights/task": format_bytes(None if weights is None else weights / tasks),
         "beside": format_bytes(first.memory["consolidation"]),
-        "context bits/task": str(first.contexts["bits_per_task"]),
-        "drift": "—" if None in drifts else f"{max(drifts):.1e}",
+        "context bits/task": UNKNOWN if bits is None else str(bits),
+        "drift": UNKNOWN if None in drifts else f"{max(drifts):.1e}",
         "s/visit": f"{np.median(seconds):.2f}",
         "backend": first.backend,
     }
@@ -267,15 +294,17 @@ def _row(entry):
 
 def in_percent(values: Sequence[float]) -> str:
     """The mean in percent, and the standard deviation if there is more than one."""
-    values = 100 * np.asarray(values)
-    if np.isnan(values).any():
-        return "—"
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}"
+    percent = 100 * np.asarray(values)
+    if np.isnan(percent).any():
+        return UNKNOWN
+    deviation = f" ± {np.std(percent, ddof=1):.1f}" if len(percent) > 1 else ""
+    return f"{np.mean(percent):.1f}{deviation}"
 
 
-def format_bytes(count: float) -> str:
+def format_bytes(count: float | None) -> str:
     """Writes a number of bytes for people."""
+    if count is None:
+        return UNKNOWN
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -3,13 +3,16 @@
 import base64
 import csv
 import dataclasses
+import html
 import io
 import os
+import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from keras_psp._core.files import open_atomically
-from keras_psp.benchmarks._experiments import EXPERIMENTS
 from keras_psp.benchmarks._plots import draw
 from keras_psp.benchmarks._tables import describe_system
 from keras_psp.benchmarks._tables import group
@@ -17,17 +20,22 @@ from keras_psp.benchmarks.result import FILE_NAME
 from keras_psp.benchmarks.result import RunResult
 from keras_psp.benchmarks.search import FILE_NAME as SEARCH_NAME
 from keras_psp.benchmarks.search import Search
+from keras_psp.benchmarks.suites import EXPERIMENTS
+
+# Control characters, separators of lines and paragraphs, marks of writing direction.
+_CONTROL = ("Cc", "Cf", "Zl", "Zp")
 
 LEGEND = (
-    "Average: mean accuracy over all tasks after the last one; in bold the best of the "
-    "systems that learn task after task in one network. Just trained: mean accuracy on "
+    "Average: mean accuracy over all tasks after the last one; the best system that "
+    "learns task after task in one network is in bold. Just trained: mean accuracy on "
     "each task right after its training. Forgetting: how far tasks fell from their "
-    "best. Backward transfer: what later tasks did to earlier ones. Forward transfer: "
-    "how much better than guessing a task is before its training. Weights: of all that "
-    "it takes to answer for every task; beside: what consolidation keeps while "
-    "training. Context bits/task: what the contexts of one more task take. Drift: the "
-    "largest element of |C C^T - I| of any layer's contexts C, if they are learned. "
-    "Numbers with ± are means and standard deviations over runs with different seeds."
+    "best accuracy. Backward transfer: how later tasks changed the accuracy on earlier "
+    "ones. Forward transfer: how much better than guessing a task is before its "
+    "training. Weights: all that is needed to answer for every task. Beside: what the "
+    "consolidation keeps while training. Context bits/task: what the contexts of one "
+    "more task take. Drift: the largest element of |C C^T - I| of any layer's contexts "
+    "C, if they are learned. Numbers with ± are means and standard deviations over "
+    "runs with different seeds."
 )
 CAPTIONS = {
     "retention": "Accuracy over the course of the tasks",
@@ -42,11 +50,11 @@ class Report:
     """What `report()` has written.
 
     Attributes:
-        tables: By title, a dictionary of strings for each row; the best average is in
-            `**`. Those of searches come first.
+        tables: A list of rows for each title; a row is a dictionary of strings. The
+            best average is in `**`. The tables of searches come first.
         paths: The files: `report.html`, a page with everything in it, `report.md`,
             `runs.csv`, and the plots.
-        left_out: Why a run is not in it, for each that is not.
+        left_out: For each run that is left out, the reason.
     """
 
     tables: dict[str, list[dict[str, str]]]
@@ -57,16 +65,21 @@ class Report:
 def report(
     runs: Iterable[str | os.PathLike], output: str | os.PathLike | None = None
 ) -> Report:
-    """Writes tables and plots of some runs, those with equal settings in one table.
+    """Writes tables and plots of runs; runs with equal settings share a table.
 
-    Runs that a search for hyperparameters has made are in one of its best trials too.
+    The best runs of a search for hyperparameters are in a table of the search too.
 
     Args:
         runs: Folders of runs, folders that hold such folders, or `result.json` files.
-        output: Folder to write to. Defaults to the innermost that holds all of `runs`.
+        output: Folder to write to. Defaults to the innermost folder that holds all of
+            `runs`.
 
     Returns:
-        A `Report`. Runs whose result is damaged or not there yet are left out of it.
+        A `Report`. It leaves out runs whose result is missing, cannot be read, or is
+        damaged, and says so.
+
+    It writes into `output` only, whatever a result says. Text from results and names of
+    folders is escaped in each format: it is no Markdown, no HTML and no formula.
 
     Raises:
         FileNotFoundError: There is nothing there, or no result in it.
@@ -90,11 +103,12 @@ def report(
     if len(set(given)) < len(given):
         raise ValueError(f"Each run may be named once. Received: {[*map(str, given)]}")
     folders = list(dict.fromkeys(found for path in given for found in _find(path)))
-    loaded, left_out = [], []
+    loaded: list[tuple[Path, RunResult]] = []
+    left_out: list[str] = []
     for folder in folders:
         try:
             loaded.append((folder, RunResult.load(folder)))
-        except (FileNotFoundError, ValueError) as error:
+        except (OSError, ValueError) as error:
             left_out.append(str(error))
     if not loaded:
         raise FileNotFoundError(f"There is no result there. {' '.join(left_out)}")
@@ -126,30 +140,32 @@ def report(
     ]
     described = [(names[folder], _describe_run(result)) for folder, result in loaded]
     files = {
-        "report.html": _page(sections, described, left_out),
-        "report.md": _markdown(sections, described, left_out),
-        "runs.csv": _csv((names[folder], result) for folder, result in loaded),
+        "report.html": _encode(_page(sections, described, left_out)),
+        "report.md": _encode(_markdown(sections, described, left_out)),
+        "runs.csv": _encode(_csv((names[folder], one) for folder, one in loaded)),
         **{name: data for section in sections for _, name, data in section["pictures"]},
     }
     for name, content in files.items():
         with open_atomically(output / name) as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
+            file.write(content)
     tables = {section["title"]: section["rows"] for section in sections}
     return Report(tables, [output / name for name in files], left_out)
 
 
-def _find(path):
-    """The folders of runs in a folder; itself, if it is one or holds none."""
+def _find(path: Path) -> list[Path]:
+    """Returns the folders of runs in a folder, or the folder if it is or holds none."""
     if not path.exists():
-        raise FileNotFoundError(f"There is no result there. Received: {path}")
+        raise FileNotFoundError(f"There is no result there. Received: {str(path)!r}")
     if (path / FILE_NAME).exists():
         return [path]
     return sorted(found.parent for found in path.rglob(FILE_NAME)) or [path]
 
 
-def _searches(loaded, output, left_out):
-    """A section for each search that some of the runs are of: its best trials."""
-    found = {}
+def _searches(
+    loaded: list[tuple[Path, RunResult]], output: Path, left_out: list[str]
+) -> list[dict[str, Any]]:
+    """Returns a section for each search that some of the runs belong to."""
+    found: dict[Path, list[RunResult]] = {}
     for folder, result in loaded:
         if (folder.parent / SEARCH_NAME).exists():
             found.setdefault(folder.parent, []).append(result)
@@ -157,15 +173,19 @@ def _searches(loaded, output, left_out):
     for folder, results in found.items():
         try:
             search = Search.load(folder)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             left_out.append(str(error))
+            continue
+        results = [result for result in results if search.has_trial(result)]
+        if not results:
             continue
         sections.append(
             {
                 "title": f"Search {_name(folder, output)}: best of {len(results)} runs",
-                "note": f"By KerasTuner ({search.tuner}), over "
-                f"{search.describe_space()}. It is the best on the test examples, and "
-                "so looks a little better than it is: measure it with another seed.",
+                "note": f"KerasTuner ({search.tuner}) has searched "
+                f"{search.describe_space()}. The best run was chosen by its test "
+                "accuracy, which is therefore a little too high: measure it again with "
+                "another seed.",
                 "rows": search.rows(results),
                 "pictures": [],
             }
@@ -173,11 +193,11 @@ def _searches(loaded, output, left_out):
     return sections
 
 
-def _name(folder, output):
+def _name(folder: Path, output: Path) -> str:
     return folder.name if folder == output else os.path.relpath(folder, output)
 
 
-def _describe_run(result):
+def _describe_run(result: RunResult) -> str:
     config = ", ".join(f"{key}={value}" for key, value in result.config.items())
     versions = ", ".join(f"{k} {v}" for k, v in result.versions.items())
     device = result.device
@@ -189,23 +209,53 @@ def _describe_run(result):
     )
 
 
-def _markdown(sections, described, left_out):
+def _encode(text: str) -> bytes:
+    # JSON may hold halves of characters, which no file can; they are written as codes.
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _markdown(
+    sections: list[dict[str, Any]],
+    described: list[tuple[str, str]],
+    left_out: list[str],
+) -> str:
+    def table_row(cells):
+        return "| " + " | ".join(cells) + " |"
+
     lines = ["# Report", ""]
     for section in sections:
-        rows = section["rows"]
-        lines += [f"## {section['title']}", "", section["note"], ""]
-        lines += ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
-        lines += ["| " + " | ".join(row.values()) + " |" for row in rows]
+        columns = [*section["rows"][0]]
+        lines += [f"## {_escape(section['title'])}", "", _escape(section["note"]), ""]
+        lines += [table_row(columns), "|---" * len(columns) + "|"]
+        for row in section["rows"]:
+            cells = {name: _escape(cell) for name, cell in row.items()}
+            cells["average %"] = row["average %"]  # Whose asterisks are ours.
+            lines += [table_row(cells.values())]
         lines += [""]
         for caption, name, _ in section["pictures"]:
             lines += [f"![{caption}]({name})", ""]
-    lines += [LEGEND, "", "## Runs", ""]
-    lines += [f"- **{name}**: {text}" for name, text in described]
-    lines += [f"- Left out: {reason}" for reason in left_out]
+    lines += [LEGEND.replace("|", r"\|"), "", "## Runs", ""]
+    lines += [f"- **{_escape(name)}**: {_escape(text)}" for name, text in described]
+    lines += [f"- Left out: {_escape(reason)}" for reason in left_out]
     return "\n".join(lines) + "\n"
 
 
-def _page(sections, described, left_out):
+def _escape(text: str) -> str:
+    """Returns text that Markdown shows as it is, in one line."""
+    text = html.escape(_one_line(text), quote=False)
+    return re.sub(r"([\\`*|\[\]~$]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+
+
+def _one_line(text: str) -> str:
+    """Replaces line breaks and other control characters by spaces."""
+    return "".join(" " if unicodedata.category(x) in _CONTROL else x for x in text)
+
+
+def _page(
+    sections: list[dict[str, Any]],
+    described: list[tuple[str, str]],
+    left_out: list[str],
+) -> str:
     try:
         import jinja2
     except ModuleNotFoundError as error:
@@ -226,28 +276,35 @@ def _page(sections, described, left_out):
     )
 
 
-def _csv(runs):
+def _csv(runs: Iterable[tuple[str, RunResult]]) -> str:
     """A line for each run, with all numbers as they are."""
     lines = []
     for name, result in runs:
-        lines.append(
-            {
-                "run": name,
-                "system": describe_system(result),
-                "experiment": result.experiment,
-                "backend": result.backend,
-                **result.config,
-                **result.metrics,
-                "task_0": result.accuracy_matrix[-1, 0],
-                "weights_bytes": result.memory["weights"],
-                "consolidation_bytes": result.memory["consolidation"],
-                "train_seconds": sum(result.timings["train_seconds"]),
-                "total_seconds": result.timings["total_seconds"],
-            }
-        )
+        line = {
+            "run": name,
+            "system": describe_system(result),
+            "experiment": result.experiment,
+            "backend": result.backend,
+            **result.config,
+            **result.metrics,
+            "task_0": result.accuracy_matrix[-1, 0],
+            "weights_bytes": result.memory["weights"],
+            "consolidation_bytes": result.memory["consolidation"],
+            "train_seconds": sum(result.timings["train_seconds"]),
+            "total_seconds": result.timings["total_seconds"],
+        }
+        lines.append({_cell(name): _cell(value) for name, value in line.items()})
     fields = list(dict.fromkeys(field for line in lines for field in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Keeps a spreadsheet from computing a text that begins like a formula."""
+    if not isinstance(value, str):
+        return value
+    value = _one_line(value)
+    return f"'{value}" if value.lstrip().startswith(("=", "+", "-", "@")) else value

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,13 @@ class RunResult:
         backend: Keras' backend.
         device: What it ran on: `platform`, `name`, `cpus`.
         jit_compile: Whether the model was compiled by XLA (or by torch.compile).
-        contexts: What they cost and are: `bits_per_task` and `numbers_per_task` of all
-            layers together, and `orthogonality_drift`, the largest element of
-            |C_k C_k^T - I| of any, after training; `None` if they are not trained.
-        memory: Bytes: `weights`, of all that it takes to answer for every task (of all
-            networks, if each task has one), and `consolidation`, of what is kept
-            beside them while training.
+        contexts: `bits_per_task` and `numbers_per_task` of the contexts of all layers
+            together, and `orthogonality_drift`, the largest element of
+            |C_k C_k^T - I| of any context after training; `None` if contexts are not
+            trained. A number is `None`, too, if the model did not tell it.
+        memory: Bytes: `weights`, of all that is needed to answer for every task (of all
+            networks, if each task has one), and `consolidation`, of what the
+            consolidation keeps while training. `None` if the model did not tell.
         examples: How many examples each class of each task has: lists, `train` and
             `test`.
         timings: Seconds: `train_seconds` and `test_seconds`, a number for each visit to
@@ -64,10 +66,10 @@ class RunResult:
         return np.array(self.matrix, dtype="float64")
 
     @property
-    def metrics(self) -> dict[str, float]:
-        """What the matrix says: each of `keras_psp.benchmarks.METRICS`, by name.
+    def metrics(self) -> dict[str, float | None]:
+        """Each of `keras_psp.benchmarks.METRICS` and `forward_transfer`, by name.
 
-        And `forward_transfer`; `None` where it is not known.
+        `None` where it is not known.
         """
         matrix = self.accuracy_matrix
         found = {name: metric(matrix) for name, metric in METRICS.items()}
@@ -87,7 +89,7 @@ class RunResult:
         return forgetting(self.accuracy_matrix)
 
     def save(self, folder: str | os.PathLike) -> Path:
-        """Writes `result.json` into a folder, beside and renamed, and returns its path.
+        """Writes `result.json` into a folder at once, and returns its path.
 
         Raises:
             OSError: The folder cannot be written.
@@ -104,18 +106,126 @@ class RunResult:
 
         Raises:
             FileNotFoundError: There is none.
-            ValueError: The file is damaged.
+            OSError: The file cannot be read.
+            ValueError: The file is damaged, or a field is not what a run writes.
         """
         path = Path(path)
         if path.is_dir():
             path = path / FILE_NAME
         if not path.exists():
-            raise FileNotFoundError(f"There is no result there. Received: {path}")
+            raise FileNotFoundError(
+                f"There is no result there. Received: {str(path)!r}"
+            )
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             names = [field.name for field in dataclasses.fields(cls)]
             result = cls(**{name: content[name] for name in names})
-            average_accuracy(result.accuracy_matrix)  # Raises if it is damaged.
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"The result is damaged: {path} ({error!r})") from error
+            _check(result)
+        except (
+            AttributeError,
+            KeyError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise ValueError(
+                f"The result is damaged: {str(path)!r} ({error!r})"
+            ) from error
         return result
+
+
+def _check(result: RunResult) -> None:
+    """Raises a `ValueError` that names the field if it is not what a run writes."""
+
+    def check(name, value, fits):
+        if not fits(value):
+            raise ValueError(f"unexpected {name}: {value!r:.100}")
+
+    for name in ("experiment", "backend"):
+        check(name, getattr(result, name), _is_word)
+    check("seed", result.seed, _is_count)
+    check("jit_compile", result.jit_compile, lambda x: isinstance(x, bool))
+    check("versions", result.versions, lambda x: all(map(_is_text, x.values())))
+    for name, fits in _DEVICE.items():
+        check(f"device {name}", result.device[name], fits)
+    for name in ("bits_per_task", "numbers_per_task", "orthogonality_drift"):
+        check(name, result.contexts[name], _is_known_or_none)
+    for name in ("weights", "consolidation"):
+        check(f"memory of {name}", result.memory[name], _is_known_or_none)
+    for name in ("train", "test"):
+        for counts in result.examples[name]:
+            check("examples", counts, lambda x: x and all(map(_is_count, x)))
+    for name in ("train_seconds", "test_seconds"):
+        check(name, result.timings[name], lambda x: x and all(map(_is_amount, x)))
+    check("total_seconds", result.timings["total_seconds"], _is_amount)
+
+    for name, value in result.config.items():
+        check(f"config {name}", value, _CONFIG.get(name, _is_scalar))
+    for name in ("source", "tasks", "steps", "context"):
+        check(f"config {name}", result.config[name], _CONFIG[name])
+    tasks = result.config["tasks"]
+    check("ahead", result.ahead, lambda x: len(x) == tasks)
+    check("examples", result.examples["train"], bool)
+    for row in (*result.matrix, result.ahead):
+        check("matrix", row, lambda x: len(x) == tasks)
+        check("accuracy", row, lambda x: all(y is None or _is_share(y) for y in x))
+    average_accuracy(result.accuracy_matrix)  # Raises if accuracies are missing.
+
+
+def _is_text(x: Any) -> bool:
+    return isinstance(x, str)
+
+
+def _is_word(x: Any) -> bool:
+    return isinstance(x, str) and bool(x.strip())
+
+
+def _is_scalar(x: Any) -> bool:
+    return x is None or isinstance(x, (bool, str)) or _is_number(x)
+
+
+def _is_number(x: Any) -> bool:
+    # Which leaves out NaN, and integers that no float can hold.
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e300
+
+
+def _is_amount(x: Any) -> bool:
+    return _is_number(x) and x >= 0
+
+
+def _is_known_or_none(x: Any) -> bool:
+    return x is None or _is_amount(x)
+
+
+def _is_share(x: Any) -> bool:
+    return _is_amount(x) and x <= 1
+
+
+def _is_count(x: Any) -> bool:
+    return isinstance(x, int) and _is_amount(x)
+
+
+def _is_positive(x: Any) -> bool:
+    return _is_count(x) and x > 0
+
+
+def _is_flag(x: Any) -> bool:
+    return isinstance(x, bool)
+
+
+_DEVICE = {
+    "name": _is_text,
+    "platform": _is_text,
+    "cpus": lambda x: x is None or _is_count(x),
+}
+# What reports compute with or put into words. A config may lack some of them, and have
+# others.
+_CONFIG = {
+    **dict.fromkeys(("source", "context", "head", "norm", "context_over"), _is_word),
+    **dict.fromkeys(("assignment", "consolidation", "optimizer"), _is_word),
+    **dict.fromkeys(("learnable", "complex_valued", "separate", "joint"), _is_flag),
+    **dict.fromkeys(("tasks", "steps", "cycles", "units"), _is_positive),
+    **dict.fromkeys(("strength", "learning_rate", "width"), _is_amount),
+    "depth": _is_count,
+    "schedule": _is_word,
+}

@@ -1,4 +1,4 @@
-"""What a search for hyperparameters is, as one JSON file beside its runs."""
+"""The description of a search for hyperparameters, a JSON file beside its runs."""
 
 import dataclasses
 import json
@@ -6,14 +6,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
 from keras_psp._core.files import check_empty
 from keras_psp._core.files import open_atomically
 from keras_psp.benchmarks._checkpoint import check_same_run
-from keras_psp.benchmarks._experiments import EXPERIMENTS
 from keras_psp.benchmarks._tables import format_bytes
 from keras_psp.benchmarks._tables import in_percent
 from keras_psp.benchmarks.result import FILE_NAME as RESULT_NAME
 from keras_psp.benchmarks.result import RunResult
+from keras_psp.benchmarks.suites import EXPERIMENTS
 from keras_psp.evaluation.metrics import learning_accuracy
 from keras_psp.evaluation.metrics import retention
 
@@ -28,10 +30,10 @@ class Search:
     Attributes:
         experiment: Name of the experiment.
         backend: Keras' backend.
-        config: The fields of the config that the trials begin with.
-        space: What is searched: choices by name of the field.
+        config: The fields of the config that all trials share.
+        space: The choices to search, by name of the field.
         tuner: One of `TUNERS`.
-        trials: How many trials it has, at most.
+        trials: The largest number of trials.
 
     Example:
 
@@ -56,13 +58,14 @@ class Search:
     tuner: str
     trials: int
 
-    def claim(self, folder: str | os.PathLike, resume: bool = False):
-        """Makes a folder this search's, or goes on with it there if `resume`.
+    def claim(self, folder: str | os.PathLike, resume: bool = False) -> None:
+        """Begins this search in a folder, or continues it there if `resume`.
 
-        A search may go on with another number of trials.
+        A search may be continued with another number of trials.
 
         Raises:
-            FileExistsError: The folder holds files; or a search, and not `resume`.
+            FileExistsError: The folder holds files but no search, or a search and
+                `resume` is `False`.
             ValueError: It holds another search, or the file is damaged.
             OSError: It cannot be written.
         """
@@ -75,7 +78,7 @@ class Search:
         with open_atomically(path) as file:
             file.write(json.dumps(dataclasses.asdict(self), indent=1).encode())
 
-    def check(self, folder: str | os.PathLike):
+    def check(self, folder: str | os.PathLike) -> None:
         """Raises a `ValueError` if the folder's search is not this one."""
         found = dataclasses.asdict(Search.load(folder))
         wanted = json.loads(json.dumps(dataclasses.asdict(self)))
@@ -95,14 +98,28 @@ class Search:
         """
         path = Path(folder) / FILE_NAME
         if not path.exists():
-            raise FileNotFoundError(f"There is no search there. Received: {folder}")
+            raise FileNotFoundError(
+                f"There is no search there. Received: {str(folder)!r}"
+            )
         try:
-            return cls(**json.loads(path.read_text()))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"The search is damaged: {path} ({error})") from error
+            search = cls(**json.loads(path.read_text(encoding="utf-8")))
+            search._check()
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"The search is damaged: {str(path)!r} ({error!r})"
+            ) from error
+        return search
+
+    def has_trial(self, result: RunResult) -> bool:
+        """Whether a result may be one of this search's trials."""
+        length = EXPERIMENTS[self.experiment].length
+        return result.experiment == self.experiment and {
+            *self.space,
+            length,
+        } <= {*result.config}
 
     def results(self, folder: str | os.PathLike) -> list[RunResult]:
-        """Reads the results there are, the best first: see `rank()`."""
+        """Reads the results of the trials so far, the best first: see `rank()`."""
         paths = Path(folder).glob(f"*/{RESULT_NAME}")
         return self.rank([RunResult.load(path) for path in sorted(paths)])
 
@@ -114,14 +131,16 @@ class Search:
             key=lambda result: (-result.config[length], -result.average_accuracy),
         )
 
-    def rows(self, results: Sequence[RunResult], most: int = 10) -> list[dict]:
+    def rows(
+        self, results: Sequence[RunResult], most: int = 10
+    ) -> list[dict[str, str]]:
         """The table of the best results; the best average is marked with `**`."""
         rows = [self._row(result) for result in self.rank(results)[:most]]
         rows[0]["average %"] = f"**{rows[0]['average %']}**"
         return rows
 
     def describe_trial(self, config: dict) -> str:
-        """Says what a trial has chosen, and how long it was if shorter than others."""
+        """Returns a trial's choices in words, and its length if it is a short one."""
         length = EXPERIMENTS[self.experiment].length
         names = [*self.space]
         if config.get(length, self.config[length]) != self.config[length]:
@@ -129,13 +148,27 @@ class Search:
         return ", ".join(f"{name.replace('_', ' ')} {config[name]}" for name in names)
 
     def describe_space(self) -> str:
-        """Says what was searched."""
+        """Returns the space in words."""
         return "; ".join(
             f"{name.replace('_', ' ')} {', '.join(map(str, choices))}"
             for name, choices in self.space.items()
         )
 
-    def _row(self, result):
+    def _check(self) -> None:
+        """Raises an error if a field is not what `claim()` writes."""
+        check_name("experiment", self.experiment, EXPERIMENTS)
+        check_name("tuner", self.tuner, TUNERS)
+        check_integer("trials", self.trials)
+        if not isinstance(self.backend, str):
+            raise TypeError(f"backend={self.backend!r}")
+        EXPERIMENTS[self.experiment](**self.config)  # Raises.
+        fields = EXPERIMENTS[self.experiment].__dataclass_fields__
+        for name, choices in self.space.items():
+            check_name("hyperparameter", name, fields)
+            if not isinstance(choices, list) or not choices:
+                raise TypeError(f"choices of {name}={choices!r}")
+
+    def _row(self, result: RunResult) -> dict[str, str]:
         matrix = result.accuracy_matrix
         return {
             "trial": self.describe_trial(result.config),

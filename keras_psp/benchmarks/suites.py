@@ -1,11 +1,16 @@
-"""Suites: lists of configs, to run one after the other and report on together."""
+"""The experiments by name, and suites: lists of configs to run one after the other."""
 
+from keras_psp.benchmarks.config import Config
 from keras_psp.benchmarks.incremental_config import IncrementalConfig as Incremental
 from keras_psp.benchmarks.permuted_config import PermutedConfig as Permuted
 from keras_psp.benchmarks.rotating_config import RotatingConfig as Rotating
 
-# Every way of learning task after task, and what bounds them.
-SYSTEMS = (
+EXPERIMENTS: dict[str, type[Config]] = {
+    config.experiment: config for config in (Permuted, Rotating, Incremental)
+}
+
+# Every way of learning task after task, and the upper bounds.
+SYSTEMS: tuple[dict, ...] = (
     {"context": "identity"},
     {"context": "identity", "head": "multi"},
     {"context": "identity", "consolidation": "ewc"},
@@ -20,7 +25,7 @@ SYSTEMS = (
     {"context": "identity", "separate": True},
     {"context": "identity", "joint": True},
 )
-# What keeps tasks, and how the network is trained with it.
+# Consolidations, and how the network is trained with each.
 EWC = {"consolidation": "ewc", "schedule": "cosine", "learning_rate": 3e-4}
 SI = {"consolidation": "si", "strength": 1.0}
 GRAM = {"consolidation": "gram", "schedule": "cosine", "learning_rate": 1e-3}
@@ -52,7 +57,7 @@ HEADS = (
     {"context": "identity", "head": "shared", "separate": True},
 )
 
-# Minutes on two cores: the digits that scikit-learn brings along.
+# Minutes on two cores, with the digits that come with scikit-learn.
 DIGITS = {"source": "digits", "units": 128, "depth": 2, "learning_rate": 1e-3}
 PERMUTED_DIGITS = {**DIGITS, "tasks": 10, "steps": 100}
 ROTATING_DIGITS = {**DIGITS, "steps": 50, "cycles": 4}
@@ -64,7 +69,7 @@ INCREMENTAL_DIGITS = {
 # The published settings.
 MNIST = {"source": "mnist", "tasks": 50}
 
-SUITES = {
+SUITES: dict[str, list[Config]] = {
     "paper-small": [
         *(
             Permuted(**PERMUTED_DIGITS, **system, seed=seed)

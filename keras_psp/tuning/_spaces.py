@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 from keras_psp._core.checks import check_name
+from keras_psp.benchmarks.config import Config
 
-# What is searched unless told otherwise, in the experiments that have it.
+# The default space; an experiment searches the fields that it has.
 CHOICES = {
     "context": ("binary", "hadamard", "powers", "fast_rotation", "signed_permutation"),
     "context_over": ("kernel", "channels"),
@@ -18,15 +19,16 @@ CHOICES = {
     "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
     "schedule": ("constant", "cosine"),
 }
-# What is learned, and how much of it: with another, accuracies do not compare.
+# These fields say what is learned, and how much; accuracies of runs that differ in one
+# of them cannot be compared.
 FIXED = (
     *("source", "tasks", "steps", "cycles", "classes_per_task", "seed"),
     *("separate", "joint"),
 )
 
 
-def default_space(experiment) -> dict[str, Sequence]:
-    """Returns what is searched unless told otherwise.
+def default_space(experiment: Config | type[Config]) -> dict[str, Sequence]:
+    """Returns the space that is searched by default.
 
     Args:
         experiment: A config, or one of the values of
@@ -45,13 +47,13 @@ def default_space(experiment) -> dict[str, Sequence]:
     return {name: choices for name, choices in CHOICES.items() if name in names}
 
 
-def check_space(config, space: Mapping[str, Sequence]) -> dict[str, list]:
-    """Returns a space with fields and types in the config's order and of its types.
+def check_space(config: Config, space: Mapping[str, Sequence]) -> dict[str, list]:
+    """Returns a space in the order of the config's fields, with choices of their types.
 
     Raises:
-        TypeError: The choices of a field are no list, or one is not of its type.
-        ValueError: An unknown field, one that is not to be searched, no choices, or the
-            same twice; or a choice that the config does not take.
+        TypeError: The choices of a field are no list, or a choice is of another type.
+        ValueError: An unknown field, a field that may not be searched, no choices, the
+            same choice twice, or a choice that the config refuses.
     """
     fields = {f.name: f for f in dataclasses.fields(config) if f.name not in FIXED}
     if not space:
@@ -59,7 +61,8 @@ def check_space(config, space: Mapping[str, Sequence]) -> dict[str, list]:
     for name, choices in space.items():
         if name in FIXED:
             raise ValueError(
-                f"`{name}` makes another problem, and is not searched. Received: {name}"
+                f"`{name}` cannot be searched, because it changes what is learned. "
+                f"Received: {name}"
             )
         check_name("hyperparameter", name, fields)
         if isinstance(choices, str) or not isinstance(choices, Sequence):
@@ -68,7 +71,7 @@ def check_space(config, space: Mapping[str, Sequence]) -> dict[str, list]:
             )
         if not choices or len({*choices}) < len(choices):
             raise ValueError(
-                f"`{name}` needs choices, each of them once. Received: {choices}"
+                f"`{name}` needs choices, each of them once. Received: {choices!r}"
             )
         for choice in choices:
             dataclasses.replace(config, **{name: choice})  # Raises.

@@ -1,11 +1,14 @@
-"""The space of configs whose `fit()` is a run of a benchmark."""
+"""KerasTuner's hypermodel of a benchmark: its `fit()` is a run."""
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import keras
 import keras_tuner
 
 from keras_psp.benchmarks import run
@@ -18,29 +21,29 @@ OBJECTIVE = keras_tuner.Objective("average_accuracy", "max")
 
 
 class RunHyperModel(keras_tuner.HyperModel):
-    """KerasTuner's view of a benchmark: hyperparameters make a config, `fit()` runs it.
+    """KerasTuner's hypermodel of a benchmark: `fit()` runs the config of a trial.
 
-    The run is that of `keras_psp.run()`, with its own model, and gives all
-    the metrics of its result. The objective is `average_accuracy`, to be maximized:
-    the mean accuracy over all tasks after the last one.
+    `fit()` calls `keras_psp.benchmarks.run()`, which builds its own model, and returns
+    all metrics of the result. The objective is `average_accuracy`, to be maximized: the
+    mean accuracy over all tasks after the last one.
 
-    With an `output` folder every run has a folder there, named after its config. One
-    that was killed is resumed, and one that has its result is not run again.
+    With an `output` folder every run has a folder there, named after its config. A run
+    that was killed is resumed, and a run that has its result is not run again.
 
-    It goes with `keras_tuner.RandomSearch` and `keras_tuner.BayesianOptimization`.
-    `keras_psp.tuning.tune()` makes use of it with `keras_tuner.Hyperband` too, which
-    gives it as `tuner/epochs` how many tasks to learn, or cycles.
+    Use it with `keras_tuner.RandomSearch` and `keras_tuner.BayesianOptimization`.
+    `keras_psp.tuning.tune()` uses it with `keras_tuner.Hyperband` too, which sets the
+    number of tasks, or of cycles, by the hyperparameter `tuner/epochs`.
 
     Args:
-        config: A config, one of the values of `keras_psp.benchmarks.EXPERIMENTS`: all
-            fields that are not searched.
+        config: A config, one of the values of `keras_psp.benchmarks.EXPERIMENTS`. It
+            gives the fields that are not searched.
         space: Choices by name of the field. Defaults to
             `keras_psp.tuning.default_space(config)`.
         output: Folder for the runs, or `None` to write nothing.
 
     Raises:
-        TypeError, ValueError: The space has a field or a choice that the config has
-            not.
+        TypeError, ValueError: The space has a field that the config does not have, or a
+            choice that the field cannot take.
 
     Example:
 
@@ -75,39 +78,45 @@ class RunHyperModel(keras_tuner.HyperModel):
         )
         self.output = None if output is None else Path(output)
 
-    def declare_hyperparameters(self, hp: keras_tuner.HyperParameters):
-        """Adds the space to hyperparameters."""
+    def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
+        """Adds the space to the hyperparameters."""
         for name, choices in self.space.items():
             hp.Choice(name, choices)
 
-    def chosen(self, hp: keras_tuner.HyperParameters) -> dict:
+    def chosen(self, hp: keras_tuner.HyperParameters) -> dict[str, Any]:
         """Returns the choices by name of the field."""
-        # KerasTuner makes False a 0.
+        # KerasTuner turns False into 0.
         return {
             name: type(choices[0])(hp.Choice(name, choices))
             for name, choices in self.space.items()
         }
 
     def config(self, hp: keras_tuner.HyperParameters) -> Config:
-        """Returns the config that hyperparameters make."""
+        """Returns the config with the values of the hyperparameters."""
         values = self.chosen(hp)
         if "tuner/epochs" in hp.values:  # Hyperband's.
             values[self.base.length] = hp.values["tuner/epochs"]
         return dataclasses.replace(self.base, **values)
 
     def build(self, hp: keras_tuner.HyperParameters) -> TaskModel:
-        """Returns the model that a run would train, compiled as there."""
+        """Returns the model that a run would train, not yet compiled."""
         config = self.config(hp)
         return config.build_model(config.build_tasks())
 
-    def fit(self, hp, model=None, callbacks=(), verbose=0) -> dict[str, float]:
+    def fit(
+        self,
+        hp: keras_tuner.HyperParameters,
+        model: TaskModel | None = None,
+        callbacks: Iterable[keras.callbacks.Callback] = (),
+        verbose: int = 0,
+    ) -> dict[str, float]:
         """Runs the config, and returns its metrics.
 
         Args:
             hp: The hyperparameters.
-            model: Not used: a run makes its own, after it has set the seeds.
+            model: Not used: a run builds its own model after it has set the seeds.
             callbacks: More Keras callbacks for the run.
-            verbose: Not used: a run is quiet.
+            verbose: Not used: a run prints nothing.
         """
         config, output = self.config(hp), None
         if self.output is not None:
@@ -115,7 +124,6 @@ class RunHyperModel(keras_tuner.HyperModel):
         result = run(
             config,
             output=output,
-            overwrite=output is not None,  # What a kill has left before a checkpoint.
             resume=output is not None,
             callbacks=callbacks,
         )
