@@ -3,8 +3,8 @@ Title: Ten tasks behind one server
 Description: An exported model behind Ray Serve, which batches requests of mixed tasks.
 Accelerator: None
 
-Run it with `pip install "keras-psp[serve]"` and any backend. It serves on loopback, and
-ends by itself after a fixed number of requests.
+Run it with `pip install "keras-psp[serve]"` and any backend. It serves on the loopback
+interface and ends by itself after a fixed number of requests.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ from ray import serve  # noqa: E402
 """
 ## A model of ten tasks, exported
 
-What is written needs TensorFlow alone. Beside it stands its card, which tells the
-names, shapes and dtypes of its inputs, and how many tasks it has.
+The exported model needs TensorFlow alone. Its card, a file inside it, names the shapes
+and dtypes of its inputs and the number of tasks.
 """
 
 num_tasks = 10
@@ -58,10 +58,33 @@ keras_psp.export(model, path)
 """
 ## Requests
 
-As TensorFlow Serving's REST requests are: `{"inputs": {"image": [...], "task":
-[...]}}`, one example or more. What is not as the card says is refused before it is
-computed.
+They have the form of TensorFlow Serving's REST requests: `{"inputs": {"image": [...],
+"task": [...]}}`, with up to 64 examples. A request that does not fit the card, or is
+too large, is refused before anything is computed. No example at all is answered with no
+output at all.
 """
+
+
+class TooLarge(ValueError):
+    """A request's body is too large to be read."""
+
+
+async def read(request, limit=1 << 20):
+    """Returns a request's body, or raises `TooLarge`."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:  # What a client says of its length may be wrong.
+            raise TooLarge(f"a request must have at most {limit} bytes")
+    return bytes(body)
+
+
+def parse(body):
+    """Returns the JSON value of a body, or raises a `ValueError`."""
+    try:
+        return json.loads(body)
+    except RecursionError as error:
+        raise ValueError("the JSON must not be nested so deeply") from error
 
 
 def check(body, card, limit=64):
@@ -71,6 +94,10 @@ def check(body, card, limit=64):
         raise ValueError(f'"inputs" must hold {", ".join(card["inputs"])}')
     arrays = {}
     for name, spec in card["inputs"].items():
+        if inputs[name] == []:
+            shape = [size or 0 for size in spec["shape"]]
+            arrays[name] = np.empty([0, *shape[1:]], spec["dtype"])
+            continue
         try:
             array = np.array(inputs[name])
         except ValueError as error:
@@ -87,9 +114,9 @@ def check(body, card, limit=64):
             )
         arrays[name] = array
     if len({len(array) for array in arrays.values()}) > 1:
-        raise ValueError("all inputs must be of as many examples")
-    if not 0 < len(arrays["task"]) <= limit:
-        raise ValueError(f"a request must hold from 1 to {limit} examples")
+        raise ValueError("all inputs must hold the same number of examples")
+    if len(arrays["task"]) > limit:
+        raise ValueError(f"a request must hold at most {limit} examples")
     num_tasks = card["num_tasks"]
     unknown = arrays["task"][(arrays["task"] < 0) | (arrays["task"] >= num_tasks)]
     if unknown.size:
@@ -108,8 +135,10 @@ def check(body, card, limit=64):
 """
 ## The server
 
-It knows neither Keras nor keras-psp. Ray Serve calls `answer` with all the requests
-that came while it was computing; to the model they are one batch, whatever their tasks.
+It knows neither Keras nor keras-psp. Ray Serve calls `answer` with all requests that
+arrived during the last call; for the model they are one batch, whatever their tasks.
+The model computes in a thread of its own, so that the server reads and refuses requests
+meanwhile.
 """
 
 
@@ -129,9 +158,12 @@ class Tasks:
         if request.method != "POST":
             return JSONResponse(self.card)
         try:
-            inputs = check(json.loads(await request.body()), self.card)
+            inputs = check(parse(await read(request)), self.card)
         except ValueError as error:
-            return JSONResponse({"error": str(error)}, status_code=400)
+            status = 413 if isinstance(error, TooLarge) else 400
+            return JSONResponse({"error": str(error)}, status_code=status)
+        if not len(inputs["task"]):
+            return {"outputs": []}
         return {"outputs": (await self.answer(inputs)).tolist()}
 
     @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.002)
@@ -140,15 +172,19 @@ class Tasks:
             name: np.concatenate([inputs[name] for inputs in requests])
             for name in requests[0]
         }
-        (outputs,) = self.model.signatures["serve"](**batch).values()
+        outputs = await asyncio.to_thread(self.compute, batch)
         ends = np.cumsum([len(inputs["task"]) for inputs in requests])
-        return np.split(outputs.numpy(), ends[:-1])
+        return np.split(outputs, ends[:-1])
+
+    def compute(self, batch):
+        (outputs,) = self.model.signatures["serve"](**batch).values()
+        return outputs.numpy()
 
 
 """
 ## A load test
 
-32 clients ask one example after the other, each of a random task, 400 in all.
+32 clients send one example after the other, each of a random task, 400 in all.
 """
 
 rng = np.random.default_rng(0)
@@ -167,7 +203,7 @@ labels = [int(tests[task][1][i]) for task, i in drawn]
 
 
 async def load(url, num_clients=32, seconds=60):
-    """Returns what was answered, and how long each answer took, and all of them."""
+    """Returns the answers, the seconds that each one took, and those of all together."""
     answers, latencies = [None] * len(requests), []
     waiting = iter(range(len(requests)))
 
@@ -185,12 +221,11 @@ async def load(url, num_clients=32, seconds=60):
         return answers, latencies, time.perf_counter() - start
 
 
-async def refused(url, **changes):
-    """Returns how a request is answered that is not as it should be."""
-    body = {"inputs": {**requests[0]["inputs"], **changes}}
+async def ask(url, body):
+    """Returns the status and the content of the answer to one body."""
     async with aiohttp.ClientSession() as session:
-        async with session.post(url, json=body) as response:
-            return response.status, (await response.json()).get("error")
+        async with session.post(url, data=body) as response:
+            return response.status, await response.json()
 
 
 with socket.socket() as free:
@@ -203,7 +238,7 @@ try:
     for size in (1, 32):
         server = Tasks.options(user_config={"max_batch_size": size}).bind(path)
         serve.run(server, route_prefix="/v1/models/digits:predict")
-        asyncio.run(load(url))  # It warms up.
+        asyncio.run(load(url))  # To warm up.
         answers, latencies, seconds = asyncio.run(load(url))
         p50, p95, p99 = 1000 * np.percentile(latencies, (50, 95, 99))
         print(
@@ -212,16 +247,22 @@ try:
         )
     accuracy = np.mean(np.equal(answers, labels))
     print(f"average accuracy over {num_tasks} tasks: {accuracy:.4f}")
-    for changes in (
-        {"task": [num_tasks]},
-        {"task": [0.5]},
-        {"task": 0},
-        {"image": [[1, 2], [3]]},
-        {"label": [0]},
+    good = requests[0]["inputs"]
+    for expected, body in (
+        (400, json.dumps({"inputs": {**good, "task": [num_tasks]}})),
+        (400, json.dumps({"inputs": {**good, "task": [0.5]}})),
+        (400, json.dumps({"inputs": {**good, "task": 0}})),
+        (400, json.dumps({"inputs": {**good, "task": []}})),
+        (400, json.dumps({"inputs": {**good, "image": [[1, 2], [3]]}})),
+        (400, json.dumps({"inputs": {**good, "label": [0]}})),
+        (400, "[" * 100_000),
+        (413, " " * 2_000_000),
     ):
-        status, error = asyncio.run(refused(url, **changes))
-        print(f"refused, {status}: {error}")
-        assert status == 400
+        status, answer = asyncio.run(ask(url, body))
+        print(f"refused, {status}: {answer['error']}")
+        assert status == expected
+    nothing = json.dumps({"inputs": {"image": [], "task": []}})
+    assert asyncio.run(ask(url, nothing)) == (200, {"outputs": []})
 finally:
     serve.shutdown()
     ray.shutdown()

@@ -18,8 +18,15 @@ import traceback
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What one process has compiled, the next one reads.
+CACHE = tempfile.TemporaryDirectory()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import keras
+import sklearn.datasets  # noqa: F401
+import tensorflow  # noqa: F401
 
 from keras_psp import benchmarks
 from keras_psp.benchmarks import PermutedConfig
