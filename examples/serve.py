@@ -203,7 +203,7 @@ labels = [int(tests[task][1][i]) for task, i in drawn]
 
 
 async def load(url, num_clients=32, seconds=60):
-    """Returns the answers, the seconds that each one took, and those of all together."""
+    """Returns the answers, the seconds that each took, and the seconds in all."""
     answers, latencies = [None] * len(requests), []
     waiting = iter(range(len(requests)))
 

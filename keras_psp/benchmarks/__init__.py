@@ -1,10 +1,11 @@
-"""Benchmarks: a config is run, gives a result, and results give a report.
+"""Benchmarks: `run()` takes a config and returns a result; `report()` compares results.
 
 They need TensorFlow, tensorflow-datasets and scikit-learn for the data, matplotlib for
 the plots and rich for the command line: `pip install "keras-psp[bench]"`.
 """
 
 from keras_psp.benchmarks._tables import describe_system
+from keras_psp.benchmarks.config import Config
 from keras_psp.benchmarks.fresh_start import FreshStart
 from keras_psp.benchmarks.incremental_config import IncrementalConfig
 from keras_psp.benchmarks.permuted_config import PermutedConfig
@@ -32,6 +33,7 @@ __all__ = [
     "EXPERIMENTS",
     "METRICS",
     "AccuracyMatrix",
+    "Config",
     "EndTask",
     "FreshStart",
     "IncrementalConfig",

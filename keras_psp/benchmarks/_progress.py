@@ -11,7 +11,8 @@ from rich.progress import TimeRemainingColumn
 class RunProgress(keras.callbacks.Callback):
     """Shows task, step, accuracy so far and time left while `fit()` runs.
 
-    For a `fit()` in which an epoch is a task. Quiet where the console is no terminal.
+    For a `fit()` in which an epoch is a task. Prints nothing if the console is no
+    terminal.
 
     Args:
         num_tasks: Positive integer, the number of tasks.
@@ -19,7 +20,7 @@ class RunProgress(keras.callbacks.Callback):
         console: The `rich.console.Console` to write to.
     """
 
-    # Keras may call it from a thread; it looks at no weights and no logs of a batch.
+    # Keras may call it from a thread, for it reads no weights and no logs of a batch.
     async_safe = True
 
     def __init__(self, num_tasks: int, steps_per_task: int, console: Console):
@@ -37,7 +38,7 @@ class RunProgress(keras.callbacks.Callback):
             transient=True,
         )
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         self._bar = self._progress.add_task(
             "run",
             total=self.num_tasks * self.steps_per_task,
@@ -47,18 +48,19 @@ class RunProgress(keras.callbacks.Callback):
         )
         self._progress.start()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
         self._progress.update(self._bar, number=epoch + 1)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         step = batch + 1
         done = self._epoch * self.steps_per_task + step
         self._progress.update(self._bar, completed=done, step=step)
 
-    def on_epoch_end(self, epoch, logs=None):
-        accuracy = f"{100 * logs['average_accuracy']:.1f} % on tasks seen"
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        average = (logs or {}).get("average_accuracy", float("nan"))
+        accuracy = f"{100 * average:.1f} % on tasks seen"
         self._progress.update(self._bar, accuracy=accuracy)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict | None = None) -> None:
         self._progress.stop()

@@ -1,14 +1,14 @@
-"""The callback that forgets everything before each task."""
+"""The callback that resets model and optimizer before each task."""
 
 import keras
 import numpy as np
 
 
 class FreshStart(keras.callbacks.Callback):
-    """Gives model and optimizer back their initial values before each epoch.
+    """Resets model and optimizer to their initial values before each epoch.
 
-    For a `fit()` in which an epoch is a task: every task is then learned by a network
-    of its own, all of which start alike.
+    For a `fit()` in which an epoch is a task: every task is then learned by its own
+    network, and all networks start from the same weights.
 
     Example:
 
@@ -22,7 +22,7 @@ class FreshStart(keras.callbacks.Callback):
     >>> history = model.fit(x, keras.ops.ones((4, 2)), callbacks=callbacks, verbose=0)
     """
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         optimizer = self.model.optimizer
         if not optimizer.built:
             optimizer.build(self.model.trainable_variables)
@@ -32,6 +32,6 @@ class FreshStart(keras.callbacks.Callback):
             for variable in self._variables
         ]
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         for variable, value in zip(self._variables, self._values, strict=True):
             variable.assign(value)

@@ -19,7 +19,7 @@ from keras_psp.models.resnet18 import STEMS
 
 @dataclasses.dataclass(frozen=True)
 class IncrementalConfig(Config):
-    """One run on images of ever new classes: a ResNet18 learns task after task.
+    """One run of the incremental experiment: a ResNet18 learns new classes per task.
 
     Every field is an option of `keras-psp run incremental`.
 
@@ -41,20 +41,20 @@ class IncrementalConfig(Config):
 
     source: str = option(
         "cifar10+cifar100",
-        "the images, of several sources one after the other",
+        "the images; of several sources, one follows the other",
         ("cifar10+cifar100", *SOURCES),
     )
-    tasks: int = option(5, "how many tasks are learned, one after the other")
+    tasks: int = option(5, "number of tasks, which are learned one after the other")
     optimizer: str = option("adam", "a Keras optimizer", tuple(OPTIMIZERS))
-    learning_rate: float = option(1e-3, "its learning rate")
-    classes_per_task: int = option(10, "how many classes a task has")
-    augment: bool = option(False, "flip and shift images at random while training")
+    learning_rate: float = option(1e-3, "learning rate of the optimizer")
+    classes_per_task: int = option(10, "number of classes per task")
+    augment: bool = option(False, "flip and shift training images at random")
     model: str = option("resnet18", "the network", ("resnet18",))
-    width: float = option(1.0, "its width; 1 has 64 filters in the first stage")
-    stem: str = option("cifar", "its first layers", STEMS)
-    head: str = option("superposed", "its last layer", HEADS)
-    norm: str = option("task", "its normalization", NORMS)
-    context_over: str = option("kernel", "what contexts are bound to", CONTEXT_OVER)
+    width: float = option(1.0, "width of the network; 1 means 64 filters at first")
+    stem: str = option("cifar", "first layers of the network", STEMS)
+    head: str = option("superposed", "last layer of the network", HEADS)
+    norm: str = option("task", "normalization of the network", NORMS)
+    context_over: str = option("kernel", "what contexts act on", CONTEXT_OVER)
 
     def build_tasks(self) -> TaskSequence:
         """Returns the tasks to learn."""

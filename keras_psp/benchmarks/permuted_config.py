@@ -15,7 +15,7 @@ from keras_psp.models._seeded_layers import HEADS
 
 @dataclasses.dataclass(frozen=True)
 class PermutedConfig(Config):
-    """One run on permuted images: a multi-layer perceptron learns task after task.
+    """One run of the permuting experiment: a perceptron learns permuted images.
 
     Every field is an option of `keras-psp run permuted`.
 
@@ -36,11 +36,11 @@ class PermutedConfig(Config):
     }
 
     source: str = option("digits", "the images", SOURCES)
-    units: int = option(256, "width of a hidden layer")
+    units: int = option(256, "width of the hidden layers")
     depth: int = option(3, "number of hidden layers")
-    head: str = option("superposed", "its last layer", HEADS)
+    head: str = option("superposed", "last layer of the network", HEADS)
     complex_valued: bool = option(
-        False, "a network of complex numbers, as the paper's; twice the weights"
+        False, "use a network of complex numbers, as in the paper; twice the weights"
     )
 
     def build_tasks(self) -> TaskSequence:

@@ -12,11 +12,11 @@ from keras_psp.datasets.rotating import ASSIGNMENTS
 
 @dataclasses.dataclass(frozen=True)
 class RotatingConfig(PermutedConfig):
-    """One run on images that turn round and round: a perceptron learns arc after arc.
+    """One run of the rotating experiment: a perceptron learns images that turn.
 
-    A task is an arc of the circle, of as many angles as it has steps: images turn by
-    `360 / (tasks * steps)` degrees a step. Every field is an option of `keras-psp run
-    rotating`.
+    A task is an arc of the circle. Images turn by `360 / (tasks * steps)` degrees per
+    training step, so a task has as many angles as steps. Every field is an option of
+    `keras-psp run rotating`.
 
     Raises:
         TypeError, ValueError: A field is not what its help says.
@@ -35,28 +35,28 @@ class RotatingConfig(PermutedConfig):
     }
     length: ClassVar[str] = "cycles"
 
-    tasks: int = option(10, "how many arcs the circle is cut into")
-    steps: int = option(100, "training steps of each arc, which are its angles")
-    cycles: int = option(10, "how often the images turn all the way round")
-    assignment: str = option("window", "which contexts the arcs have", ASSIGNMENTS)
+    tasks: int = option(10, "number of arcs that make up the circle")
+    steps: int = option(100, "training steps per arc, each at its own angle")
+    cycles: int = option(10, "number of full turns of the images")
+    assignment: str = option("window", "which contexts angles have", ASSIGNMENTS)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.cycles > 1 and self.separate:
             raise ValueError(
-                "Fresh networks learn each task once. Received: separate and "
-                f"cycles={self.cycles}"
+                "With `separate`, each task is learned once: `cycles` must be 1. "
+                f"Received: separate=True, cycles={self.cycles}"
             )
 
     @property
     def num_contexts(self) -> int:
-        """How many tasks the model holds."""
+        """Number of tasks that the model holds."""
         by_step = self.assignment in ("step", "random")
         return self.tasks * self.steps if by_step else self.tasks
 
     @property
     def num_visits(self) -> int:
-        """How many times a task is trained, all tasks and cycles together."""
+        """Number of visits to tasks in a run, over all cycles."""
         return self.tasks * self.cycles
 
     def build_tasks(self) -> TaskSequence:

@@ -7,6 +7,7 @@ was not killed. Each run is a process, forked from this one, which computes noth
 it is ready at once.
 """
 
+# ruff: noqa: E402
 import argparse
 import os
 import random

@@ -1,5 +1,7 @@
+import copy
 import csv
 import dataclasses
+import json
 import os
 import re
 
@@ -15,6 +17,9 @@ from keras_psp.benchmarks import describe_system
 from keras_psp.benchmarks import report
 from keras_psp.benchmarks._plots import draw
 from keras_psp.benchmarks._tables import group
+from keras_psp.benchmarks.report import _csv
+from keras_psp.benchmarks.report import _describe_run
+from keras_psp.benchmarks.report import _markdown
 
 
 def make_result(config, best=0.9, backend="jax"):
@@ -284,6 +289,125 @@ def test_bad_runs(tmp_path):
     with pytest.raises(FileNotFoundError, match="other"):
         report([run, tmp_path / "other"])
     save(tmp_path / "again", permuted(2))
-    with pytest.raises(ValueError, match="same config and seed.*run and .*again"):
+    with pytest.raises(ValueError, match="same config and seed.*run' and '.*again'"):
         report([run, tmp_path / "again"])
     assert os.listdir(run) == ["result.json"]
+
+
+ODD = (None, [], {}, [1], {"a": 1}, "", "../x", -1, 0.5, True, 10**400, float("nan"))
+
+
+def odd_contents():
+    """Results of which one thing is not as a run writes it, by what it is."""
+    good = json.loads(json.dumps(dataclasses.asdict(make_result(permuted(2)))))
+    places = [(good, name) for name in good]
+    for name in ("config", "device", "contexts", "memory", "examples", "timings"):
+        places += [(good[name], inner) for inner in good[name]]
+    places += [(good["matrix"], 1), (good["matrix"][1], 0), (good["ahead"], 1)]
+    for owner, name in places:
+        right = owner[name]
+        for value in ODD:
+            owner[name] = value
+            yield f"{name}={value!r:.30}", copy.deepcopy(good)
+        owner[name] = right
+        if isinstance(owner, dict):
+            del owner[name]
+            yield f"no {name}", copy.deepcopy(good)
+            owner[name] = right
+
+
+def test_an_odd_result_is_damaged_or_reported(tmp_path):
+    refused = []
+    for what, content in odd_contents():
+        path = tmp_path / "result.json"
+        path.write_text(json.dumps(content))
+        try:
+            result = RunResult.load(path)
+        except ValueError as error:
+            assert "damaged" in str(error), what
+            refused.append(what)
+            continue
+        # What `report()` makes of it, without the drawing.
+        published = {name: config.published for name, config in EXPERIMENTS.items()}
+        (one,) = group([("a", result)], published)
+        assert one.rows() and re.fullmatch(r"[a-z0-9_-]+", one.slug), what
+        assert _csv([("a", result)]) and _describe_run(result)
+        assert _markdown([], [("a", _describe_run(result))], [])
+    for what in ("config={}", "backend=None", "experiment=None", "device=None"):
+        assert what in refused
+    for what in ("matrix=[1]", "no tasks", "tasks='../x'", "seed=True", "0=nan"):
+        assert what in refused
+
+
+def test_odd_results_do_not_cost_the_report_of_the_others(tmp_path):
+    good = save(tmp_path / "runs" / "good", permuted(2))
+    text = (good / "result.json").read_text()
+    odd = {
+        "deep": "[" * 100_000,
+        "text": '"[" and "]"',
+        "bytes": b"\xff\xfe",
+        "constant": text.replace("0.89", "NaN"),
+        "no-config": json.dumps({**json.loads(text), "config": {}}),
+    }
+    for name, content in odd.items():
+        (tmp_path / "runs" / name).mkdir()
+        path = tmp_path / "runs" / name / "result.json"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "runs" / "folder" / "result.json").mkdir(parents=True)
+    # A search that is no search.
+    (tmp_path / "runs" / "search.json").write_text('{"space": 5}')
+    found = report([tmp_path / "runs"])
+    assert len(found.left_out) == len(odd) + 2
+    (rows,) = found.tables.values()
+    assert [row["runs"] for row in rows] == ["1"]
+
+
+def test_a_report_writes_into_its_output_only(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    runs = []
+    for i, experiment in enumerate((str(elsewhere / "x"), "../../elsewhere/x", "..")):
+        run = save(tmp_path / "runs" / str(i), permuted(2))
+        content = json.loads((run / "result.json").read_text())
+        content["experiment"] = experiment
+        content["config"]["source"] = "/" + experiment * 50
+        (run / "result.json").write_text(json.dumps(content))
+        runs.append(run)
+    found = report(runs, output=tmp_path / "made" / "report")
+    assert {path.parent for path in found.paths} == {tmp_path / "made" / "report"}
+    assert not os.listdir(elsewhere)
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "made", "runs"]
+    assert len(found.tables) == 3 and not found.left_out
+    assert len({*found.paths}) == len(found.paths)
+
+
+def test_what_a_result_says_is_text(tmp_path):
+    evil = "<script>alert(1)</script>|\n# =2+3 [x](http://y) `a` **b** $\\frac{"
+    runs = []
+    for i, changes in enumerate(({"context": evil}, {"context": "=1+1", "note": evil})):
+        run = save(tmp_path / f"-{i} [bold]", permuted(2, seed=i))
+        content = json.loads((run / "result.json").read_text())
+        content["config"] |= changes
+        content["device"]["name"] = evil
+        content["backend"] = "@SUM(A1)\ud800"
+        (run / "result.json").write_text(json.dumps(content))
+        runs.append(run)
+    report(runs, output=tmp_path / "made")
+    text = (tmp_path / "made" / "report.md").read_text()
+    page = (tmp_path / "made" / "report.html").read_text()
+    for content in (text, page):
+        assert "<script" not in content and "&lt;script&gt;" in content
+    assert not re.search(r"(?<!\\)\]\(http", text)
+    assert "\n# =2" not in text and "**b**" not in text
+    lines = text.splitlines()
+    (header,) = (line for line in lines if line.startswith("| system"))
+    for line in lines[lines.index(header) + 2 :][:2]:
+        assert len(re.findall(r"(?<!\\)\|", line)) == header.count("|")
+    with open(tmp_path / "made" / "runs.csv", newline="", encoding="utf-8") as file:
+        cells = list(csv.reader(file))
+    assert len(cells) == 3
+    for row in cells:
+        for cell in row:
+            assert "\n" not in cell
+            if cell.startswith(("=", "+", "-", "@")):
+                float(cell)  # It is a number.

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -166,6 +167,143 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert set(before) <= set(os.listdir(tmp_path))
     equal(run(SMALL, output=tmp_path, resume=True), run(SMALL))
     assert os.listdir(tmp_path) == ["result.json"]
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    interrupt(SMALL, tmp_path, 1)
+    (weights,) = tmp_path.glob("*.weights.h5")
+    progress = tmp_path / "progress.json"
+    for path in (weights, progress):
+        whole = path.read_bytes()
+        # Of the matrix a digit, which leaves the JSON whole.
+        digit = whole.find(b'"matrix": {"matrix": [[0.') + len(
+            b'"matrix": {"matrix": [[0.'
+        )
+        for at in [digit] if path == progress else range(3000, len(whole), 5000):
+            flip(path, at)
+            with pytest.raises(ValueError, match=f"damaged: '.*{path.name}'"):
+                run(SMALL, output=tmp_path, resume=True)
+            path.write_bytes(whole)
+    # An earlier release wrote no hashes.
+    content = json.loads(progress.read_text())
+    del content["sha256"], content["content_sha256"]
+    progress.write_text(json.dumps(content))
+    equal(run(SMALL, output=tmp_path, resume=True), run(SMALL))
+
+
+def test_weights_of_another_folder_are_not_read(tmp_path):
+    interrupt(SMALL, tmp_path, 1)
+    progress = tmp_path / "progress.json"
+    for changes in (
+        {"weights": "../visit-1.weights.h5"},
+        {"weights": None},
+        {"visits": -1},
+        {"visits": "1"},
+        {"seconds": None},
+        {"config": None},
+    ):
+        content = {**json.loads(progress.read_text()), **changes}
+        content.pop("content_sha256", None)
+        damaged = tmp_path / "damaged"
+        damaged.mkdir(exist_ok=True)
+        (damaged / "progress.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="damaged: .*progress.json"):
+            run(SMALL, output=damaged, resume=True)
+
+
+def test_a_second_run_is_kept_out_of_the_folder(tmp_path):
+    refused = []
+
+    def begin_another(epoch, logs):
+        for options in ({"resume": True}, {"overwrite": True}, {}):
+            with pytest.raises(FileExistsError, match=f"in use.*process {os.getpid()}"):
+                run(SMALL, output=tmp_path, **options)
+            refused.append(epoch)
+
+    other = keras.callbacks.LambdaCallback(on_epoch_begin=begin_another)
+    config = dataclasses.replace(SMALL, tasks=1, steps=2)
+    result = run(config, output=tmp_path, callbacks=[other])
+    assert refused == [0, 0, 0]
+    assert os.listdir(tmp_path) == ["result.json"]
+    equal(run(config, output=tmp_path, resume=True), result)
+
+
+def test_what_a_kill_leaves_before_the_first_checkpoint(tmp_path):
+    config = dataclasses.replace(SMALL, tasks=1, steps=2)
+    whole = run(config)
+    left = {
+        "lock": (".run.lock",),
+        "begun": (".run.lock", ".progress.json.ab12cd_9"),
+        "saving": (".visit-1.weights.h5",),
+    }
+    for name, files in left.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in files:
+            (folder / file).write_text("1 on a machine")
+        equal(run(config, output=folder, resume=name != "lock"), whole)
+        assert os.listdir(folder) == ["result.json"]
+    # Of a run that overwrites another, before its first checkpoint.
+    interrupt(SMALL, tmp_path / "lock", 0, overwrite=True)
+    assert sorted(os.listdir(tmp_path / "lock")) == ["progress.json", "result.json"]
+    with pytest.raises(ValueError, match="tasks=4 there and tasks=1 here"):
+        run(config, output=tmp_path / "lock", resume=True)
+    equal(run(SMALL, output=tmp_path / "lock", resume=True), run(SMALL))
+    assert os.listdir(tmp_path / "lock") == ["result.json"]
+
+
+def test_files_of_others_stay(tmp_path):
+    config = dataclasses.replace(SMALL, tasks=2, steps=2)
+    names = ["my-progress.json", "my-visit-1.weights.h5", "progress.json.bak"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    run(config, output=tmp_path, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == [*names, "result.json"]
+
+
+@pytest.fixture(scope="module")
+def two_tasks():
+    config = dataclasses.replace(SMALL, tasks=2, steps=2)
+    return config, run(config)
+
+
+@pytest.mark.parametrize(
+    "operation, full_at",
+    # The lock; the beginning, the checkpoint's two files, the result.
+    [("write", 0), ("fsync", 2), ("fsync", 5), ("replace", 3), ("save_weights", 0)],
+)
+def test_a_disk_that_is_full_at_any_write(
+    operation, full_at, two_tasks, tmp_path, monkeypatch
+):
+    config, whole = two_tasks
+    owner = keras.Model if operation == "save_weights" else os
+    works, calls = getattr(owner, operation), []
+
+    def fail(*args, **kwargs):
+        calls.append(operation)
+        if len(calls) == full_at + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return works(*args, **kwargs)
+
+    monkeypatch.setattr(owner, operation, fail)
+    with pytest.raises(OSError, match="No space left"):
+        run(config, output=tmp_path)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    equal(run(config, output=tmp_path, resume=True), whole)
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_killed_at_file_operations():
+    command = [sys.executable, os.path.join(os.path.dirname(__file__), "kills.py")]
+    done = subprocess.run([*command, "--kills", "4"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 4 matrices are equal" in done.stdout
 
 
 def test_a_suite_is_made_of_different_runs_that_compare():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -15,6 +16,8 @@ from keras_psp import benchmarks
 from keras_psp.benchmarks import PermutedConfig
 from keras_psp.benchmarks import RunResult
 from keras_psp.benchmarks import run
+from keras_psp.consolidation import EWC
+from keras_psp.contexts import Binary
 
 SMALL = PermutedConfig(tasks=3, steps=40, units=64, depth=2, learning_rate=1e-3)
 
@@ -218,3 +221,71 @@ def test_steps_that_no_execution_divides():
     config = dataclasses.replace(SMALL, tasks=2, steps=13)
     seconds = run(config).timings["train_seconds"]
     assert len(seconds) == 2
+
+
+class Own(PermutedConfig):
+    """An optimizer, a consolidation and a layer of one's own."""
+
+    experiment = "own"
+    ended: ClassVar[list] = []
+
+    def build_optimizer(self):
+        ended = self.ended
+
+        class Mine(EWC):
+            def end_task(self, model, data=None):
+                ended.append(len(ended))
+                super().end_task(model, data)
+
+        return keras.optimizers.LossScaleOptimizer(Mine("adam"), initial_scale=4.0)
+
+
+class OwnContext(Binary):
+    def orthogonality_drift(self):
+        raise NotImplementedError("no drift")
+
+    numbers_per_task = None
+
+
+class Hidden(PermutedConfig):
+    """A model whose layers have contexts that cannot be read."""
+
+    def build_model(self, tasks):
+        model = super().build_model(tasks)
+        for layer in model.layers:
+            if hasattr(layer, "context"):
+                layer.context.__class__ = OwnContext
+        model.layers[0].context = "of another kind"
+        return model
+
+
+def test_ones_own_consolidation_is_told_of_the_end_of_a_task(tmp_path):
+    Own.ended.clear()
+    config = Own(tasks=3, steps=3, units=8, depth=1)
+    result = run(config, output=tmp_path)
+    assert Own.ended == [0, 1, 2]
+    assert result.memory["consolidation"] > 0
+    assert RunResult.load(tmp_path) == result
+    (row,) = next(iter(benchmarks.report([tmp_path]).tables.values()))
+    assert row["beside"] != "0 B"
+
+
+def test_a_model_that_cannot_be_described_leaves_its_result(tmp_path):
+    config = Hidden(tasks=2, steps=3, units=8, depth=1, learnable=True)
+    with pytest.warns(UserWarning, match="The result has no (drift|numbers)"):
+        result = run(config, output=tmp_path)
+    assert result.contexts["orthogonality_drift"] is None
+    assert result.contexts["numbers_per_task"] is None
+    assert RunResult.load(tmp_path) == result
+    benchmarks.report([tmp_path])
+
+
+def test_tasks_need_test_examples():
+    class Untested(PermutedConfig):
+        def build_tasks(self):
+            tasks = super().build_tasks()
+            tasks._test.stops[1] = 0
+            return tasks
+
+    with pytest.raises(ValueError, match="none for task 1"):
+        run(Untested(tasks=2, steps=2))
