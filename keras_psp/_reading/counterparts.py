@@ -1,5 +1,10 @@
 """Which layer of this package stands for which of Keras', and the way back."""
 
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -57,10 +62,12 @@ PLAIN = {
 }
 
 
-def leaf_layers(layers):
+def leaf_layers(
+    layers: Iterable[keras.layers.Layer],
+) -> list[keras.layers.Layer]:
     """Returns the layers that hold these layers' weights.
 
-    They are the layers themselves, but for attention: there, its projections.
+    These are the layers themselves, or the projections of an attention.
     """
     found = []
     for layer in layers:
@@ -70,8 +77,8 @@ def leaf_layers(layers):
     return found
 
 
-def can_convert(layer):
-    """Whether a Keras layer has a counterpart here; subclasses have none, for one."""
+def can_convert(layer: keras.layers.Layer) -> bool:
+    """Returns whether a Keras layer has a counterpart here. Subclasses have none."""
     kind = type(layer)
     counterpart = COUNTERPARTS.get(kind)
     if counterpart is None:
@@ -83,29 +90,29 @@ def can_convert(layer):
     if kind is keras.layers.LayerNormalization:
         last = len(layer.get_build_config()["input_shape"]) - 1
         return not layer.rms_scaling and layer.axis in (-1, [-1], last, [last])
-    # A constraint would hold for what is added to a kernel.
+    # A constraint would act on what is added to a kernel, not on their sum.
     if issubclass(counterpart, Superposed) and layer.kernel_constraint is not None:
         return False
     if kind is keras.layers.EinsumDense:
         rank = len(layer.get_build_config()["input_shape"])
         if not sums_over_inputs(layer.equation, rank):
             return False
-    # An activation that has weights, or is to have some once it is built, is a layer by
-    # itself.
+    # An activation with weights, or one that may get some when it is built, is a layer
+    # that needs a counterpart itself.
     activation = layer.activation
     if isinstance(activation, keras.layers.Layer):
         return activation.built and not activation.weights
     return True
 
 
-def check_context(context, context_over):
-    """Returns the seed of a `context` argument; raises if the other one is wrong."""
+def check_context(context: str | Context, context_over: str) -> int:
+    """Returns the seed of `context`; raises if `context_over` is unknown."""
     check_name("context_over", context_over, CONTEXT_OVER)
     return context.seed if isinstance(context, Context) else 0
 
 
-def is_altered(layer):
-    """Whether a layer's kernel is quantized, or the sum of a kernel and a LoRA."""
+def is_altered(layer: keras.layers.Layer) -> bool:
+    """Returns whether a layer's kernel is quantized or has a LoRA."""
     return any(
         getattr(part, "quantization_mode", None) is not None
         or getattr(part, "lora_enabled", False)
@@ -113,16 +120,22 @@ def is_altered(layer):
     )
 
 
-def make_superposed(layer, num_tasks, new_context, base, context_over):
+def make_superposed(
+    layer: keras.layers.Layer,
+    num_tasks: int,
+    new_context: Callable[[], Context],
+    base: bool,
+    context_over: str,
+) -> keras.layers.Layer:
     """Returns the counterpart of a Keras layer, not built.
 
     Args:
-        layer: Keras layer, of which `can_convert()`.
+        layer: Keras layer for which `can_convert()` is true.
         num_tasks: Positive integer.
-        new_context: Function that returns a context of its own for one more layer.
-        base: Boolean, whether it is to have a base kernel.
-        context_over: What a convolution's context acts on, see `PSPConv2D`. Of groups
-            of filters always their kernels.
+        new_context: Function that returns a new context for one more layer.
+        base: Whether the counterpart has a base kernel.
+        context_over: What a convolution's context acts on, see `PSPConv2D`. Groups of
+            filters always bind their kernels.
     """
     config = {**get_config(layer), "num_tasks": num_tasks}
     counterpart = COUNTERPARTS[type(layer)]
@@ -137,8 +150,8 @@ def make_superposed(layer, num_tasks, new_context, base, context_over):
     return counterpart.from_config(config)
 
 
-def make_plain(layer, task):
-    """Returns the Keras layer that a layer of this package is for one task, built.
+def make_plain(layer: keras.layers.Layer, task: int) -> keras.layers.Layer:
+    """Returns the Keras layer that computes what a layer does for one task, built.
 
     Args:
         layer: A layer that takes a task, built.
@@ -167,8 +180,10 @@ def make_plain(layer, task):
     return plain
 
 
-def set_task_weights(layer, plain, first=0):
-    """Gives tasks the weights of plain layers, but for what tasks share.
+def set_task_weights(
+    layer: keras.layers.Layer, plain: Sequence[keras.layers.Layer], first: int = 0
+) -> None:
+    """Gives tasks the weights of plain layers, except for what tasks share.
 
     Args:
         layer: A layer that has a counterpart, or one of its `leaf_layers()`, built.
@@ -183,7 +198,7 @@ def set_task_weights(layer, plain, first=0):
     copy_flags(plain[0].weights, _weights_of(layer))
 
 
-def set_new_rows(layer, plain):
+def set_new_rows(layer: keras.layers.Layer, plain: keras.layers.Layer) -> None:
     """Lets tasks that are added later begin with the weights of a plain layer.
 
     Args:
@@ -196,13 +211,18 @@ def set_new_rows(layer, plain):
             holder.set_new_row(weight, values[0])
 
 
-def differs(layer, plain, own, first=0):
-    """Whether plain layers' weights are others than a layer's, but for its kernel.
+def differs(
+    layer: keras.layers.Layer,
+    plain: Sequence[keras.layers.Layer],
+    own: bool,
+    first: int = 0,
+) -> bool:
+    """Returns whether plain layers have other weights than a layer, kernels aside.
 
     Args:
         layer: A layer that has a counterpart, or one of its `leaf_layers()`, built.
         plain: List of a Keras layer for each of some consecutive tasks.
-        own: Boolean, whether to compare what is each task's own, or what tasks share.
+        own: Whether to compare the rows of the tasks, or else what tasks share.
         first: Integer, the first of the tasks.
     """
     return any(
@@ -228,8 +248,8 @@ def _pairs(layer, plain):
         yield weight, own, np.stack(each)
 
 
-def copy_flags(weights, copies):
-    """Makes the copies of weights trainable, or not, as these are, one by one."""
+def copy_flags(weights: Sequence[Any], copies: Sequence[Any]) -> None:
+    """Makes the copies of weights trainable, or not, as the weights are."""
     for weight, copy in zip(weights, copies, strict=True):
         if hasattr(weight, "trainable"):  # A complex kernel is made of two weights.
             copy.trainable = weight.trainable

@@ -1,7 +1,9 @@
-"""What taking models apart and building them once more has in common."""
+"""The graph of a model: its inputs, layers and calls, and how to build it again."""
 
 import functools
 import inspect
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -39,7 +41,7 @@ class Graph:
             takes a task already.
     """
 
-    def __init__(self, model, takes_task=False):
+    def __init__(self, model: keras.Model, takes_task: bool = False) -> None:
         if not isinstance(model, keras.Model):
             raise TypeError(
                 f"`model` must be a Keras model. Received: model={model!r} "
@@ -52,8 +54,8 @@ class Graph:
             )
         if not is_graph(model):
             raise ValueError(
-                "The model must be functional or sequential, with Keras' `call()`: of "
-                "another, Keras knows no graph of layers. Received: "
+                "The model must be functional or sequential, with Keras' `call()`. "
+                "Subclassed models have no layer graph. Received: "
                 f"{model.name!r}, a {type(model).__name__}"
             )
         sequential = isinstance(model, keras.Sequential)
@@ -79,16 +81,16 @@ class Graph:
         self._model = model
 
     @functools.cached_property
-    def layers(self):
-        """The layers, and those of the models inside, without inputs; each once."""
+    def layers(self) -> list[keras.layers.Layer]:
+        """The layers, with those of the models inside, without inputs; each once."""
         return _layers(self._model)
 
     @property
-    def names(self):
-        """The names of the inputs, but for the task."""
+    def names(self) -> list[str]:
+        """The names of the inputs, without the task."""
         return [name for name in self.inputs if name != "task"]
 
-    def new_inputs(self):
+    def new_inputs(self) -> dict[str, keras.KerasTensor]:
         """Returns a new `keras.Input` for each input, by name."""
         return {
             name: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
@@ -100,10 +102,10 @@ class Graph:
 
         Args:
             inputs: Dictionary of symbolic inputs, by the names of this one's.
-            replace: Function of a layer; returns the one to stand for it, which may be
-                it. It is asked once for every layer, however often that is called.
-            call: Function of the layer that stands for another, and of what that is
-                called with; returns the symbolic outputs. Defaults to the call.
+            replace: Function of a layer that returns the layer to put in its place,
+                which may be the same. It is called once for each layer.
+            call: Function of the layer put in place and of the arguments of a call;
+                returns the symbolic outputs. Defaults to calling the layer.
             also: More symbolic inputs, which `call` uses.
 
         Returns:
@@ -125,15 +127,18 @@ class Graph:
             call_function=call_by_position,
         ).output
 
-    def name_inputs(self, given):
-        """Returns what the model is called with, but for a task, by names."""
+    def name_inputs(self, given: Any) -> dict[str, Any]:
+        """Returns what the model is called with, without the task, by name."""
         if isinstance(given, dict):
             return given
         return dict(zip(self.names, keras.tree.flatten(given), strict=True))
 
 
-def is_graph(layer):
-    """Whether a layer is a functional or sequential model, built, and no more."""
+def is_graph(layer: Any) -> bool:
+    """Returns whether a layer is a built functional or sequential model.
+
+    A subclass with a `call()` of its own is not.
+    """
     return (
         isinstance(layer, keras.Model)
         and getattr(layer, "inputs", None) is not None
@@ -171,11 +176,11 @@ def _not_among(taken, name):
     return _not_among(taken, f"{name}_input") if name in taken else name
 
 
-def copy_layer(layer):
+def copy_layer(layer: Any) -> Any:
     """Returns a layer's copy, not built.
 
-    An operation that is no layer, and layers that are not in their configs, are shared:
-    functions, and vocabularies.
+    Operations that are no layers, functions (`Lambda`) and layers with a vocabulary are
+    shared: their configs do not hold all that they are.
     """
     if (
         not isinstance(layer, keras.layers.Layer)
@@ -186,7 +191,7 @@ def copy_layer(layer):
     return type(layer).from_config(get_config(layer))
 
 
-def copy_weights(layer, copy):
+def copy_weights(layer: Any, copy: Any) -> None:
     """Gives a layer's copy its weights, once it is built.
 
     Raises:
@@ -210,8 +215,8 @@ def copy_weights(layer, copy):
         copy.finalize_state()
 
 
-def pair_leaf_layers(made):
-    """Returns pairs of the `leaf_layers()` of pairs of layers, without models'."""
+def pair_leaf_layers(made: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """Returns the pairs of `leaf_layers()` of pairs of layers; models are left out."""
     pairs = []
     for layer, copy in made:
         if not is_graph(layer):
@@ -219,16 +224,18 @@ def pair_leaf_layers(made):
     return pairs
 
 
-def inputs_of_layers(graph):
-    """Returns what each layer is called with, and each inside a model inside it.
+def inputs_of_layers(
+    graph: Graph,
+) -> tuple[dict[str, keras.KerasTensor], dict[int, list[keras.KerasTensor]]]:
+    """Returns what each layer is called with, those of models inside among them.
 
     Args:
         graph: A `Graph`.
 
     Returns:
-        `(inputs, called)`: new symbolic inputs, a dictionary; and by the `id` of the
-        layers, and of the projections of attention, the list of symbolic tensors that
-        it is called with, for given these inputs.
+        `(inputs, called)`: a dictionary of new symbolic inputs, and a dictionary that
+        holds, by the `id` of each leaf layer, the list of symbolic tensors that it is
+        called with.
     """
     inputs, called = graph.new_inputs(), {}
 
@@ -240,15 +247,15 @@ def inputs_of_layers(graph):
             if "task" in given:
                 check_own_task(given["task"], inputs["task"], layer)
             for each, tensors in within.items():
-                taps = keras.Model(names, tensors)(given)
-                called.setdefault(each, []).extend(taps)
+                probed = keras.Model(names, tensors)(given)
+                called.setdefault(each, []).extend(probed)
             return layer(*args, **kwargs)
         if isinstance(layer, TaskLayer):
             check_own_task(kwargs["task"], inputs["task"], layer)
         if leaf_layers([layer]) != [layer]:
-            tensors = _inputs_of_parts(layer, *args, **kwargs)
-            for part, tensor in zip(leaf_layers([layer]), tensors, strict=True):
-                called.setdefault(id(part), []).append(tensor)
+            tensors = _inputs_of_leaves(layer, *args, **kwargs)
+            for leaf, tensor in zip(leaf_layers([layer]), tensors, strict=True):
+                called.setdefault(id(leaf), []).append(tensor)
         elif isinstance(layer, keras.layers.Layer):
             called.setdefault(id(layer), []).extend(args[:1])
         return layer(*args, **kwargs)
@@ -257,7 +264,7 @@ def inputs_of_layers(graph):
     return inputs, called
 
 
-def check_own_task(task, own, layer):
+def check_own_task(task: Any, own: Any, layer: keras.layers.Layer) -> None:
     """Raises a `ValueError` if a layer is called with another task than its model."""
     if task is not own:
         raise ValueError(
@@ -266,8 +273,8 @@ def check_own_task(task, own, layer):
         )
 
 
-def _inputs_of_parts(layer, *args, **kwargs):
-    """Calls a layer, and returns what its parts are called with."""
+def _inputs_of_leaves(layer, *args, **kwargs):
+    """Calls a layer, and returns what its leaf layers are called with."""
     given = inspect.signature(layer.call).bind(*args, **kwargs).arguments
     tensors = {k: v for k, v in given.items() if isinstance(v, keras.KerasTensor)}
     options = {k: v for k, v in given.items() if k not in tensors}
@@ -275,10 +282,10 @@ def _inputs_of_parts(layer, *args, **kwargs):
 
 
 class _Listener(keras.layers.Layer):
-    """Answers with what a layer's parts are called with.
+    """Returns what the leaf layers of a layer are called with.
 
-    Of an attention's output projection no more is known outside than its outputs: the
-    parts are overheard while it is called.
+    The inputs of an attention's output projection are not visible from outside. So the
+    leaf layers are listened to while the attention is called.
     """
 
     def __init__(self, layer, options):
@@ -288,25 +295,25 @@ class _Listener(keras.layers.Layer):
     def call(self, tensors):
         heard = {}
 
-        def listen(part):
+        def listen(leaf):
             def call(inputs, *args, **kwargs):
-                heard[id(part)] = inputs
-                return type(part).call(part, inputs, *args, **kwargs)
+                heard[id(leaf)] = inputs
+                return type(leaf).call(leaf, inputs, *args, **kwargs)
 
-            part.call = call
+            leaf.call = call
 
         every = leaf_layers([self.layer])
         try:
-            for part in every:
-                listen(part)
+            for leaf in every:
+                listen(leaf)
             self.layer(**tensors, **self.options)
         finally:
-            for part in every:
-                del part.call
-        return [heard[id(part)] for part in every]
+            for leaf in every:
+                del leaf.call
+        return [heard[id(leaf)] for leaf in every]
 
     def compute_mask(self, tensors, mask):
-        return None  # Those of the inputs are the layer's.
+        return None  # The layer itself uses the masks of the inputs.
 
 
 def as_inputs(graph, given):

@@ -1,12 +1,14 @@
 """The superposed layers of a model."""
 
+from typing import Any
+
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
 from keras_psp.layers._superposed import Superposed
 from keras_psp.models.task_model import TaskModel
 
 
-def check_task_model(model):
+def check_task_model(model: Any) -> None:
     """Raises a `TypeError` if a model takes no task."""
     if not isinstance(model, TaskModel):
         raise TypeError(
@@ -15,7 +17,7 @@ def check_task_model(model):
         )
 
 
-def find_superposed_layers(model):
+def find_superposed_layers(model: TaskModel) -> list[Superposed]:
     """Returns the superposed layers of a model and of the models inside it.
 
     Raises:
