@@ -192,7 +192,7 @@ def mask_outputs(outputs: Any, task: Any, num_tasks: int) -> Any:
         dtype = keras.backend.standardize_dtype(each.dtype)
         if keras.backend.is_float_dtype(dtype):
             return parsed.mask(each)
-        known = parsed.known
+        known: Any = parsed.known
         if len(known.shape) == 1:
             known = ops.reshape(known, (-1,) + (1,) * (len(each.shape) - 1))
         return ops.where(known, each, ops.cast(sentinel(dtype), each.dtype))

@@ -15,7 +15,7 @@ def is_soft(task: Any) -> bool:
 
     A float tensor of shape `(batch, 1)` does not: it is an index of the wrong dtype.
     """
-    shape = getattr(task, "shape", ())
+    shape: Any = getattr(task, "shape", ())
     return (
         len(shape) == 2
         and shape[1] != 1

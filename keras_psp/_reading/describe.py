@@ -58,7 +58,8 @@ def get_config(layer: keras.layers.Layer) -> dict[str, Any]:
     Keras would write the name of a function, which cannot be found again unless it is
     registered, and cannot tell two functions of one name apart.
     """
-    arguments = _arguments(type(layer))
+    kind: Any = type(layer)
+    arguments = _arguments(kind)
     functions = {
         name: value for name, value in own_functions(layer).items() if name in arguments
     }

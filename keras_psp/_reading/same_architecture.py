@@ -64,10 +64,11 @@ def check_same_architecture(graphs: Sequence[Graph]) -> None:
 def all_equal(layers: Sequence[keras.layers.Layer]) -> bool:
     """Returns whether layers, of one architecture, hold equal weights."""
     weights = [getattr(layer, "weights", ()) for layer in layers]
+    to_numpy = ops.convert_to_numpy
     return all(
-        np.array_equal(*map(ops.convert_to_numpy, pair), equal_nan=True)
+        np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True)
         for others in weights[1:]
-        for pair in zip(weights[0], others, strict=True)
+        for a, b in zip(weights[0], others, strict=True)
     )
 
 
@@ -100,8 +101,8 @@ class _Calls:
         names: Sequence[str],
         places: dict[int, int] | None = None,
     ):
-        self._tensors = {}
-        self._by_layer = {}
+        self._tensors: dict[int, Any] = {}
+        self._by_layer: dict[int, Any] = {}
         self._places = places or {id(each): i for i, each in enumerate(graph.layers)}
         inputs = graph.new_inputs()
         start = [self._number(inputs[name]) for name in names]

@@ -113,5 +113,5 @@ _LOADERS = {
 
 if __name__ == "__main__":
     for name in ("keras", "keras_psp"):
-        sys.modules[name] = None  # Which `import` takes for: there is none.
+        sys.modules[name] = None  # type: ignore[assignment]  # `import` then fails.
     main(*sys.argv[1:])

@@ -1,6 +1,7 @@
 """What every superposed layer is, beside the Keras layer it replaces."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -87,6 +88,10 @@ class Superposed(TaskLayer, LeafLayer):
     computes with what `bind_inputs()` returns, or by `call_bound()` all that Keras'
     layer does.
     """
+
+    # The Keras layer's.
+    kernel: Any
+    name: Any
 
     def set_context(self, context, num_tasks):
         """Makes `context` (name, config or `Context`) the layer's own."""

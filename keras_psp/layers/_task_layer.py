@@ -19,7 +19,8 @@ class TaskLayer:
 
     def __call__(self, inputs: Any, task: Any = None, **kwargs: Any) -> Any:
         task = task_argument(task, self)
-        return super().__call__(inputs, task=task, **kwargs)
+        # Of the Keras layer that stands behind this mixin.
+        return super().__call__(inputs, task=task, **kwargs)  # type: ignore[misc]
 
 
 def find_task_layers(model: keras.layers.Layer) -> list:

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
+from typing import Literal
 
 import keras
 import numpy as np
@@ -306,12 +307,12 @@ class TaskModel(keras.Model):
         return flat[names.index("task")] if len(flat) == len(names) else None
 
     @property
-    def _unknown(self) -> str:
+    def _unknown(self) -> Literal["raise", "mark"]:
         """What becomes of an unknown task where nothing is trained."""
         eager = keras.backend.backend() == "torch" or self.run_eagerly
         return "raise" if eager else "mark"
 
-    def _check(self, unknown: str) -> InputCheck:
+    def _check(self, unknown: Literal["raise", "mark"]) -> InputCheck:
         # Keras reads a list in the order of sorted names.
         by_position = list(self.input) == sorted(self.input)
         return InputCheck(self.input, self.num_tasks, unknown, by_position)

@@ -1,5 +1,7 @@
 """One task of a model -> a plain Keras model."""
 
+from typing import Any
+
 import keras
 
 from keras_psp._core.task_index import check_task
@@ -62,7 +64,7 @@ def build_plain(
     task = check_task(task, model.num_tasks)
     if not isinstance(task, int):
         raise TypeError(f"`task` must be an integer. Received: task={task!r}")
-    made = {}  # Models may share a layer, or a model.
+    made: dict[int, Any] = {}  # Models may share a layer, or a model.
     plain = _build(model, task, made)
     pairs = pair_leaf_layers(made.values())
     for layer, copy in pairs:
