@@ -14,7 +14,7 @@ pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parent.parent
 # How many public functions and methods may lack annotations. Only ever lower it.
-MOST_UNANNOTATED = 222
+MOST_UNANNOTATED = 215
 USER_SCRIPT = """\
 import keras_psp
 
@@ -26,6 +26,7 @@ plain = keras_psp.extract(model, task=4)
 # What a type checker must know, in parts of its words.
 REVEALED = {
     "keras_psp.datasets.permuted": "TaskSequence",
+    "keras_psp.models.mlp": "TaskModel",
     "keras_psp.benchmarks.AccuracyMatrix": "AccuracyMatrix",
 }
 
