@@ -7,6 +7,7 @@ Data come in many forms: arrays, lists and dictionaries of arrays, `(x, y)` and
 ```
 check = InputCheck(inputs, num_tasks=None, unknown="raise", by_position=True, name="x")
 check(given) -> dict of arrays         one batch, or all data as arrays; raises
+with check.plain_errors(): ...         raises what it found, however Keras wraps it
 checked(data, check) -> data           any form that `fit()` takes; every batch checked
 check_batch(batch, check) -> tuple     `x`, `(x, y)` or `(x, y, sample_weight)`
 read_inputs(data, inputs, limit=None, name="data") -> dict of NumPy arrays, no labels
@@ -17,6 +18,8 @@ read_examples(data, limit, name="data") -> (x, y, sample_weight), at most `limit
 `model.input`. Nothing here knows of layers or models.
 """
 
+import contextlib
+import re
 import sys
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -73,8 +76,30 @@ class InputCheck:
         self.unknown = unknown
         self.by_position = by_position
         self.name = name
+        self._found: Exception | None = None
 
     def __call__(self, given: Structure) -> dict[str, Any]:
+        try:
+            return self._check(given)
+        except (TypeError, ValueError) as error:
+            self._found = error
+            raise
+
+    @contextlib.contextmanager
+    def plain_errors(self) -> Iterator[None]:
+        """A context in which what was found wrong is raised as it was found.
+
+        TensorFlow turns what is raised while it reads data into an error of its own.
+        """
+        try:
+            yield
+        except Exception as error:
+            found = self._found or _found_in_graph(error)
+            if found is None or found is error:
+                raise
+            raise found from error
+
+    def _check(self, given: Structure) -> dict[str, Any]:
         given = {k: _as_array(k, v) for k, v in self.by_name(given).items()}
         self.check_types(given)
         self._check_lengths(given)
@@ -123,10 +148,13 @@ class InputCheck:
         task = tensorflow.cast(given["task"], "int64")
         known = (task >= 0) & (task < self.num_tasks)
         if self.unknown == "raise":
-            wrong = tensorflow.boolean_mask(task, tensorflow.logical_not(known))
+            wrong = tensorflow.boolean_mask(
+                given["task"], tensorflow.logical_not(known)
+            )
+            message = f"`task` must lie in [0, {self.num_tasks}). Received: task={{}}"
             tensorflow.debugging.Assert(
                 tensorflow.reduce_all(known),
-                [f"`task` must lie in [0, {self.num_tasks}). Received: task =", wrong],
+                [tensorflow.strings.format(message, wrong[:1])],
             )
         task = tensorflow.where(known, task, -1)
         return {**given, "task": tensorflow.cast(task, "int32")}
@@ -367,6 +395,12 @@ def describe(structure: Structure) -> str:
     if structure is None or isinstance(structure, (bool, int, float, str)):
         return repr(structure)
     return type(structure).__name__
+
+
+def _found_in_graph(error: Exception) -> ValueError | None:
+    """Returns the error that `mark_in_graph()` has put into TensorFlow's."""
+    found = re.search(r"(`task` must lie in .*? task=)\[(-?\d+)\]", str(error))
+    return ValueError("".join(found.groups())) if found else None
 
 
 # What the forms are.
