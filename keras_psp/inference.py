@@ -1,6 +1,7 @@
-"""Which task unlabelled examples are from."""
+"""`infer_task()`: which task unlabelled examples belong to."""
 
 import weakref
+from typing import Any
 
 import keras
 import numpy as np
@@ -9,15 +10,22 @@ from keras import ops
 from keras_psp._core.backend import gradient
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
-from keras_psp._core.checks import check_shape
+from keras_psp._core.data import Structure
+from keras_psp._core.data import read_inputs
 from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import is_graph
 from keras_psp.models.task_model import TaskModel
 
 
 def infer_task(
-    model, x, method="entropy", per="example", batch_size=32, from_logits=True
-):
-    """Finds the task of unlabelled examples: the one whose model is surest of them.
+    model: TaskModel,
+    x: Structure,
+    method: str = "entropy",
+    per: str = "example",
+    batch_size: int = 32,
+    from_logits: bool | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Finds the task of unlabelled examples: the one for which the model is surest.
 
     ```
     evidence_k = -H(p(y | x, k))               method="entropy"
@@ -25,38 +33,47 @@ def infer_task(
     evidence_k = -d H(p(y | x, a)) / d a_k     method="gradient", at a = (1/K, ..., 1/K)
     ```
 
-    where H is the entropy of the answer. `"entropy"` and `"energy"` ask for the answers
-    of all K tasks; `"energy"` sees how large the logits are too, which a softmax takes
-    away. `"gradient"` mixes the contexts of all tasks, and asks which of them should
-    have more weight: one forward and one backward pass, whatever K is, but of a mixture
-    in which the tasks disturb one another. Of ten tasks of permuted MNIST it finds 45 %
-    of single examples' and 57 % of batches' of 32, `"entropy"` 94 and 100 %, `"energy"`
-    99 and 100 % (`python tools/measure.py infer`, seed 0, on
-    JAX).
+    where H is the entropy of the model's answer. `"entropy"` and `"energy"` compute the
+    answers of all K tasks. `"energy"` also sees how large the logits are, which a
+    softmax removes. `"gradient"` mixes the contexts of all tasks, and asks which of
+    them should have more weight. It needs one forward and one backward pass, whatever K
+    is, but the tasks disturb one another in the mixture.
+
+    On ten tasks of permuted MNIST, `"gradient"` finds the task of 45 % of single
+    examples and of 57 % of batches of 32; `"entropy"` of 94 % and 100 %; `"energy"` of
+    99 % and 100 % (`python tools/measure.py infer`, seed 0, on JAX).
 
     Args:
-        model: `keras_psp.models.TaskModel` of at least two tasks, whose output has
-            shape `(batch, num_classes)`. For `"gradient"` all layers that take a task
+        model: `keras_psp.models.TaskModel` of at least two tasks, with one output of
+            shape `(batch, num_classes)`. For `"gradient"` every layer that takes a task
             must take soft contexts (`TaskDense` and `TaskBatchNormalization` do not);
             the model itself may take an index.
-        x: The model's inputs without the task: an array of shape `(n, ...)`, or a
-            dictionary of such.
+        x: The model's inputs without the task: an array of shape `(n, ...)`; a list, if
+            there are several inputs, or a dictionary of such arrays; or batches of
+            these as a list, a generator, a `tf.data.Dataset`, a
+            `keras.utils.PyDataset` or a torch `DataLoader`. Labels beside the inputs,
+            as in `(x, y)`, are not used.
         method: `"entropy"`, `"energy"`, which needs logits, or `"gradient"`.
         per: `"example"`, a task for each example; or `"batch"`, one task for all of
             them, from the mean of their evidence.
         batch_size: Positive integer, how many examples are computed at once.
-        from_logits: Boolean, whether the model gives logits, or else probabilities.
+        from_logits: Whether the model answers with logits, or else with probabilities.
+            By default the last activation of the model tells: after a softmax or a
+            sigmoid the answers are probabilities, without an activation logits.
 
     Returns:
         `(tasks, confidences)`: NumPy arrays of shape `(n,)`, int32 and float32; with
-        `per="batch"` NumPy scalars. A confidence is how far the evidence of the two
-        best tasks lies apart, relative to its size: `|a - b| / (|a| + |b|)`. From 0, a
-        tie, to 1, whatever the number of tasks; it ranks answers, and is no
-        probability of being right.
+        `per="batch"` NumPy scalars. A confidence is the distance between the evidence
+        of the two best tasks relative to its size, `|a - b| / (|a| + |b|)`. It lies
+        between 0, a tie, and 1, whatever the number of tasks. Use it to rank answers:
+        it is not a probability of being right.
 
     Raises:
-        TypeError: `model` is no `TaskModel`, or `batch_size` no integer.
-        ValueError: An argument is not one of the above; `x` is empty or not finite; a
+        TypeError: `model` is no `TaskModel`, `x` holds no arrays of numbers, or
+            `batch_size` is no integer.
+        ValueError: An argument is not one of the above; `x` is empty, not finite, or
+            does not fit the model's inputs; the model has several outputs, or fewer
+            than two classes; its last activation does not tell what its answers are; a
             layer takes no soft contexts; the model's answers are not finite.
 
     Example:
@@ -78,9 +95,16 @@ def infer_task(
     check_name("method", method, _METHODS)
     check_name("value of `per`", per, ("example", "batch"))
     batch_size = check_integer("batch_size", batch_size)
+    _check_model(model)
+    if from_logits is None:
+        from_logits = gives_logits(model)
     if method == "energy" and not from_logits:
-        raise ValueError('`method="energy"` needs logits. Received: from_logits=False')
-    x = _check(model, x)
+        raise ValueError(
+            '`method="energy"` needs logits, and the model must answer with them. '
+            "Received: a model that answers with probabilities (from_logits=False)"
+        )
+    inputs = {name: model.input[name] for name in model.input if name != "task"}
+    x = read_inputs(x, inputs, name="x")
     evidence = _METHODS[method](model, x, batch_size, from_logits)
     evidence = ops.convert_to_numpy(evidence).astype("float64")
     failed = ~np.isfinite(evidence).all(axis=-1)
@@ -95,8 +119,8 @@ def infer_task(
     return tasks[()], confidences[()]
 
 
-def decide(evidence):
-    """Returns the tasks with most evidence, and how far that is ahead.
+def decide(evidence: Any) -> tuple[Any, Any]:
+    """Returns the tasks with most evidence, and how far each is ahead.
 
     Args:
         evidence: float32 tensor of shape `(..., num_tasks)`.
@@ -111,8 +135,77 @@ def decide(evidence):
     return tasks, (best - second) / size
 
 
-def _check(model, x):
-    """Returns `x` as a dictionary of NumPy arrays."""
+def gives_logits(model: keras.Model) -> bool:
+    """Returns whether a model answers with logits, or else with probabilities.
+
+    Args:
+        model: Functional or sequential model with one output.
+
+    Raises:
+        ValueError: Its last activation does not tell.
+    """
+    last = _last_activation(Graph(model, takes_task=True))
+    activation = getattr(last, "activation", None)
+    name = getattr(activation, "__name__", type(activation or last).__name__)
+    kind = _ACTIVATIONS.get(name.lower().replace("_", ""))
+    if kind is None:
+        raise ValueError(
+            "`from_logits` must be `True` if the model answers with logits, or `False` "
+            "if it answers with probabilities: its last activation does not tell. "
+            f"Received: from_logits=None for {model.name!r}, whose last activation is "
+            f"{name!r}"
+        )
+    return kind == "logits"
+
+
+_ACTIVATIONS = {
+    "linear": "logits",
+    "logsigmoid": "logits",
+    "logsoftmax": "logits",
+    "hardsigmoid": "probabilities",
+    "sigmoid": "probabilities",
+    "softmax": "probabilities",
+    "sparsemax": "probabilities",
+}
+# What logits pass as logits, and probabilities as probabilities.
+_PASSING = {
+    "Dropout",
+    "Flatten",
+    "GetItem",
+    "GlobalAveragePooling1D",
+    "GlobalAveragePooling2D",
+    "GlobalAveragePooling3D",
+    "Identity",
+    "Reshape",
+}
+
+
+def _last_activation(graph: Graph) -> Any:
+    """Returns the layer or operation that decides what a model's answers are."""
+    made = {}
+
+    def record(layer, *args, **kwargs):
+        outputs = layer(*args, **kwargs)
+        for tensor in keras.tree.flatten(outputs):
+            made[id(tensor)] = layer, args, tensor  # Kept, so that no other has its id.
+        return outputs
+
+    output = graph.rebuild(graph.new_inputs(), lambda layer: layer, record)
+    layer, args, _ = made.get(id(output), (None, (), None))
+    while layer is not None and _passes(layer):
+        layer, args, _ = made.get(id(args[0]), (None, (), None))
+    if is_graph(layer):
+        return _last_activation(Graph(layer, takes_task=True))
+    return layer
+
+
+def _passes(layer: Any) -> bool:
+    if isinstance(layer, keras.layers.Activation):
+        return layer.activation is keras.activations.linear
+    return type(layer).__name__ in _PASSING
+
+
+def _check_model(model: TaskModel) -> None:
     if not isinstance(model, TaskModel):
         raise TypeError(
             "`model` must be a `keras_psp.models.TaskModel`. "
@@ -124,43 +217,28 @@ def _check(model, x):
         )
     if model.num_tasks == 1:
         raise ValueError("`model` has one task: there is nothing to infer.")
-    shape = getattr(model.output, "shape", ())
-    if len(shape) != 2:
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in zip(model.output_names, model.outputs, strict=True)
+    }
+    if keras.tree.is_nested(model.output) or len(model.output.shape) != 2:
         raise ValueError(
             "`model` must have one output, of shape (batch, num_classes). "
-            f"Received: output {model.output}"
+            f"Received: outputs {shapes}"
         )
-    names = sorted(set(model.input) - {"task"})
-    if not isinstance(x, dict) and len(names) == 1:
-        x = {names[0]: x}
-    if not isinstance(x, dict) or sorted(x) != names:
+    if model.output.shape[1] == 1:
         raise ValueError(
-            f"`x` must hold the model's inputs without the task: {names}. Received: "
-            + (f"{sorted(x)}" if isinstance(x, dict) else f"{type(x).__name__}")
+            "`model` must tell at least two classes apart: one class always has "
+            f"entropy 0. Received: outputs {shapes}"
         )
-    x = {name: ops.convert_to_numpy(value) for name, value in x.items()}
-    for name, value in x.items():
-        expected = model.input[name].shape
-        check_shape(name, value, expected)
-        # Keras lets a last dimension of 1 go missing, or be one too many.
-        x[name] = value.reshape((*value.shape, 1)[: len(expected)])
-        if not np.isfinite(value).all():
-            raise ValueError(f"`x` must be finite. Received: NaN or inf in {name!r}")
-    sizes = {name: len(value) for name, value in x.items()}
-    if len(set(sizes.values())) != 1 or 0 in sizes.values():
-        raise ValueError(
-            "`x` must hold at least one example, and equally many in every input. "
-            f"Received: {sizes}"
-        )
-    return x
 
 
-def entropy(outputs, from_logits):
-    """Returns the entropy of what a model answers, over its classes.
+def entropy(outputs: Any, from_logits: bool) -> Any:
+    """Returns the entropy of a model's answers, over the classes.
 
     Args:
         outputs: float32 tensor of shape `(..., num_classes)`.
-        from_logits: Boolean, whether these are logits, or else probabilities.
+        from_logits: Whether these are logits, or else probabilities.
 
     Returns:
         Tensor of shape `(...)`.
@@ -181,8 +259,8 @@ def _by_energy(model, x, batch_size, from_logits):
 
 
 def _answers(model, x, batch_size):
-    """Every task's answers, `(n, num_tasks, num_classes)`."""
-    # Batches of one task, which cost the least.
+    """The answers of every task, `(n, num_tasks, num_classes)`."""
+    # Each batch holds one task: such batches cost the least.
     tasks = np.arange(model.num_tasks, dtype="int32")
     if keras.backend.is_float_dtype(model.input["task"].dtype):
         tasks = np.eye(model.num_tasks, dtype="float32")
@@ -200,11 +278,12 @@ def _answers(model, x, batch_size):
     return ops.cast(np.moveaxis(outputs, 0, 1), "float32")
 
 
-_probes = weakref.WeakKeyDictionary()  # Of models, so that each is compiled once.
+# A probe for each model, so that it is compiled once.
+_probes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def _by_gradient(model, x, batch_size, from_logits):
-    # What is compiled holds for these variables alone: models grow, and are quantized.
+    # A model that has grown, or is quantized, has other variables: compile again.
     variables = [(tuple(v.shape), str(v.dtype)) for v in model.variables]
     key = from_logits, model.num_tasks, variables
     if key != _probes.get(model, (None,))[0]:
@@ -213,7 +292,7 @@ def _by_gradient(model, x, batch_size, from_logits):
 
 
 class _Probe(keras.Model):
-    """Answers with the gradient of a model's entropy by the weights of its contexts."""
+    """Answers with the gradient of a model's entropy by its contexts' weights."""
 
     def __init__(self, model, from_logits):
         super().__init__(name="probe", dtype="float32")
@@ -222,7 +301,7 @@ class _Probe(keras.Model):
         inputs.pop("task")
         try:
             self.inner = _with_soft_contexts(model)
-            self(inputs)  # On JAX what fails in `predict()` loses the weights.
+            self(inputs)  # On JAX an error inside `predict()` loses the weights.
         except TypeError as error:
             raise ValueError(
                 '`method="gradient"` needs layers that all take soft contexts; use '
@@ -234,7 +313,7 @@ class _Probe(keras.Model):
         state = [[v.value for v in variables] for variables in state]
 
         def total_entropy(weights):
-            # Stateless: what a layer would assign belongs to the gradient's inside.
+            # Stateless: layers must not assign anything while the gradient is traced.
             outputs, _ = self.inner.stateless_call(
                 *state, {**inputs, "task": weights}, training=False
             )
@@ -248,7 +327,7 @@ class _Probe(keras.Model):
 
 
 def _with_soft_contexts(model):
-    """The same layers, called once more with a weight for each task."""
+    """Returns a model of the same layers that takes a weight for each task."""
     graph = Graph(model, takes_task=True)
     inputs = graph.new_inputs()
     inputs["task"] = keras.Input((model.num_tasks,), name="task")

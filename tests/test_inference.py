@@ -39,6 +39,9 @@ def digits():
     return model, images[:, 1500:1628]
 
 
+GOOD = np.ones((2, 6), "float32")
+
+
 def small(**kwargs):
     return models.mlp((6,), **{**SIZES, "num_classes": 3, "units": 8, **kwargs})
 
@@ -180,6 +183,108 @@ def test_probabilities(digits, method):
     expected, _ = infer_task(model, x, method)
     tasks, _ = infer_task(p, x, method, from_logits=False)
     assert np.mean(tasks == expected) > 0.95
+    np.testing.assert_array_equal(tasks, infer_task(p, x, method)[0])
+
+
+def ending_in(activation):
+    """A model whose answers an activation has made."""
+
+    def make():
+        image, task = small().input.values()
+        layer = layers.PSPDense(3, NUM_TASKS, activation=activation)
+        return models.TaskModel({"image": image, "task": task}, layer(image, task))
+
+    return make
+
+
+def with_last(*last):
+    """A model whose logits go through more layers."""
+
+    def make():
+        model = small()
+        outputs = model.output
+        for layer in last:
+            outputs = layer(outputs)
+        return models.TaskModel(model.input, outputs)
+
+    return make
+
+
+def nested(kind):
+    def make():
+        x = keras.Input((6,), name="image")
+        inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3, kind)])
+        return keras_psp.convert(keras.Model(x, inner(x)), NUM_TASKS)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (small, True),
+        (lambda: small(head="multi"), True),
+        (lambda: small(head="shared"), True),
+        (lambda: small(complex_valued=True, context="complex"), True),
+        (ending_in("log_softmax"), True),
+        (ending_in("softmax"), False),
+        (ending_in("sigmoid"), False),
+        (ending_in(keras.activations.softmax), False),
+        (with_last(keras.layers.Softmax()), False),
+        (with_last(keras.layers.Activation("softmax")), False),
+        (with_last(keras.layers.Activation("linear")), True),
+        (with_last(ops.softmax), False),
+        (with_last(ops.sigmoid, keras.layers.Activation("linear")), False),
+        (with_last(keras.layers.Softmax(), keras.layers.Dropout(0.1)), False),
+        (with_last(keras.layers.Reshape((3,))), True),
+        (nested(None), True),
+        (nested("softmax"), False),
+    ],
+)
+def test_the_last_activation_tells_what_answers_are(make, expected):
+    assert inference.gives_logits(make()) is expected
+
+
+@pytest.mark.parametrize(
+    "last",
+    [keras.layers.BatchNormalization(), keras.layers.ReLU(), lambda x: x + 1.0],
+)
+def test_an_activation_that_does_not_tell_is_asked_for(last):
+    model = with_last(last)()
+    with pytest.raises(ValueError, match="`from_logits` must be `True` if.*None"):
+        infer_task(model, GOOD)
+    assert infer_task(model, GOOD, from_logits=True)[0].shape == (2,)
+
+
+def data_of_every_form(x):
+    """The same inputs in every form; some with labels."""
+    tf, torch = pytest.importorskip("tensorflow"), pytest.importorskip("torch")
+    y = np.zeros(len(x), "int32")
+    halves = [x[:5], x[5:]]
+
+    class Halves(keras.utils.PyDataset):
+        num_batches = 2
+
+        def __getitem__(self, index):
+            return halves[index], y[:1].repeat(len(halves[index]))
+
+    yield from (x, [x], {"image": x}, (x, y), ({"image": x}, y), [(x, y)])
+    yield from (halves, [{"image": half} for half in halves], iter(halves), Halves())
+    yield from (
+        tf.data.Dataset.from_tensor_slices(part).batch(5) for part in (x, (x, y))
+    )
+    tensors = torch.utils.data.TensorDataset(torch.as_tensor(x), torch.as_tensor(y))
+    yield torch.utils.data.DataLoader(tensors, batch_size=5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_form_of_data_gives_the_same_tasks(rng, method):
+    model, x = small(), rng.normal(size=(12, 6)).astype("float32")
+    tasks, confidences = infer_task(model, x, method)
+    for data in data_of_every_form(x):
+        found = infer_task(model, data, method)
+        np.testing.assert_array_equal(found[0], tasks)
+        np.testing.assert_allclose(found[1], confidences, atol=1e-6)
 
 
 def test_several_inputs(rng):
@@ -284,10 +389,11 @@ def without_task():
 
 def with_two_outputs():
     model = small()
-    return models.TaskModel(model.input, [model.output, model.output])
-
-
-GOOD = np.ones((2, 6), "float32")
+    outputs = {
+        "price": keras.layers.Dense(1, name="price")(model.output),
+        "churn": keras.layers.Dense(2, name="churn")(model.output),
+    }
+    return models.TaskModel(model.input, outputs)
 
 
 @pytest.mark.parametrize(
@@ -306,14 +412,25 @@ GOOD = np.ones((2, 6), "float32")
         (small, GOOD, {"batch_size": 1.5}, TypeError, "batch_size=1.5"),
         (plain, GOOD, {}, TypeError, "TaskModel.*type Sequential"),
         (without_task, GOOD, {}, ValueError, "have an input 'task'"),
-        (with_two_outputs, GOOD, {}, ValueError, "one output, of shape"),
+        (with_two_outputs, GOOD, {}, ValueError, "one output, .*'churn': .*'price'"),
         (lambda: small(num_tasks=1), GOOD, {}, ValueError, "nothing to infer"),
         (small, GOOD[:, :5], {}, ValueError, r"'image' of shape \(None, 6\).*\(2, 5\)"),
         (small, GOOD[0], {}, ValueError, r"'image' of shape \(None, 6\).*\(6,\)"),
-        (small, GOOD[:0], {}, ValueError, "at least one example.*'image': 0"),
+        (small, GOOD[:0], {}, ValueError, r"at least one example.*\(0, 6\)"),
+        (small, [], {}, ValueError, "`x` must hold at least one example"),
+        (small, iter(()), {}, ValueError, "`x` must hold at least one example"),
+        (small, [GOOD[:0]], {}, ValueError, "`x` must hold at least one example"),
+        (small, (GOOD, GOOD), {}, ValueError, "two batches and as"),
+        (small, None, {}, TypeError, "`x` must hold arrays.*None"),
+        (small, "images", {}, TypeError, "`x` must hold arrays.*str"),
+        (small, GOOD.astype(str), {}, TypeError, "must hold numbers.*'image'"),
+        (small, {"imgae": GOOD}, {}, ValueError, "'imgae'.*did you mean 'image'"),
         (small, GOOD * np.nan, {}, ValueError, "finite. Received: NaN or inf in 'im"),
-        (small, {}, {}, ValueError, r"without the task: \['image'\]. Received: \[\]"),
-        (small, {"image": GOOD, "task": GOOD}, {}, ValueError, r"\['image', 'task'\]"),
+        (small, {}, {}, ValueError, r"the inputs \['image'\]. Received: \[\]"),
+        (small, {"image": GOOD, "task": GOOD}, {}, ValueError, "'task' is unknown"),
+        (ending_in("relu"), GOOD, {}, ValueError, "from_logits.*'relu'"),
+        (ending_in("softmax"), GOOD, {"method": "energy"}, ValueError, "needs logits"),
+        (lambda: small(num_classes=1), GOOD, {}, ValueError, "at least two classes"),
     ],
 )
 def test_bad_arguments(make, x, options, error, message):
@@ -329,8 +446,11 @@ def test_inputs_of_different_lengths():
     x = np.ones((3, 4), "float32")
     with pytest.raises(ValueError, match="equally many.*'a': 3, 'b': 2"):
         infer_task(model, {"a": x, "b": x[:2]})
-    with pytest.raises(ValueError, match=r"\['a', 'b'\]. Received: ndarray"):
+    with pytest.raises(ValueError, match=r"\['a', 'b'\]. Received: array of shape"):
         infer_task(model, x)
+    np.testing.assert_array_equal(
+        infer_task(model, [x, x])[0], infer_task(model, {"a": x, "b": x})[0]
+    )
 
 
 def test_layers_without_contexts():

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops
 
 from keras_psp._reading.counterparts import copy_flags
 from keras_psp._reading.counterparts import leaf_layers
@@ -314,70 +312,3 @@ class _Listener(keras.layers.Layer):
 
     def compute_mask(self, tensors, mask):
         return None  # The layer itself uses the masks of the inputs.
-
-
-def as_inputs(graph, given):
-    """Returns one task's unlabelled inputs, however they are given, as arrays.
-
-    Args:
-        graph: A `Graph`.
-        given: An array; a list of arrays, if the model has several inputs; a dictionary
-            of arrays; or an iterable of batches of these.
-
-    Returns:
-        Dictionary of arrays, by the names of the model's inputs, but for a task.
-
-    Raises:
-        TypeError: It is nothing of that.
-        ValueError: It holds no example, not every input, labels, or what is not finite.
-    """
-    batches = [given] if _is_batch(graph, given) else _iterate(given)
-    batches = [_name_arrays(graph, batch) for batch in batches]
-    if not batches:
-        raise ValueError("`data` must hold at least one example of each task.")
-    arrays = {
-        name: np.concatenate([batch[name] for batch in batches]) for name in graph.names
-    }
-    for name, array in arrays.items():
-        if not len(array):
-            raise ValueError("`data` must hold at least one example of each task.")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"`data` must be finite. Received: NaN or inf in {name!r}")
-    return arrays
-
-
-def _is_batch(graph, given):
-    if isinstance(given, dict) or hasattr(given, "shape"):
-        return True
-    return (
-        isinstance(given, (list, tuple))
-        and len(given) == len(graph.names) > 1
-        and all(hasattr(each, "shape") for each in given)
-    )
-
-
-def _iterate(given):
-    if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
-        raise TypeError(
-            "`data` must hold an array, a dictionary of arrays or batches of these for "
-            f"each task. Received: {type(given).__name__}"
-        )
-    return given
-
-
-def _name_arrays(graph, batch):
-    names = graph.names
-    if isinstance(batch, (list, tuple)):
-        if len(batch) != len(names):
-            raise ValueError(
-                f"`data` must hold unlabelled inputs, {names}. "
-                f"Received: a batch of {len(batch)} parts"
-            )
-        batch = dict(zip(names, batch, strict=True))
-    if not isinstance(batch, dict):
-        batch = {names[0]: batch}
-    if sorted(batch) != sorted(names):
-        raise ValueError(
-            f"`data` must hold the models' inputs, {names}. Received: {sorted(batch)}"
-        )
-    return {name: ops.convert_to_numpy(batch[name]) for name in names}

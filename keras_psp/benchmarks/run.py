@@ -17,6 +17,7 @@ import numpy as np
 from keras_psp._core.checks import check_number
 from keras_psp._core.files import check_empty
 from keras_psp._core.files import lock_folder
+from keras_psp._core.memory import count_bytes
 from keras_psp.benchmarks._checkpoint import Checkpoint
 from keras_psp.benchmarks._checkpoint import check_same_run
 from keras_psp.benchmarks._checkpoint import describe
@@ -221,19 +222,16 @@ def _contexts(model: keras.Model) -> dict[str, Any]:
 
 
 def _memory(model: keras.Model, config: Config) -> dict[str, Any]:
-    def count(variables):
-        return sum(keras.ops.convert_to_numpy(v).nbytes for v in variables)
-
     def consolidation():
         outer = find_consolidation(model.optimizer)
         if outer is None:
             return 0
         inner = {id(v) for v in outer.optimizer.variables}
-        return count(v for v in outer.variables if id(v) not in inner)
+        return count_bytes(v for v in outer.variables if id(v) not in inner)
 
     networks = config.tasks if config.separate else 1
     return {
-        "weights": _read("size", lambda: count(model.weights) * networks),
+        "weights": _read("size", lambda: count_bytes(model.weights) * networks),
         "consolidation": _read("size of the consolidation", consolidation),
     }
 

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.data import read_examples
+
 LABELS = ("model", "data")
 BATCH_SIZE = 8
 
@@ -52,7 +54,7 @@ class Fisher:
             ValueError: `labels="model"` and another loss; the data are not of the
                 model's shapes, none, or of a kind that its gradients are not finite.
         """
-        x, y = self._take(data)
+        x, y, _ = read_examples(data, self.examples)
         if self._probe is None or self._probe.inner is not model:
             self._probe = _Probe(model, self.labels, self.temperature)
             self._probe.compile(_Products(self._products))  # Once.
@@ -74,29 +76,6 @@ class Fisher:
                     f"Received: NaN or inf in those of {variable.path!r}"
                 )
         return found
-
-    def _take(self, data):
-        """The first examples, as arrays."""
-        if isinstance(data, tuple) and len(data) == 2:
-            batches = [data]
-        elif hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
-            batches = data
-        else:
-            raise TypeError(
-                "`data` must hold batches `(inputs, targets)`, or be a pair of arrays. "
-                f"Received: data of type {type(data).__name__}"
-            )
-        taken, count = [], 0
-        for batch in batches:
-            taken.append(keras.tree.map_structure(ops.convert_to_numpy, tuple(batch)))
-            count += len(keras.tree.flatten(taken[-1])[0])
-            if count >= self.examples:
-                break
-        if not count:
-            raise ValueError("`data` must hold at least one example.")
-        return keras.tree.map_structure(
-            lambda *arrays: np.concatenate(arrays)[: self.examples], *taken
-        )
 
 
 class _Probe(keras.Model):

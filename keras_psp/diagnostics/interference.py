@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_psp._core.checks import check_shape
+from keras_psp._core.data import read_inputs
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
-from keras_psp._reading.graph import as_inputs
 from keras_psp._reading.graph import inputs_of_layers
 from keras_psp._reading.rows import input_rows
 from keras_psp._reading.rows import kernel_rows
@@ -174,11 +173,8 @@ def _check_data(graph, num_tasks, data):
             "`data` must hold inputs for each of the tasks. "
             f"Received: {len(data)} sets of inputs for {num_tasks} tasks"
         )
-    data = [as_inputs(graph, each) for each in data]
-    for arrays in data:
-        for name, array in arrays.items():
-            check_shape(name, array, graph.inputs[name].shape)
-    return data
+    inputs = {name: graph.inputs[name] for name in graph.names}
+    return [read_inputs(each, inputs) for each in data]
 
 
 def _draw(graph):

@@ -1,11 +1,8 @@
 """What a model of many tasks takes, against a model for each."""
 
-import math
 from dataclasses import dataclass
 
-import keras
-import numpy as np
-
+from keras_psp._core.memory import count_bytes
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.task_layers import check_task_model
@@ -140,7 +137,7 @@ def memory(model) -> Memory:
         for part, weight in _parts_of(layer):
             if id(weight) not in seen:
                 seen.add(id(weight))
-                sizes[part] += _count_bytes(weight)
+                sizes[part] += count_bytes([weight])
         if any(sizes.values()):
             one = model.num_tasks * (sizes["kernels"] + sizes["shared"])
             layers.append(LayerMemory(layer.name, sizes, one + sizes["task_state"]))
@@ -166,8 +163,3 @@ def _parts_of(layer):
     else:
         rest = "shared"
     return [(known.get(id(weight), rest), weight) for weight in layer.weights]
-
-
-def _count_bytes(weight):
-    dtype = keras.backend.standardize_dtype(weight.dtype)
-    return math.prod(weight.shape) * np.dtype(dtype).itemsize

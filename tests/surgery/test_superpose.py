@@ -336,6 +336,7 @@ X = np.ones((2, 5), "float32")
         (X[:0], ValueError, "at least one example"),
         ([], ValueError, "at least one example"),
         ({"y": X}, ValueError, r"the inputs \['x'\]. Received: \['y'\]"),
+        ((X, X), ValueError, "two batches and as"),
         (X * np.nan, ValueError, "must be finite"),
         ("digits", TypeError, "must hold arrays.*of type str"),
         (3, TypeError, "must hold arrays.*of type int"),
