@@ -211,10 +211,6 @@ def _check_model(model: TaskModel) -> None:
             "`model` must be a `keras_psp.models.TaskModel`. "
             f"Received: model of type {type(model).__name__}"
         )
-    if not isinstance(model.input, dict) or "task" not in model.input:
-        raise ValueError(
-            f"`model` must have an input 'task'. Received: inputs {model.input}"
-        )
     if model.num_tasks == 1:
         raise ValueError("`model` has one task: there is nothing to infer.")
     shapes = {

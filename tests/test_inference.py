@@ -382,11 +382,6 @@ def plain():
     return keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
 
 
-def without_task():
-    x = keras.Input((6,), name="image")
-    return models.TaskModel({"image": x}, keras.layers.Dense(3)(x))
-
-
 def with_two_outputs():
     model = small()
     outputs = {
@@ -411,7 +406,6 @@ def with_two_outputs():
         (small, GOOD, {"batch_size": 0}, ValueError, "batch_size=0"),
         (small, GOOD, {"batch_size": 1.5}, TypeError, "batch_size=1.5"),
         (plain, GOOD, {}, TypeError, "TaskModel.*type Sequential"),
-        (without_task, GOOD, {}, ValueError, "have an input 'task'"),
         (with_two_outputs, GOOD, {}, ValueError, "one output, .*'churn': .*'price'"),
         (lambda: small(num_tasks=1), GOOD, {}, ValueError, "nothing to infer"),
         (small, GOOD[:, :5], {}, ValueError, r"'image' of shape \(None, 6\).*\(2, 5\)"),
