@@ -1,7 +1,8 @@
-"""What an exported model says of itself."""
+"""The card: the description that `export()` writes beside a model."""
 
 import importlib.metadata
 import json
+from typing import Any
 
 import keras
 
@@ -11,8 +12,10 @@ from keras_psp.exporting._formats import FORMATS
 from keras_psp.layers._superposed import Superposed
 
 
-def describe(model, format, output_names, endpoints):
-    """Returns the card of a model, which JSON can hold.
+def describe(
+    model: keras.Model, format: str, output_names: list[str], endpoints: list[str]
+) -> dict[str, Any]:
+    """Returns the card of a model, of types that JSON can hold.
 
     Args:
         model: Functional Keras model whose inputs are a dictionary.

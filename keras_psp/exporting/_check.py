@@ -1,9 +1,11 @@
-"""Asking an exported model what the model itself answers."""
+"""Compares the outputs of an exported model with the model's own."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,21 +21,27 @@ RUN_ARTIFACT = Path(__file__).with_name("_run_artifact.py")
 class Check:
     """Requests to an exported model, and what it must answer.
 
-    Batches of 1, 7 and 64 examples of mixed tasks, batches of one task, and examples
-    of tasks that there are not among others and alone.
+    The requests are batches of 1, 7 and 64 examples of mixed tasks, batches of one
+    task, and examples of invalid tasks, among others and alone.
 
     Args:
         model: Functional Keras model whose inputs are a dictionary.
         output_names: The names of its outputs, in order.
         tasks: The tasks that have an endpoint each.
-        infer_task: Boolean, whether there is an endpoint for that.
+        infer_task: Boolean, whether there is an endpoint `infer_task`.
         from_logits: Boolean, an argument of `infer_task()`.
     """
 
     def __init__(
-        self, model, output_names, tasks=(), infer_task=False, from_logits=True
-    ):
-        self.requests, self.answers = {}, {}
+        self,
+        model: keras.Model,
+        output_names: list[str],
+        tasks: Iterable[int] = (),
+        infer_task: bool = False,
+        from_logits: bool = True,
+    ) -> None:
+        self.requests: dict[str, np.ndarray] = {}
+        self.answers: dict[str, np.ndarray] = {}
         self._model, self._names = model, output_names
         others = {
             name: _draw(name, tensor)
@@ -46,26 +54,30 @@ class Check:
         given = _draw_tasks(model)
         self._add({**others, "task": given}, BATCH_SIZES)
         self._add({**others, "task": np.repeat(given[:1], SIZE, axis=0)}, (1, 7))
-        if model.input["task"].dtype == "int32":
-            self._add({**others, "task": given}, (7,), {3: model.num_tasks})
-            self._add({**others, "task": given}, (1,), {0: model.num_tasks})
-            unknown = {0: -1, 5: 2**31 - 1, 6: -(2**31)}
+        if takes_index(model):
+            first, *others_unknown = _unknown_tasks(model)
+            self._add({**others, "task": given}, (7,), {3: first})
+            self._add({**others, "task": given}, (1,), {0: first})
+            unknown = dict(zip((0, 5, 6, 9), others_unknown, strict=False))
             self._add({**others, "task": given}, (64,), unknown)
         for task in tasks:
-            outputs = self._predict({**others, "task": np.full(SIZE, task, "int32")})
+            given = np.full(SIZE, task, model.input["task"].dtype)
+            outputs = self._predict({**others, "task": given})
             self._expect(f"serve_task_{task}", _first(others, 7), _first(outputs, 7))
         if infer_task:
             evidence = self._evidence(_first(others, 7), from_logits)
             self._expect("infer_task", _first(others, 7), {"evidence": evidence})
 
-    def run(self, path, folder, python=None):
+    def run(
+        self, path: Path | str, folder: Path | str, python: str | None = None
+    ) -> dict[str, np.ndarray]:
         """Runs an exported model in a process that has neither Keras nor keras_psp.
 
         Args:
             path: Path of the model.
-            folder: Path of a folder for the files that are exchanged.
-            python: Path of an interpreter that has the runtime, which is run apart from
-                all that is not its own. Defaults to this one.
+            folder: Path of a folder for the requests and answers.
+            python: Path of an interpreter that has the runtime; it sees only its own
+                packages. Defaults to this one.
 
         Returns:
             Dictionary of NumPy arrays, like `answers`.
@@ -80,7 +92,7 @@ class Check:
         with np.load(answers) as found:
             return dict(found)
 
-    def difference(self, found):
+    def difference(self, found: dict[str, np.ndarray]) -> float:
         """Returns how far answers are from what they must be.
 
         Args:
@@ -88,7 +100,7 @@ class Check:
 
         Returns:
             The largest difference, of outputs larger than 1 relative to the largest;
-            infinite where one of them alone is NaN, or one is missing.
+            infinite where only one of the two is NaN, or an output is missing.
         """
         return max(
             _regret(found, key.removesuffix("evidence"), expected)
@@ -97,14 +109,24 @@ class Check:
             for key, expected in self.answers.items()
         )
 
+    def differences(self, found: dict[str, np.ndarray]) -> dict[str, float]:
+        """Returns the largest `difference()` of each output, by name."""
+        differences = dict.fromkeys(self._names, 0.0)
+        for key, expected in self.answers.items():
+            name = key.split("/", 2)[2]
+            if name in differences and not key.endswith("infer_task/evidence"):
+                difference = _difference(found.get(key), expected)
+                differences[name] = max(differences[name], difference)
+        return differences
+
     def _add(self, inputs, sizes, unknown=()):
-        """Adds batches of the first examples, some with tasks that there are not."""
+        """Adds batches of the first examples, some with invalid tasks."""
         outputs = self._predict(inputs)
         for i in unknown:
             inputs["task"] = inputs["task"].copy()
             inputs["task"][i] = unknown[i]
             for value in outputs.values():
-                value[i] = np.nan
+                value[i] = _unknown_answer(value.dtype)
         for n in sizes:
             self._expect("serve", _first(inputs, n), _first(outputs, n))
 
@@ -125,14 +147,21 @@ class Check:
         n, num_tasks = len(next(iter(inputs.values()))), self._model.num_tasks
         rows = np.arange(-(-n * num_tasks // SIZE) * SIZE) % (n * num_tasks)
         inputs = {name: value[rows // num_tasks] for name, value in inputs.items()}
-        task = (rows % num_tasks).astype("int32")
+        task = (rows % num_tasks).astype(self._model.input["task"].dtype)
         (outputs,) = self._predict({**inputs, "task": task}).values()
         evidence = -entropy(outputs[: n * num_tasks].astype("float32"), from_logits)
         return keras.ops.convert_to_numpy(evidence).reshape(n, num_tasks)
 
 
-def run_python(python, *arguments, backend=None):
-    """Runs a command of Python's.
+def takes_index(model: keras.Model) -> bool:
+    """Whether a model has an input `"task"` of indices, not of soft contexts."""
+    return "task" in model.input and keras.backend.is_int_dtype(
+        model.input["task"].dtype
+    )
+
+
+def run_python(python: str, *arguments: Any, backend: str | None = None) -> None:
+    """Runs a Python command.
 
     Args:
         python: Path of the interpreter.
@@ -140,7 +169,7 @@ def run_python(python, *arguments, backend=None):
         backend: Keras' backend. Defaults to this process's.
 
     Raises:
-        RuntimeError: It failed; with the last that it said.
+        RuntimeError: It failed; with the last lines of its output.
     """
     paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")
     environment = {
@@ -178,9 +207,28 @@ def _draw(name, tensor):
 
 def _draw_tasks(model):
     rng = np.random.default_rng(1)
-    if model.input["task"].dtype == "int32":
-        return rng.permutation(np.arange(SIZE) % model.num_tasks).astype("int32")
+    if takes_index(model):
+        tasks = rng.permutation(np.arange(SIZE) % model.num_tasks)
+        return tasks.astype(model.input["task"].dtype)
     return rng.dirichlet(np.ones(model.num_tasks), SIZE).astype("float32")
+
+
+def _unknown_tasks(model):
+    """Returns invalid tasks that the dtype of the model's input can hold."""
+    limits = np.iinfo(model.input["task"].dtype)
+    candidates = (model.num_tasks, -1, limits.max, limits.min, 2**32)
+    return [
+        task
+        for task in candidates
+        if limits.min <= task <= limits.max and not 0 <= task < model.num_tasks
+    ]
+
+
+def _unknown_answer(dtype):
+    """Returns what an output of a dtype must be for an invalid task."""
+    if dtype.kind not in "iu":
+        return np.nan
+    return np.iinfo(dtype).max if dtype.kind == "u" else np.iinfo(dtype).min
 
 
 def _first(inputs, n):
@@ -190,13 +238,20 @@ def _first(inputs, n):
 def _difference(found, expected):
     if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
         return np.inf
-    unknown = np.isnan(expected)
-    if (np.isnan(found) != unknown).any():
+    unknown, other = (_is_unknown(outputs) for outputs in (expected, found))
+    if (unknown != other).any():
         return np.inf
     if unknown.all():
         return 0.0
-    found, expected = found[~unknown].astype("float64"), expected[~unknown]
+    found, expected = (
+        outputs[~unknown].astype("float64") for outputs in (found, expected)
+    )
     return float(abs(found - expected).max() / max(1, abs(expected).max()))
+
+
+def _is_unknown(outputs):
+    answer = _unknown_answer(outputs.dtype)
+    return np.isnan(outputs) if answer is np.nan else outputs == answer
 
 
 def _regret(found, endpoint, evidence):

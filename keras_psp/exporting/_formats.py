@@ -1,4 +1,4 @@
-"""The formats there are, and what each needs."""
+"""The formats of exports, and what each needs."""
 
 import dataclasses
 import importlib.util
@@ -11,10 +11,10 @@ class Format:
     Attributes:
         suffix: What a path must end with; `""` for a folder.
         backend: The backend of Keras that writes it.
-        packages: What must be installed to write and to run it: names of modules, and
-            of the packages that hold them.
-        needs_one_graph: Boolean, whether it cannot hold what the layers compute in
-            branches, which spare batches of one task what mixed ones need.
+        packages: What must be installed to write and to run the format: names of
+            modules, and of the packages that hold them.
+        needs_one_graph: Boolean, whether the format cannot hold branches. Layers use a
+            branch to compute batches of one task more cheaply than mixed ones.
     """
 
     suffix: str
@@ -41,8 +41,8 @@ FORMATS = {
 }
 
 
-def check_installed(format):
-    """Raises an `ImportError` that names what a format needs and is not there."""
+def check_installed(format: str) -> None:
+    """Raises an `ImportError` that names the packages a format lacks."""
     packages = FORMATS[format].packages.items()
     missing = [name for module, name in packages if not _is_installed(module)]
     if missing:
@@ -52,5 +52,5 @@ def check_installed(format):
         )
 
 
-def _is_installed(module):
+def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None

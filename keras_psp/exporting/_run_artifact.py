@@ -5,19 +5,22 @@ and `ANSWERS` are `.npz` files of arrays named `number/endpoint/tensor`.
 """
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
+Arrays = dict[str, np.ndarray]
 
-def main(model, requests, answers):
+
+def main(model: str, requests: str, answers: str) -> None:
     """Answers all requests of a file.
 
     Args:
-        model: Path of the exported model; what it ends with tells the format.
+        model: Path of the exported model; its suffix tells the format.
         requests: Path of the `.npz` file of inputs.
         answers: Path of the `.npz` file to write the outputs to.
     """
-    calls = {}
+    calls: dict[tuple[str, str], Arrays] = {}
     with np.load(requests) as arrays:
         for key, value in arrays.items():
             number, endpoint, name = key.split("/", 2)
@@ -30,16 +33,15 @@ def main(model, requests, answers):
     np.savez(answers, **found)
 
 
-def as_known(value):
+def as_known(value: np.ndarray) -> np.ndarray:
     """Returns an array as float32 if `.npz` files cannot hold its dtype, bfloat16."""
     return value.astype("float32") if value.dtype.kind == "V" else value
 
 
-def load(model):
+def load(model: str) -> Callable[[str, Arrays], Arrays]:
     """Returns a function of an endpoint's name and of a dictionary of arrays."""
-    for suffix, load in _LOADERS.items():
-        if model.endswith(suffix):
-            return load(model)
+    suffix = next(suffix for suffix in _LOADERS if model.endswith(suffix))
+    return _LOADERS[suffix](model)
 
 
 def _load_saved_model(model):
@@ -59,7 +61,12 @@ def _load_onnx(model):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return lambda endpoint, inputs: _number(session.run(None, inputs))
+    names = [output.name for output in session.get_outputs()]
+
+    def call(endpoint, inputs):
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    return call
 
 
 def _load_litert(model):
@@ -75,7 +82,12 @@ def _load_openvino(model):
     # Some processors would compute with fewer bits unless told not to.
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(model, "CPU", exact)
-    return lambda endpoint, inputs: _number(compiled(inputs).to_tuple())
+    names = [output.any_name for output in compiled.outputs]
+
+    def call(endpoint, inputs):
+        return dict(zip(names, compiled(inputs).to_tuple(), strict=True))
+
+    return call
 
 
 def _load_torch(model):
@@ -90,17 +102,13 @@ def _load_torch(model):
         if isinstance(outputs, dict):
             return {name: to_numpy(value) for name, value in outputs.items()}
         outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
-        return _number(map(to_numpy, outputs))
+        return {f"output_{i}": to_numpy(each) for i, each in enumerate(outputs)}
 
     def to_numpy(tensor):
         # NumPy has no bfloat16.
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
     return call
-
-
-def _number(outputs):
-    return {f"output_{i}": value for i, value in enumerate(outputs)}
 
 
 _LOADERS = {

@@ -1,12 +1,15 @@
 """Writes a format: `python -m keras_psp.exporting._write FOLDER`.
 
-In a process of its own, for a model may come from a backend that cannot write it. The
-folder holds `model.keras` and `order.json`, the arguments of `write()`.
+It runs in a process of its own, because a model may come from a backend that cannot
+write the format. The folder holds `model.keras` and `order.json`, the arguments of
+`write()`.
 """
 
+import contextlib
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import keras
@@ -19,22 +22,96 @@ from keras_psp.inference import decide
 from keras_psp.inference import entropy
 
 
-def write(model, path, format, tasks=(), infer_task=False, from_logits=True):
-    """Writes a model in a format that the backend can write; see `export()`."""
+def write(
+    model: keras.Model,
+    path: str,
+    format: str,
+    output_names: list[str],
+    tasks: list[int] = (),
+    infer_task: bool = False,
+    from_logits: bool = True,
+) -> None:
+    """Writes a model in a format that the backend can write; see `export()`.
+
+    Args:
+        model: Functional Keras model whose inputs are a dictionary.
+        path: Path to write to.
+        format: Name of a format.
+        output_names: Names of the outputs in the file, in the order of
+            `keras.tree.flatten()`.
+        tasks: Tasks that have an endpoint each.
+        infer_task: Boolean, whether there is an endpoint `infer_task`.
+        from_logits: Boolean, an argument of `infer_task()`.
+    """
     if format == "tf_saved_model":
-        _write_saved_model(model, path, tasks, infer_task, from_logits)
+        _write_saved_model(model, path, output_names, tasks, infer_task, from_logits)
     elif format == "torch":
+        if _is_nested(model):
+            model = _with_outputs(model, output_names, named=True)
         model.export(
             path, format=format, verbose=False, dynamic_shapes=_torch_shapes(model)
         )
-    elif FORMATS[format].needs_one_graph:
-        with without_branches():
-            model.export(path, format=format, verbose=False)
-    else:
+    elif format == "litert":
+        # LiteRT keeps the names of a dictionary, and loses those of other structures.
+        model = _with_outputs(model, output_names, named=True)
         model.export(path, format=format, verbose=False)
+    else:
+        model = _with_outputs(model, output_names)
+        rename = {"onnx": _rename_in_onnx, "openvino": _rename_in_openvino}[format]
+        with tempfile.TemporaryDirectory() as folder:
+            unnamed = os.path.join(folder, os.path.basename(path))
+            branches = without_branches if FORMATS[format].needs_one_graph else _as_is
+            with branches():
+                model.export(unnamed, format=format, verbose=False)
+            rename(unnamed, path, output_names)
 
 
-def _write_saved_model(model, path, tasks, infer_task, from_logits):
+_as_is = contextlib.nullcontext
+
+
+def _is_nested(model):
+    output = model.output
+    if not keras.tree.is_nested(output):
+        return False
+    parts = output.values() if isinstance(output, dict) else output
+    return any(map(keras.tree.is_nested, parts))
+
+
+def _with_outputs(model, names, named=False):
+    """Returns the model with its outputs in a list, or in a dictionary by name."""
+    outputs = keras.tree.flatten(model(model.input))
+    if named:
+        outputs = dict(zip(names, outputs, strict=True))
+    model = keras.Model(model.input, outputs, name=model.name)
+    model(model.input)  # Keras exports to ONNX only what has been called.
+    return model
+
+
+def _rename_in_onnx(old, new, names):
+    """Copies an ONNX file, and gives its outputs their names."""
+    import onnx
+
+    program = onnx.load(old)
+    graph = program.graph
+    for output, name in zip(graph.output, names, strict=True):
+        node = onnx.helper.make_node("Identity", [output.name], [name])
+        graph.node.append(node)
+        output.name = name
+    onnx.checker.check_model(program)
+    onnx.save(program, new)
+
+
+def _rename_in_openvino(old, new, names):
+    """Copies an OpenVINO file, and gives its outputs their names."""
+    import openvino
+
+    program = openvino.Core().read_model(old)
+    for output, name in zip(program.outputs, names, strict=True):
+        output.tensor.set_names({name})
+    openvino.serialize(program, new)
+
+
+def _write_saved_model(model, path, names, tasks, infer_task, from_logits):
     import tensorflow as tf
 
     specs = {
@@ -42,17 +119,24 @@ def _write_saved_model(model, path, tasks, infer_task, from_logits):
         for name, tensor in model.input.items()
     }
     others = {name: spec for name, spec in specs.items() if name != "task"}
-    # As declared comes first: that is what signatures are made of.
+    dtype = model.input["task"].dtype if "task" in specs else None
+    # The declared dtype comes first: TensorFlow makes the signatures of it.
     serve = [specs]
     if "task" in specs and specs["task"].dtype == "int32":
         serve.append({**specs, "task": tf.TensorSpec(specs["task"].shape, "int64")})
-    endpoints = {"serve": (_serve(model), *serve)}
+    model_of_file = model
+    if _is_nested(model):  # Signatures hold no nested structures.
+        model_of_file = _with_outputs(model, names, named=True)
+    endpoints = {"serve": (_serve(model_of_file), *serve)}
     for task in tasks:
-        endpoints[f"serve_task_{task}"] = _serve_task(model, task), others
+        endpoints[f"serve_task_{task}"] = (
+            _serve_task(model_of_file, task, dtype),
+            others,
+        )
     if infer_task:
-        endpoints["infer_task"] = _infer_task(model, from_logits), others
+        endpoints["infer_task"] = _infer_task(model, dtype, from_logits), others
     archive = keras.export.ExportArchive()
-    archive.track(model)
+    archive.track(model_of_file)
     for name, (function, *signatures) in endpoints.items():
         function = tf.function(function, autograph=False)
         for signature in signatures:  # Traced here, or Keras traces more often.
@@ -63,7 +147,8 @@ def _write_saved_model(model, path, tasks, infer_task, from_logits):
 
 def _serve(model):
     def serve(inputs):
-        if "task" in inputs and inputs["task"].dtype == "int64":
+        wide = "task" in inputs and inputs["task"].dtype == "int64"
+        if wide and model.input["task"].dtype == "int32":
             # Keras would cast it, and 2**32 become task 0.
             limit = np.iinfo("int32")
             task = ops.clip(inputs["task"], limit.min, limit.max)
@@ -73,30 +158,30 @@ def _serve(model):
     return serve
 
 
-def _serve_task(model, task):
-    return lambda inputs: model(_with_task(inputs, task), training=False)
+def _serve_task(model, task, dtype):
+    return lambda inputs: model(_with_task(inputs, task, dtype), training=False)
 
 
-def _infer_task(model, from_logits):
+def _infer_task(model, dtype, from_logits):
     """Returns `keras_psp.infer_task()` as a function of tensors."""
 
     def infer_task(inputs):
         def evidence(task):
-            outputs = model(_with_task(inputs, task), training=False)
+            outputs = model(_with_task(inputs, task, dtype), training=False)
             return -entropy(ops.cast(outputs, "float32"), from_logits)
 
-        evidence = ops.map(evidence, ops.arange(model.num_tasks, dtype="int32"))
+        evidence = ops.map(evidence, ops.arange(model.num_tasks, dtype=dtype))
         tasks, confidences = decide(ops.transpose(evidence))
-        # What is not finite has no task.
+        # An example whose outputs are not finite has no task.
         tasks = ops.where(ops.isfinite(confidences), tasks, -1)
         return {"task": tasks, "confidence": confidences}
 
     return infer_task
 
 
-def _with_task(inputs, task):
+def _with_task(inputs, task, dtype):
     batch = ops.shape(next(iter(inputs.values())))[0]
-    return {**inputs, "task": ops.full((batch,), task, dtype="int32")}
+    return {**inputs, "task": ops.full((batch,), task, dtype=dtype)}
 
 
 def _torch_shapes(model):
@@ -110,8 +195,8 @@ def _torch_shapes(model):
     return (shapes,)
 
 
-def main(folder):
-    """Writes what a folder orders."""
+def main(folder: str) -> None:
+    """Writes the model in a folder as its `order.json` says."""
     order = json.loads((Path(folder) / "order.json").read_text())
     model = keras.saving.load_model(Path(folder) / "model.keras", compile=False)
     model(model.input)  # Keras exports to ONNX only what has been called.

@@ -2,9 +2,13 @@
 
 import json
 import os
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -15,6 +19,7 @@ from keras_psp.exporting._card import describe
 from keras_psp.exporting._check import BATCH_SIZES
 from keras_psp.exporting._check import Check
 from keras_psp.exporting._check import run_python
+from keras_psp.exporting._check import takes_index
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.exporting._formats import check_installed
 from keras_psp.models.task_model import TaskModel
@@ -24,26 +29,32 @@ TOLERANCES = {"float32": 1e-5, "float64": 1e-5, "float16": 1e-3, "bfloat16": 1e-
 
 
 def export(
-    model,
-    path,
-    format="tf_saved_model",
-    tasks=(),
-    infer_task=None,
-    from_logits=True,
-    overwrite=False,
-    verbose=False,
-):
+    model: keras.Model,
+    path: str | os.PathLike,
+    format: str = "tf_saved_model",
+    tasks: Iterable[int] = (),
+    infer_task: bool | None = None,
+    from_logits: bool = True,
+    overwrite: bool = False,
+    verbose: bool = False,
+) -> dict[str, Any]:
     """Writes a model for a runtime that knows neither keras_psp nor Keras.
 
     The model goes through a `.keras` file into a new process of the backend that
-    writes the format, so that the three backends write the same. Then one more process,
-    without Keras, loads what has been written and answers batches of 1, 7 and 64
-    examples of mixed tasks. Only if these are the model's own answers, and those of an
-    example whose task there is not, and of no other, are NaN, does the file take its
-    place at `path`.
+    writes the format, so that the three backends write the same. A second new process,
+    without Keras, loads the file and answers batches of 1, 7 and 64 examples of mixed
+    tasks. `export()` keeps the file only if its outputs match the model's and invalid
+    tasks give NaN. If anything fails, whatever was at `path` before stays there.
 
-    Inputs keep their names and dtypes, and the batch any size. A SavedModel has more
-    than one endpoint:
+    Inputs keep their names and dtypes, and batches may have any size. Outputs have the
+    names on the card: the keys of the model's dictionary, or else `output_0`,
+    `output_1`, ... In a nested structure the keys and positions on the way to an output
+    are joined by `_`: the outputs of `{"a": [x, y]}` are `a_0` and `a_1`. An exported
+    torch program returns what the model does, a tensor, a list or a dictionary; of a
+    nested structure it returns a dictionary of these names.
+
+    For an invalid task integer outputs give the lowest number of their dtype, or the
+    highest if the dtype is unsigned. A SavedModel has more than one endpoint:
 
     - `serve`, also `serving_default`: takes a task for each example; called as a
       function, `loaded.serve({"image": ..., "task": ...})`, also of 64 bits.
@@ -51,9 +62,10 @@ def export(
     - `infer_task`: takes no task, and gives `task` and `confidence` as
       `keras_psp.infer_task` does; task -1 for inputs that are not finite.
 
-    Beside the model, in `path + ".json"`, or in a SavedModel's
-    `assets.extra/keras_psp.json`, stands its card: tasks, contexts, inputs, versions,
-    and how far its answers were from the model's.
+    The card describes the file: tasks, contexts, inputs, outputs, versions, and how far
+    the file's outputs were from the model's, in all (`difference`) and for each output
+    (`differences`). It is written to `path + ".json"`, or into a SavedModel as
+    `assets.extra/keras_psp.json`.
 
     Args:
         model: Functional or sequential Keras model, with an input `"task"` or without.
@@ -75,13 +87,15 @@ def export(
 
     Raises:
         ImportError: What the format needs is not installed; with the command.
-        OSError: `path` is there already, or cannot be written.
-        TypeError: `model` is not a Keras model, a task not an integer.
-        ValueError: The model is not a graph of layers, takes batches of one size alone,
-            or holds custom objects, which another process cannot know; the format is
-            unknown, or has no such endpoints; `path` does not end as it must; a task is
-            none of the model's. Or the format cannot hold the model: it could not be
-            written or loaded again, or answers otherwise. Nothing is left at `path`.
+        OSError: `path` exists already, or cannot be written.
+        TypeError: `model` is not a Keras model, `path` is not a path, a task is not an
+            integer, or an option is not a boolean.
+        ValueError: The model is not a graph of layers, takes only batches of one size,
+            has two outputs of one name, or holds custom objects, which another process
+            cannot know; the format is unknown, or has no such endpoints; `path` has the
+            wrong suffix; a task is not one of the model's. Or the format cannot hold
+            the model: the file could not be written or loaded again, or its outputs
+            differ.
 
     Example:
 
@@ -95,6 +109,12 @@ def export(
     True
     """
     check_name("format", format, FORMATS)
+    for name, value in (
+        ("from_logits", from_logits),
+        ("overwrite", overwrite),
+        ("verbose", verbose),
+    ):
+        _check_boolean(name, value)
     path = _check_path(path, format, overwrite)
     model = _with_named_inputs(model)
     output_names = _output_names(model)
@@ -112,7 +132,8 @@ def export(
         written = Path(folder, "written", path.name)
         written.parent.mkdir()
         _write(model, written, folder, format, options)
-        card["difference"] = _compare(model, check, written, folder, format)
+        card["differences"] = _compare(model, check, written, folder, format)
+        card["difference"] = max(card["differences"].values())
         card["batch_sizes"] = list(BATCH_SIZES)
         _card_path(written, format).parent.mkdir(exist_ok=True)
         _card_path(written, format).write_text(json.dumps(card, indent=2))
@@ -122,7 +143,21 @@ def export(
     return card
 
 
-def _check_path(path, format, overwrite):
+def _check_boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"`{name}` must be a boolean. "
+            f"Received: {name}={value!r} (of type {type(value).__name__})"
+        )
+    return value
+
+
+def _check_path(path: Any, format: str, overwrite: bool) -> Path:
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise TypeError(
+            "`path` must be a path that is not empty. "
+            f"Received: path={path!r} (of type {type(path).__name__})"
+        )
     path, suffix = Path(os.path.abspath(path)), FORMATS[format].suffix
     if not path.name.endswith(suffix):
         raise ValueError(
@@ -132,20 +167,20 @@ def _check_path(path, format, overwrite):
     others = [known.suffix for known in FORMATS.values() if known.suffix]
     if not suffix and path.suffix in others:
         raise ValueError(
-            f"`format={format!r}` writes a folder, whose name must not end with one of "
+            f"`format={format!r}` writes a folder: its name must not end with one of "
             f"{others}. Received: path={str(path)!r}"
         )
     for written in (path, _card_path(path, format), *_also_written(path, format)):
         if written.exists() and not overwrite:
             raise FileExistsError(
-                "There is something at `path` already. Choose another, or pass "
-                f"`overwrite=True`. Received: path={str(path)!r}, where {written} is"
+                f"{str(written)!r} exists already. Choose another `path`, or pass "
+                f"`overwrite=True`. Received: path={str(path)!r}"
             )
     is_model = path.is_file() if suffix else (path / "saved_model.pb").is_file()
     if path.exists() and not is_model:
         raise FileExistsError(
-            f"What is at `path` is no model of `format={format!r}`, and is not "
-            f"overwritten. Received: path={str(path)!r}"
+            f"What exists at `path` is no model of `format={format!r}`, and `export()` "
+            f"does not overwrite it. Received: path={str(path)!r}"
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(
@@ -154,7 +189,7 @@ def _check_path(path, format, overwrite):
     return path
 
 
-def _with_named_inputs(model):
+def _with_named_inputs(model: keras.Model) -> keras.Model:
     """Returns the model with a dictionary of inputs, and as a `TaskModel` if it is."""
     graph = Graph(model, takes_task=True)
     shapes = {name: tuple(tensor.shape) for name, tensor in graph.inputs.items()}
@@ -171,25 +206,35 @@ def _with_named_inputs(model):
     return kind(inputs, outputs, name=model.name)
 
 
-def _output_names(model):
+def _output_names(model: keras.Model) -> list[str]:
     """Returns the names by which the runtimes know the outputs, in order."""
-    output = model.output
-    if isinstance(output, dict) and not any(map(keras.tree.is_nested, output.values())):
-        return sorted(output)
-    outputs = keras.tree.flatten(output)
-    if (
-        isinstance(output, dict)
-        or keras.tree.is_nested(output)
-        and (any(map(keras.tree.is_nested, output)))
-    ):
+    paths = [path for path, _ in keras.tree.flatten_with_path(model.output)]
+    if not isinstance(model.output, dict):
+        paths = [("output", *(path or (0,))) for path in paths]
+    names = ["_".join(map(str, path)) for path in paths]
+    if len(set(names)) < len(names):
         raise ValueError(
-            "The model must have one output, or a list or dictionary of them. "
-            f"Received: {model.name!r} with outputs {output}"
+            "The outputs of the model must have names that differ. "
+            f"Received: {model.name!r} with outputs {names}"
         )
-    return [f"output_{i}" for i in range(len(outputs))]
+    return names
 
 
-def _check_endpoints(model, format, tasks, infer_task, from_logits):
+def _check_endpoints(
+    model: keras.Model,
+    format: str,
+    tasks: Any,
+    infer_task: bool | None,
+    from_logits: bool,
+) -> dict[str, Any]:
+    if infer_task is not None:
+        _check_boolean("infer_task", infer_task)
+    if isinstance(tasks, (str, bytes, dict)) or not isinstance(tasks, Iterable):
+        raise TypeError(
+            "`tasks` must be a list of integers. "
+            f"Received: tasks={tasks!r} (of type {type(tasks).__name__})"
+        )
+    tasks = list(tasks)
     if format != "tf_saved_model":
         if tasks or infer_task:
             raise ValueError(
@@ -197,14 +242,18 @@ def _check_endpoints(model, format, tasks, infer_task, from_logits):
                 f"Received: format={format!r}, tasks={tasks}, infer_task={infer_task}"
             )
         return {"tasks": [], "infer_task": False, "from_logits": from_logits}
-    indexed = "task" in model.input and model.input["task"].dtype == "int32"
-    tasks = list(dict.fromkeys(tasks))
+    indexed = takes_index(model)
     if tasks and not indexed:
         raise ValueError(
-            "The model must have an input 'task' of dtype int32. "
+            "The model must have an input 'task' of an integer dtype. "
             f"Received: {model.name!r} and tasks={tasks}"
         )
-    tasks = [int(check_task(task, model.num_tasks)) for task in tasks]
+    for task in tasks:
+        if not isinstance(check_task(task, model.num_tasks), int):
+            raise TypeError(
+                f"`tasks` must be a list of integers. Received: tasks={tasks}"
+            )
+    tasks = list(dict.fromkeys(map(int, tasks)))
     shape = getattr(model.output, "shape", ())
     can_infer = indexed and model.num_tasks > 1 and len(shape) == 2
     if infer_task and not can_infer:
@@ -212,22 +261,23 @@ def _check_endpoints(model, format, tasks, infer_task, from_logits):
             "`infer_task=True` needs a model of more than one task, with one output of "
             f"shape (batch, num_classes). Received: {model.name!r} with {model.output}"
         )
-    infer_task = can_infer if infer_task is None else bool(infer_task)
+    infer_task = can_infer if infer_task is None else infer_task
     return {"tasks": tasks, "infer_task": infer_task, "from_logits": from_logits}
 
 
-def _check_objects(model):
+def _check_objects(model: keras.Model) -> None:
     found = set(_custom_objects(keras.saving.serialize_keras_object(model)))
     if found:
         raise ValueError(
-            "The model must hold no custom objects: the process that writes it knows "
-            "none. `model.export()` needs no other process on the TensorFlow backend. "
+            "The model must hold no custom objects: the process that writes the file "
+            "does not know them. On the TensorFlow backend Keras' own "
+            "`model.export()` needs no other process. "
             f"Received: {model.name!r} with {', '.join(sorted(found))}"
         )
 
 
-def _custom_objects(config):
-    """Yields the names of what is not Keras' or keras_psp's in a model's config."""
+def _custom_objects(config: Any) -> Iterator[str]:
+    """Yields the names of objects in a config that Keras and keras_psp do not know."""
     if isinstance(config, (list, tuple)):
         for value in config:
             yield from _custom_objects(value)
@@ -246,10 +296,13 @@ def _custom_objects(config):
             yield from _custom_objects(value)
 
 
-def _write(model, path, folder, format, options):
+def _write(
+    model: keras.Model, path: Path, folder: str, format: str, options: dict[str, Any]
+) -> None:
     model.save(Path(folder, "model.keras"))
     name = str(path.relative_to(folder))
-    order = {"name": name, "format": format, **options}
+    names = _output_names(model)
+    order = {"name": name, "format": format, "output_names": names, **options}
     Path(folder, "order.json").write_text(json.dumps(order))
     try:
         run_python(
@@ -259,46 +312,65 @@ def _write(model, path, folder, format, options):
         )
     except RuntimeError as error:
         raise ValueError(
-            f"The model cannot be written with `format={format!r}`; another may hold "
-            f"it. Received: {model.name!r}. Keras' export said:\n{error}"
+            f"The model cannot be written with `format={format!r}`; try another "
+            f"format. Received: {model.name!r}. Keras' export said:\n{error}"
         ) from error
 
 
-def _compare(model, check, path, folder, format):
+def _compare(
+    model: keras.Model, check: Check, path: Path, folder: str, format: str
+) -> dict[str, float]:
+    """Returns how far each output of the file is from the model's."""
     try:
         found = check.run(path, folder)
     except RuntimeError as error:
         raise ValueError(
-            f"What was written with `format={format!r}` does not run; another may hold "
-            f"the model. Received: {model.name!r}. The runtime said:\n{error}"
+            f"What was written with `format={format!r}` does not run; try another "
+            f"format. Received: {model.name!r}. The runtime said:\n{error}"
         ) from error
-    difference = float(check.difference(found))
     dtypes = [layer.compute_dtype for layer in model.layers]
     tolerance = max(TOLERANCES.get(dtype, 0) for dtype in dtypes)
+    difference = check.difference(found)
     if not difference <= tolerance:
         raise ValueError(
-            f"What was written with `format={format!r}` answers otherwise than the "
-            f"model: it differs by {difference:.3g}, which is more than {tolerance}; "
-            f"another may hold it. Received: {model.name!r}"
+            f"What was written with `format={format!r}` does not match the model: it "
+            f"differs by {difference:.3g}, which is more than {tolerance}; try another "
+            f"format. Received: {model.name!r}"
         )
-    return difference
+    return check.differences(found)
 
 
-def _card_path(path, format):
+def _card_path(path: Path, format: str) -> Path:
     if not FORMATS[format].suffix:
         return path / "assets.extra" / "keras_psp.json"
     return path.with_name(path.name + ".json")
 
 
-def _also_written(path, format):
+def _also_written(path: Path, format: str) -> list[Path]:
     return [path.with_suffix(".bin")] if format == "openvino" else []
 
 
-def _move(folder, path):
-    """Moves what is in a folder to where it belongs, the model itself last."""
+def _move(folder: Path, path: Path) -> None:
+    """Moves what is in a folder to where it belongs, the model itself last.
+
+    If that fails half way, what was there before is put back.
+    """
     with tempfile.TemporaryDirectory(prefix=".old.", dir=path.parent) as old:
-        for new in sorted(folder.iterdir(), key=lambda new: new.name == path.name):
-            target = path.with_name(new.name)
-            if target.is_dir():  # A file is replaced without a moment between.
-                os.replace(target, Path(old, new.name))
-            os.replace(new, target)
+        moved = []
+        try:
+            for new in sorted(folder.iterdir(), key=lambda new: new.name == path.name):
+                target, kept = path.with_name(new.name), Path(old, new.name)
+                if target.is_dir():
+                    os.replace(target, kept)
+                elif target.exists():
+                    # A copy, so that the file is replaced without a moment between.
+                    shutil.copy2(target, kept)
+                moved.append((target, kept))
+                os.replace(new, target)
+        except BaseException:
+            for target, kept in moved:
+                if kept.exists():
+                    os.replace(kept, target)
+                else:
+                    target.unlink(missing_ok=True)
+            raise

@@ -16,7 +16,11 @@ import keras_psp
 from keras_psp import cli
 from keras_psp import contexts
 from keras_psp.exporting import _run_artifact as run_artifact
+from keras_psp.exporting._card import describe
 from keras_psp.exporting._check import Check
+from keras_psp.exporting._formats import FORMATS
+from keras_psp.exporting._write import write
+from keras_psp.exporting.export import _output_names
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import PSPDense
 from keras_psp.layers import TaskBatchNormalization
@@ -248,6 +252,7 @@ BAD = {
     "unwritable": (small, {"path": "/proc/model"}, OSError, "/proc"),
     "task": (small, {"tasks": [5]}, ValueError, r"must lie in \[0, 5\)"),
     "float-task": (small, {"tasks": [1.5]}, TypeError, "must be an integer"),
+    "negative-task": (small, {"tasks": [-1]}, ValueError, "must lie in"),
     "endpoints": (
         small,
         {"format": "onnx", "path": "m.onnx", "tasks": [1]},
@@ -284,6 +289,22 @@ BAD = {
         {},
         ValueError,
         "batches of any size",
+    ),
+    "path-type": (small, {"path": 3}, TypeError, "`path` must be a path"),
+    "no-path": (small, {"path": ""}, TypeError, "`path` must be a path"),
+    "format-type": (small, {"format": None}, ValueError, "Unknown format"),
+    "tasks-type": (small, {"tasks": 3}, TypeError, "`tasks` must be a list"),
+    "tasks-text": (small, {"tasks": "3"}, TypeError, "`tasks` must be a list"),
+    "boolean-task": (small, {"tasks": [True]}, TypeError, "must be an integer"),
+    "nested-tasks": (small, {"tasks": [[1]]}, TypeError, "list of integers"),
+    "overwrite": (small, {"overwrite": "no"}, TypeError, "`overwrite` must be a bool"),
+    "infer-type": (small, {"infer_task": 1}, TypeError, "`infer_task` must be a bool"),
+    "logits": (small, {"from_logits": None}, TypeError, "`from_logits` must be a bool"),
+    "names": (
+        lambda: keras.Model(x := keras.Input((2,)), {"a": [2 * x, x], "a_0": 3 * x}),
+        {},
+        ValueError,
+        "names that differ",
     ),
     "text": (
         lambda: keras.Model(x := keras.Input((2,), dtype="string"), x),
@@ -375,3 +396,78 @@ def test_a_difference_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="differs by 2e-05, which is more than 1e-05"):
         keras_psp.export(model, tmp_path / "model.onnx", "onnx")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_move_that_fails_puts_the_old_files_back(tmp_path, monkeypatch):
+    module = sys.modules["keras_psp.exporting.export"]
+    new, old = tmp_path / "new", tmp_path / "old"
+    for folder in (new, old):
+        folder.mkdir()
+        for name in ("model.xml", "model.bin", "model.xml.json"):
+            (folder / name).write_text(f"{folder.name} {name}")
+    replace, calls = os.replace, []
+
+    def fail_at_last(source, target):
+        calls.append(source)
+        if len(calls) == 3:
+            raise OSError("No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_at_last)
+    with pytest.raises(OSError, match="No space"):
+        module._move(new, old / "model.xml")
+    assert {f.name: f.read_text() for f in old.iterdir()} == {
+        name: f"old {name}" for name in ("model.xml", "model.bin", "model.xml.json")
+    }
+
+
+def test_integers_of_unknown_tasks_are_the_lowest():
+    task = keras.Input((), dtype="int32", name="task")
+    image = keras.Input((4,), name="image")
+    logits = PSPDense(3, NUM_TASKS)(image, task)
+    model = TaskModel(
+        {"image": image, "task": task},
+        {"logits": logits, "label": keras.ops.argmax(logits, axis=-1)},
+    )
+    check = Check(model, ["label", "logits"])
+    exact = {name: value.copy() for name, value in check.answers.items()}
+    assert check.differences(exact) == {"label": 0, "logits": 0}
+    number = next(k for k, v in exact.items() if "label" in k and (v < 0).any())
+    assert check.answers[number].min() == np.iinfo(check.answers[number].dtype).min
+    exact[number][exact[number] < 0] = 1
+    assert check.differences(exact) == {"label": np.inf, "logits": 0}
+
+
+OUTPUTS = {
+    "one": (lambda a, b: a, ["output_0"]),
+    "list": (lambda a, b: [b, a], ["output_0", "output_1"]),
+    "dict": (lambda a, b: {"price": a, "churn": b}, ["churn", "price"]),
+    "nested": (lambda a, b: {"z": [b, a], "y": b}, ["y", "z_0", "z_1"]),
+    "lists": (lambda a, b: [[b, a], a], ["output_0_0", "output_0_1", "output_1"]),
+}
+IN_PROCESS = {
+    "jax": (),
+    "tensorflow": ("tf_saved_model", "onnx", "litert", "openvino"),
+    "torch": ("torch",),
+}
+
+
+@pytest.mark.parametrize("format", IN_PROCESS[BACKEND])
+@pytest.mark.parametrize("outputs", OUTPUTS)
+def test_outputs_keep_the_names_on_the_card(outputs, format, tmp_path):
+    structure, names = OUTPUTS[outputs]
+    image = keras.Input((4,), name="image")
+    task = keras.Input((), dtype="int32", name="task")
+    a, b = PSPDense(2, NUM_TASKS)(image, task), keras.layers.Dense(3)(image)
+    model = TaskModel({"image": image, "task": task}, structure(a, b))
+    assert _output_names(model) == names
+    card = describe(model, format, names, ["serve"])
+    path = str(tmp_path / f"model{FORMATS[format].suffix}")
+    write(model, path, format, names)
+    x = draw(model, 5)
+    found = run_artifact.load(path)("serve", x)
+    assert sorted(found) == sorted(card["outputs"])
+    expected = keras.tree.flatten(model.predict(x, verbose=0))
+    for name, value in zip(names, expected, strict=True):
+        assert list(value.shape[1:]) == card["outputs"][name]["shape"][1:]
+        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
