@@ -81,8 +81,10 @@ def _load_openvino(model):
 
     # Some processors would compute with fewer bits unless told not to.
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(model, "CPU", exact)
-    names = [output.any_name for output in compiled.outputs]
+    program = openvino.Core().read_model(model)
+    # Compiled, two outputs that are one tensor have one name.
+    names = [output.any_name for output in program.outputs]
+    compiled = openvino.Core().compile_model(program, "CPU", exact)
 
     def call(endpoint, inputs):
         return dict(zip(names, compiled(inputs).to_tuple(), strict=True))

@@ -452,6 +452,7 @@ IN_PROCESS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")  # Keras'.
 @pytest.mark.parametrize("format", IN_PROCESS[BACKEND])
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_outputs_keep_the_names_on_the_card(outputs, format, tmp_path):
