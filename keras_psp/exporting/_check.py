@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_psp._core.task import sentinel
 from keras_psp.exporting._run_artifact import as_known
 from keras_psp.inference import entropy
 
@@ -86,7 +87,7 @@ class Check:
             RuntimeError: The runtime failed; with what it said.
         """
         requests, answers = Path(folder, "requests.npz"), Path(folder, "answers.npz")
-        np.savez(requests, **self.requests)
+        np.savez(requests, **self.requests)  # type: ignore[arg-type]
         interpreter = [sys.executable, "-P"] if python is None else [python, "-I"]
         run_python(*interpreter, RUN_ARTIFACT, path, requests, answers)
         with np.load(answers) as found:
@@ -226,9 +227,7 @@ def _unknown_tasks(model):
 
 def _unknown_answer(dtype):
     """Returns what an output of a dtype must be for an invalid task."""
-    if dtype.kind not in "iu":
-        return np.nan
-    return np.iinfo(dtype).max if dtype.kind == "u" else np.iinfo(dtype).min
+    return sentinel(dtype.name) if dtype.kind in "iu" else np.nan
 
 
 def _first(inputs, n):

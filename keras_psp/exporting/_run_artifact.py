@@ -30,7 +30,7 @@ def main(model: str, requests: str, answers: str) -> None:
     for (number, endpoint), inputs in calls.items():
         for name, value in call(endpoint, inputs).items():
             found[f"{number}/{endpoint}/{name}"] = as_known(value)
-    np.savez(answers, **found)
+    np.savez(answers, **found)  # type: ignore[arg-type]
 
 
 def as_known(value: np.ndarray) -> np.ndarray:

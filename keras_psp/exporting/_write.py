@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -27,7 +28,7 @@ def write(
     path: str,
     format: str,
     output_names: list[str],
-    tasks: list[int] = (),
+    tasks: Sequence[int] = (),
     infer_task: bool = False,
     from_logits: bool = True,
 ) -> None:
