@@ -120,3 +120,144 @@ def trace_context() -> Any:
     `jax.make_user_context` came with JAX 0.8.
     """
     return sys.modules["jax"].make_user_context(None)
+
+
+# Lists of an optimizer that have no slots in them.
+_NO_SLOTS = {"_variables", "_trainable_variables"}
+
+
+def find_slots(optimizer: Any) -> dict[str, list]:
+    """Returns the optimizer's lists that hold one variable for each trained one.
+
+    Keras does not say which of an optimizer's variables belongs to which weight. Its
+    optimizers keep them as attributes: lists in the order of the weights.
+
+    Args:
+        optimizer: A built `keras.optimizers.Optimizer`.
+
+    Returns:
+        Dictionary of attribute names and lists; an item is a variable or `None`.
+    """
+    count = len(optimizer._trainable_variables)
+    return {
+        name: list(value)
+        for name, value in vars(optimizer).items()
+        if name not in _NO_SLOTS
+        and isinstance(value, (list, tuple))
+        and len(value) == count > 0
+        and all(each is None or isinstance(each, keras.Variable) for each in value)
+    }
+
+
+def find_scalars(optimizer: Any) -> dict[str, Any]:
+    """Returns the variables that an optimizer keeps as attributes, by their names."""
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        if isinstance(value, keras.Variable)
+    }
+
+
+def moving_averages(optimizer: Any) -> list | None:
+    """Returns the averages of the weights that `use_ema=True` keeps, or `None`."""
+    return getattr(optimizer, "_model_variables_moving_average", None)
+
+
+def trained_variables(optimizer: Any) -> list:
+    """Returns the variables that an optimizer was built for; `[]` before."""
+    return list(optimizer._trainable_variables)
+
+
+@contextlib.contextmanager
+def rebuilding(optimizers: list, replaced: list[tuple[Any, Any]]) -> Iterator[None]:
+    """Puts optimizers back to where `build()` can be called again.
+
+    Keras builds an optimizer once. `iterations` and `learning_rate` stay; all other
+    variables go. If the body fails, the optimizers are what they were.
+
+    Args:
+        optimizers: Built optimizers; each is the one around the next.
+        replaced: Pairs of a trained variable and of the one that replaces it.
+    """
+    kept = [_copy_state(optimizer) for optimizer in optimizers]
+    try:
+        for optimizer in optimizers:
+            stay = {id(optimizer._iterations), id(optimizer._learning_rate)}
+            for variable in optimizer.variables:
+                if id(variable) not in stay:
+                    optimizer._untrack_variable(variable)
+            optimizer._trainable_variables_indices = {}
+            excluded = getattr(optimizer, "_exclude_from_weight_decay", None)
+            if excluded:
+                optimizer._exclude_from_weight_decay = excluded | {
+                    optimizer._var_key(new)
+                    for old, new in replaced
+                    if optimizer._var_key(old) in excluded
+                }
+            optimizer._exclude_from_weight_decay_cache = {}
+            optimizer.built = False
+        yield
+    except BaseException:
+        for optimizer, (attributes, variables, ids) in zip(
+            optimizers, kept, strict=True
+        ):
+            vars(optimizer).clear()
+            vars(optimizer).update(attributes)
+            optimizer._variables[:] = variables
+            optimizer._tracker.stored_ids["variables"].clear()
+            optimizer._tracker.stored_ids["variables"].update(ids)
+        raise
+
+
+def _copy_state(optimizer: Any) -> tuple[dict, list, set]:
+    ids = set(optimizer._tracker.stored_ids["variables"])
+    return dict(vars(optimizer)), list(optimizer._variables), ids
+
+
+@contextlib.contextmanager
+def own_iterations(optimizer: Any, steps_of: Callable[[int], Any]) -> Iterator[None]:
+    """Lets an optimizer count the steps of a weight's rows apart.
+
+    An optimizer reads `iterations` where it updates a weight. There is one number for
+    all weights, and no public way to another.
+
+    Args:
+        optimizer: A `keras.optimizers.Optimizer` whose `update_step()` takes a tensor
+            of `iterations` that broadcasts to the weight.
+        steps_of: Function of a weight's index. It returns such a tensor, or `None` for
+            weights that all tasks share.
+    """
+    step = optimizer.update_step
+
+    def update_step(gradient, variable, learning_rate):
+        own = steps_of(optimizer._get_variable_index(variable))
+        if own is None:
+            return step(gradient, variable, learning_rate)
+        count = optimizer._iterations
+        vars(optimizer)["_iterations"] = own
+        try:
+            return step(gradient, variable, learning_rate)
+        finally:
+            vars(optimizer)["_iterations"] = count
+
+    vars(optimizer)["update_step"] = update_step
+    # torch updates many weights at once.
+    at_once = getattr(optimizer, "_parallel_update_step", None)
+    if at_once is not None:
+
+        def parallel_update_step(gradients, variables, learning_rate):
+            shared = []
+            for pair in zip(gradients, variables, strict=True):
+                if steps_of(optimizer._get_variable_index(pair[1])) is None:
+                    shared.append(pair)
+                else:
+                    update_step(*pair, learning_rate)
+            if shared:
+                at_once(*map(list, zip(*shared, strict=True)), learning_rate)
+
+        vars(optimizer)["_parallel_update_step"] = parallel_update_step
+    try:
+        yield
+    finally:
+        del vars(optimizer)["update_step"]
+        vars(optimizer).pop("_parallel_update_step", None)

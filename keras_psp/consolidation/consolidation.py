@@ -1,25 +1,36 @@
 """What every way of consolidating tasks is: an optimizer around another."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_psp._core.checks import check_number
+from keras_psp._core.task_rows import is_task_rows
+from keras_psp.optimizers._around import Around
+from keras_psp.optimizers._around import chain_of
+from keras_psp.optimizers._around import find_in_chain
+from keras_psp.optimizers.per_task import PerTask
+from keras_psp.optimizers.per_task import select
 
 
-class Consolidation(keras.optimizers.Optimizer):
+class Consolidation(Around):
     """An optimizer that pulls weights back to where earlier tasks need them.
 
-    It adds to the gradient of the loss that of the penalty
+    It adds the gradient of the penalty
 
     ```
     strength / 2 * sum_i importance_i (w_i - anchor_i)^2
     ```
 
-    over all trainable weights and lets another optimizer take the step. Its variables,
-    anchors and importances among them, are those of any Keras optimizer: on every
-    backend, under jit, in files and checkpoints. Subclasses say in `end_task()` what is
-    important; where that is no number for each weight, they write `add_importances()`
-    and `rise()` too, and how a step is taken.
+    over all trainable weights to the gradient of the loss, and lets another optimizer
+    take the step. Anchors and importances are variables of a Keras optimizer: they work
+    on every backend, under jit, and are saved in files and checkpoints. Subclasses say
+    in `end_task()` what is important. A subclass that needs more than one number for
+    each weight also writes `add_importances()`, `rise()` and `take_step()`.
+
+    Around a `keras_psp.optimizers.PerTask` it pulls only at the rows of tasks that have
+    an example in the batch.
 
     Args:
         optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
@@ -28,28 +39,20 @@ class Consolidation(keras.optimizers.Optimizer):
 
     Raises:
         TypeError: `strength` is not a number.
-        ValueError: `strength` is negative, infinite or NaN; `optimizer` has a
-            `loss_scale_factor`.
+        ValueError: `strength` is negative, infinite or NaN.
     """
 
-    def __init__(self, optimizer="rmsprop", strength=1.0, name=None):
-        super().__init__(learning_rate=0.0, name=name)
-        self.optimizer = keras.optimizers.get(optimizer)
-        if self.optimizer.loss_scale_factor is not None:
-            # It would take the penalty for a part of the scaled loss.
-            raise ValueError(
-                "The optimizer must not scale the loss; use a `LossScaleOptimizer` "
-                "around this one. Received: "
-                f"loss_scale_factor={self.optimizer.loss_scale_factor}"
-            )
+    def __init__(
+        self,
+        optimizer: "keras.optimizers.Optimizer | str" = "rmsprop",
+        strength: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(optimizer, name)
         self.strength = check_number("strength", strength)
 
-    def build(self, variables):
-        """Makes the variables, for the trainable variables of a model."""
-        if self.built:
-            return
-        if not self.optimizer.built:
-            self.optimizer.build(variables)
+    def add_own_variables(self, variables: list) -> None:
+        """Adds the anchors, where the weights are now, and the importances."""
         self.anchors = [
             # What the variable is now, however its optimizer comes to be built.
             self.add_variable_from_reference(
@@ -58,23 +61,13 @@ class Consolidation(keras.optimizers.Optimizer):
             for v in variables
         ]
         self.add_importances(variables)
-        super().build(variables)
+        self.sums = None
+        if chain_of(self)[-1].gradient_accumulation_steps:
+            self.sums = self._like(variables, "sum")
 
-    def add_importances(self, variables):
+    def add_importances(self, variables: list) -> None:
         """Adds the variables that say how important the model's are: a number each."""
         self.importances = self._like(variables, "importance")
-
-    @property
-    def variables(self):
-        """The other optimizer's variables follow this one's own."""
-        return self._variables + self.optimizer.variables
-
-    def apply(self, grads, trainable_variables=None):
-        """Takes one step; `grads` are the gradients of the loss alone."""
-        if not self.built:
-            self.build(list(trainable_variables))
-        variables = list(trainable_variables or self._trainable_variables)
-        self._step(list(grads), variables)
 
     def penalty(self):
         """Returns the penalty, a scalar, for the weights as they are."""
@@ -85,19 +78,63 @@ class Consolidation(keras.optimizers.Optimizer):
         """Returns twice what a variable adds to the penalty, but for the `strength`."""
         return ops.sum(ops.multiply(self.importances[i], ops.square(self._apart(i))))
 
-    def end_task(self, model, data=None):
+    def end_task(self, model: keras.Model, data: Any = None) -> None:
         """Makes what a task has learned important; call it when the task ends.
 
         Args:
             model: The model that was trained.
-            data: The task's training data: batches `(inputs, targets)`, as a
-                `tf.data.Dataset` or anything else to iterate over; or a tuple of two
-                arrays.
+            data: The task's training data, in any form that `fit()` takes as batches
+                or as arrays: `(x, y)` or `(x, y, sample_weight)`.
         """
         raise NotImplementedError
 
-    def _step(self, grads, variables):
-        self.optimizer.apply(self._penalize(grads, variables), variables)
+    def take_step(self, grads: list, variables: list) -> None:
+        """Takes one step by the gradients of loss and penalty."""
+        self.step_other(self._penalize(grads, variables), variables)
+
+    def measure_step(
+        self, grads: list, step_grads: list, variables: list
+    ) -> tuple[list[tuple[int, Any, Any]], Any]:
+        """Lets the other optimizer step, and returns what the step was.
+
+        Args:
+            grads: Gradients of the loss; `None` for some.
+            step_grads: What the other optimizer is given.
+            variables: The variables.
+
+        Returns:
+            `(steps, stepped)`. `steps` has `(index, gradient, old value)` for each
+            variable: the gradient of the loss that the step was taken by. Over
+            accumulated batches it is their mean, and zero until there are enough of
+            them. `stepped` is whether there was a step, a boolean (tensor).
+        """
+        olds = [ops.copy(variable.value) for variable in variables]
+        scale = self.scale_loss(1.0)
+        count = chain_of(self)[-1].gradient_accumulation_steps
+        scales = find_in_chain(self.optimizer, _is_loss_scale)
+        before = ops.copy(ops.convert_to_tensor(self.iterations))
+        self.step_other(step_grads, variables)
+        stepped = True
+        if count or scales:  # Which leaves out a step if a gradient is not finite.
+            stepped = ops.not_equal(before, self.iterations)
+        steps = []
+        for gradient, variable, old in zip(grads, variables, olds, strict=True):
+            if gradient is None:
+                continue
+            i = self._get_variable_index(variable)
+            gradient = ops.convert_to_tensor(gradient)
+            if not isinstance(scale, float) or scale != 1:
+                gradient = ops.divide(gradient, ops.cast(scale, gradient.dtype))
+            if scales:
+                gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
+            if count:
+                total = ops.add(self.sums[i], ops.cast(gradient, self.sums[i].dtype))
+                self.sums[i].assign(ops.where(stepped, 0.0, total))
+                gradient = ops.divide(total, count)
+            if stepped is not True:
+                gradient = ops.where(stepped, gradient, 0.0)
+            steps.append((i, gradient, old))
+        return steps, stepped
 
     def _penalize(self, grads, variables):
         """The gradients of loss and penalty."""
@@ -106,15 +143,36 @@ class Consolidation(keras.optimizers.Optimizer):
             if gradient is not None:
                 i = self._get_variable_index(variable)
                 pull = ops.multiply(self.strength * self.importances[i], self._apart(i))
-                gradient = ops.add(gradient, ops.cast(pull, gradient.dtype))
+                present = self._find_present(gradient, variable)
+                if present is not None:
+                    pull = select(present, pull, 0.0)
+                # The gradient is that of the scaled loss.
+                pull = ops.cast(self.scale_loss(pull), gradient.dtype)
+                gradient = ops.add(gradient, pull)
             penalized.append(gradient)
         return penalized
+
+    def _find_present(self, gradient, variable):
+        """Which rows have an example, if this is around a PerTask; `None` for all."""
+        if not self._holds_rows(variable):
+            return None
+        return self._per_task.find_present(gradient, variable)
+
+    def _holds_rows(self, variable):
+        """Whether rows of absent tasks are to stand still."""
+        return is_task_rows(variable) and self._per_task is not None
+
+    @property
+    def _per_task(self):
+        return find_in_chain(self.optimizer, lambda each: isinstance(each, PerTask))
 
     def _apart(self, i):
         return ops.subtract(self._trainable_variables[i], self.anchors[i])
 
     def _check_trained(self, model):
         """Raises a `ValueError` if this is not the optimizer that trained a model."""
+        if self._loaded is not None:  # From a file.
+            self.build(model.trainable_variables)
         if not self.built:
             raise ValueError(
                 "No task has been trained yet: there is nothing to consolidate. Of a "
@@ -133,49 +191,10 @@ class Consolidation(keras.optimizers.Optimizer):
     def _like(self, variables, name):
         return [self.add_variable_from_reference(v, name) for v in variables]
 
-    def load_own_variables(self, store):
-        """Takes the variables of a file; raises if they are another model's."""
-        shapes = [tuple(variable.shape) for variable in self.variables]
-        found = [tuple(store[str(i)].shape) for i in range(len(store.keys()))]
-        if found != shapes:
-            # Keras would leave them as they are, with a warning.
-            raise ValueError(
-                f"These are not the variables of {self.name!r} for this model: it has "
-                f"{len(shapes)}. Received: {len(found)}"
-                + ("" if len(found) != len(shapes) else ", of other shapes")
-            )
-        super().load_own_variables(store)
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments, by their names."""
+        return {**super().get_config(), "strength": self.strength}
 
-    # What Keras' own optimizer around another, LossScaleOptimizer, hands through.
 
-    @property
-    def learning_rate(self):
-        """The other optimizer's."""
-        return self.optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, learning_rate):
-        self.optimizer.learning_rate = learning_rate
-
-    @property
-    def iterations(self):
-        """The other optimizer's."""
-        return self.optimizer.iterations
-
-    def finalize_variable_values(self, var_list):
-        self.optimizer.finalize_variable_values(var_list)
-
-    def get_config(self):
-        # Keras' own arguments are the other optimizer's to have.
-        return {
-            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
-            "strength": self.strength,
-            "name": self.name,
-        }
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        optimizer = keras.saving.deserialize_keras_object(
-            config["optimizer"], custom_objects=custom_objects
-        )
-        return cls(**{**config, "optimizer": optimizer})
+def _is_loss_scale(optimizer):
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)

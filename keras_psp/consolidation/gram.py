@@ -1,8 +1,10 @@
 """Consolidation by the Gram matrices of gradients."""
 
 import math
+from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_psp._core.checks import check_integer
@@ -12,6 +14,7 @@ from keras_psp.consolidation._factor import Factor
 from keras_psp.consolidation._fisher import LABELS
 from keras_psp.consolidation._fisher import Fisher
 from keras_psp.consolidation.consolidation import Consolidation
+from keras_psp.optimizers.per_task import select
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -121,7 +124,7 @@ class Gram(Consolidation):
             check_number("temperature", temperature, least=1e-3),
         )
 
-    def add_importances(self, variables):
+    def add_importances(self, variables: list) -> None:
         """Adds two matrices for each variable, and what measures the step sizes."""
         self.factors, self.paths = [], []
         for variable in variables:
@@ -130,6 +133,13 @@ class Gram(Consolidation):
             # How far the variable has gone, and how large the gradients were.
             self.paths.append(self.add_variable((2,), name="path"))
         self.count = self.add_variable((), name="count")
+        # Which rows have had examples since the last time, around a PerTask.
+        self.moved = [
+            self.add_variable((v.shape[0],), name="moved")
+            if self._holds_rows(v)
+            else None
+            for v in variables
+        ]
 
     def rise(self, i):
         """Returns `tr((W - W*)^T L (W - W*) R)`; see `Consolidation.rise()`."""
@@ -175,17 +185,18 @@ class Gram(Consolidation):
         mean = (1 - share) * old_right / old_size + share * new_right
         right.set(mean / ((1 - share) / old_size + share / new_size))
 
-    def _step(self, grads, variables):
-        before = [ops.copy(variable.value) for variable in variables]
-        self.optimizer.apply(grads, variables)
-        for gradient, variable, old in zip(grads, variables, before, strict=True):
-            if gradient is not None:
-                gone = _norm(ops.subtract(variable, old))
-                path = self.paths[self._get_variable_index(variable)]
-                path.assign_add(
-                    ops.stack([gone, _norm(ops.convert_to_tensor(gradient))])
-                )
-        self.count.assign_add(1.0)
+    def take_step(self, grads: list, variables: list) -> None:
+        """Takes one step by the loss alone, and pulls back after each `every`-th."""
+        for gradient, variable in zip(grads, variables, strict=True):
+            moved = self.moved[self._get_variable_index(variable)]
+            if moved is not None and gradient is not None:
+                present = ops.cast(self._find_present(gradient, variable), moved.dtype)
+                moved.assign(ops.maximum(moved, present))
+        steps, stepped = self.measure_step(grads, grads, variables)
+        for i, gradient, old in steps:
+            gone = _norm(ops.subtract(self._trainable_variables[i], old))
+            self.paths[i].assign_add(ops.stack([gone, _norm(gradient)]))
+        self.count.assign_add(ops.cast(stepped, self.count.dtype))
         self._pull_back(ops.greater_equal(self.count, self.every))
 
     def _pull_back(self, due):
@@ -196,7 +207,8 @@ class Gram(Consolidation):
         )
         for variable, value in zip(self._trainable_variables, values, strict=True):
             variable.assign(value)
-        for variable in (*self.paths, self.count):
+        moved = [each for each in self.moved if each is not None]
+        for variable in (*self.paths, self.count, *moved):
             variable.assign(ops.where(due, 0.0, variable.value))
 
     def _balance(self, i):
@@ -213,7 +225,22 @@ class Gram(Consolidation):
         rows = ops.transpose(right.out_of(ops.transpose(rows)))
         variable = self._trainable_variables[i]
         rows = ops.cast(ops.reshape(rows, variable.shape), variable.dtype)
+        if self.moved[i] is not None:
+            rows = select(ops.greater(self.moved[i], 0), rows, 0.0)
         return ops.subtract(variable, rows)
+
+    def carry_over(self, old: dict[str, Any], origins: list, rows: list) -> None:
+        """Takes over the matrices; rows of new tasks matter to none; see `Around`."""
+        for i, (before, replaced) in enumerate(origins):
+            for side, factor in enumerate(self.factors[i]):
+                matrix = old["factors"][before][side].get()
+                if replaced and side == 0:
+                    matrix = _change_rows(matrix, len(factor.values), rows)
+                if factor.vectors is None and matrix.ndim == 2:
+                    matrix = np.diag(matrix)
+                elif factor.vectors is not None and matrix.ndim == 1:
+                    matrix = np.diag(matrix)
+                factor.set(matrix)
 
     def _coordinates(self, i):
         """How far a variable is from its anchor, along the eigenvectors."""
@@ -247,6 +274,23 @@ def _rows(variable):
     """A weight as a matrix: a row for each input, a column for each output."""
     shape = tuple(variable.shape) or (1,)
     return ops.reshape(variable, (math.prod(shape[:-1]), shape[-1]))
+
+
+def _change_rows(matrix, size, rows):
+    """A matrix of a row and column for each input of each task, with other tasks.
+
+    Args:
+        matrix: Array of shape `(num_tasks * n, num_tasks * n)`, or its diagonal.
+        size: Integer, how many rows it is to have.
+        rows: For each new task the index that it had, or `None`.
+    """
+    n = size // len(rows)
+    kept = [(new, old) for new, old in enumerate(rows) if old is not None]
+    to = np.concatenate([np.arange(n) + n * new for new, _ in kept])
+    of = np.concatenate([np.arange(n) + n * old for _, old in kept])
+    changed = np.zeros((size,) * matrix.ndim)
+    changed[np.ix_(*[to] * matrix.ndim)] = matrix[np.ix_(*[of] * matrix.ndim)]
+    return changed
 
 
 def _norm(tensor):

@@ -54,21 +54,19 @@ class SynapticIntelligence(Consolidation):
         if self.damping == 0:
             raise ValueError("`damping` must be positive. Received: damping=0")
 
-    def build(self, variables):
-        """Makes the variables, for the trainable variables of a model."""
-        if self.built:
-            return
+    def add_own_variables(self, variables: list) -> None:
+        """Adds the paths, the anchors and the importances."""
         self.paths = self._like(variables, "path")
-        super().build(variables)
+        super().add_own_variables(variables)
 
-    def _step(self, grads, variables):
-        before = [ops.copy(variable.value) for variable in variables]
-        super()._step(grads, variables)
-        for gradient, variable, old in zip(grads, variables, before, strict=True):
-            if gradient is not None:
-                gradient = ops.cast(gradient, old.dtype)
-                gain = ops.multiply(gradient, ops.subtract(old, variable))
-                self.paths[self._get_variable_index(variable)].assign_add(gain)
+    def take_step(self, grads: list, variables: list) -> None:
+        """Takes one step, and adds what the loss has fallen by to the paths."""
+        penalized = self._penalize(grads, variables)
+        steps, _ = self.measure_step(grads, penalized, variables)
+        for i, gradient, old in steps:
+            gone = ops.subtract(old, self._trainable_variables[i])
+            gain = ops.multiply(ops.cast(gradient, old.dtype), gone)
+            self.paths[i].assign_add(gain)
 
     def end_task(self, model=None, data=None):
         """Makes the weights important that have learned the task.

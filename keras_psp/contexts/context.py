@@ -11,6 +11,7 @@ from keras_psp._core.task import Task
 from keras_psp._core.task import task_argument
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import is_soft
+from keras_psp._core.task_rows import mark_task_rows
 
 
 class Context(keras.layers.Layer):
@@ -317,6 +318,7 @@ class Context(keras.layers.Layer):
             autocast=False,
             trainable=self.learnable,
         )
+        mark_task_rows(self.contexts)
 
     def _replace_contexts(self, rows):
         trainable = self.contexts.trainable

@@ -245,8 +245,6 @@ def test_bad_arguments():
     ):
         with pytest.raises(error, match=match):
             EWC(**arguments)
-    with pytest.raises(ValueError, match="loss_scale_factor=8"):
-        EWC(keras.optimizers.SGD(loss_scale_factor=8))
     with pytest.raises(ValueError, match="`damping` must be positive"):
         SynapticIntelligence(damping=0)
     ewc = EWC("sgd")

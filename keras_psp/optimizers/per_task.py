@@ -1,0 +1,213 @@
+"""An optimizer that lets the weights of absent tasks stand still."""
+
+import contextlib
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_psp._core import private
+from keras_psp._core.backend import gradient as gradient_of
+from keras_psp._core.task_rows import is_task_rows
+from keras_psp.optimizers._around import Around
+from keras_psp.optimizers._around import chain_of
+
+# Optimizers that divide their moments by how much of them there can be after so many
+# steps, and whose `update_step()` takes a number of steps for each row.
+_BIAS_CORRECTED = (
+    keras.optimizers.Adam,
+    keras.optimizers.Adamax,
+    keras.optimizers.Lamb,
+)
+# Of a sum of two numbers, what may be rounded off.
+_EPSILON = {"float64": 2.0**-49, "float32": 2.0**-20, "float16": 2.0**-7}
+
+
+@keras.saving.register_keras_serializable(package="keras_psp")
+class PerTask(Around):
+    """An optimizer that trains a task's own weights only on the task's own examples.
+
+    Layers such as `TaskDense` hold weights of shape `(num_tasks, ...)`, a row for each
+    task. A plain optimizer also moves the rows of tasks that have no example in the
+    batch: momentum and Adam's moments carry them on, and weight decay and regularizers
+    shrink them step by step. With `PerTask` these rows stand still, and so do the
+    moments that the optimizer keeps for them. A row is trained as if no other task
+    existed:
+
+    - Adam, AdamW, Adamax and Lamb count the steps of each row apart, for their bias
+      correction. A learning rate schedule follows the steps of the whole model.
+    - An average of the weights (`use_ema=True`) begins at a row's first step.
+    - With `gradient_accumulation_steps` a row is in a step if its task had an example
+      in any of the accumulated batches.
+
+    Weights that all tasks share are trained as they are without `PerTask`, at the same
+    cost.
+
+    A task is absent if its row of the gradient is zero, apart from the gradient of the
+    weight's own regularizer. The row of a task whose examples have no gradient at all
+    stands still too. Losses that a model adds with `add_loss()` for the weights of all
+    tasks train all tasks.
+
+    Args:
+        optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
+            It may be a consolidation or a `LossScaleOptimizer`, and `PerTask` may
+            stand inside one.
+        name: Name of the optimizer.
+
+    Raises:
+        ValueError: There is no such optimizer.
+
+    Example:
+
+    >>> import keras, keras_psp
+    >>> image = keras.Input((4,), name="image")
+    >>> task = keras.Input((), dtype="int32", name="task")
+    >>> head = keras_psp.layers.TaskDense(3, num_tasks=2)
+    >>> inputs = {"image": image, "task": task}
+    >>> model = keras_psp.models.TaskModel(inputs, head(image, task))
+    >>> model.compile(keras_psp.optimizers.PerTask("adam"), "mse")
+    >>> x, y = keras.ops.ones((8, 4)), keras.ops.ones((8, 3))
+    >>> history = model.fit(
+    ...     {"image": x, "task": keras.ops.zeros((8,), "int32")}, y, verbose=0
+    ... )
+    >>> before = keras.ops.convert_to_numpy(head.kernel)[0]
+    >>> history = model.fit(
+    ...     {"image": x, "task": keras.ops.ones((8,), "int32")}, y, verbose=0
+    ... )
+    >>> bool((keras.ops.convert_to_numpy(head.kernel)[0] == before).all())
+    True
+    """
+
+    def __init__(
+        self,
+        optimizer: "keras.optimizers.Optimizer | str" = "rmsprop",
+        name: str | None = "per_task",
+    ) -> None:
+        super().__init__(optimizer, name)
+
+    def add_own_variables(self, variables: list) -> None:
+        """Adds, for each weight with rows, how many steps each row has taken."""
+        self.steps = self._add_counters(variables, "steps")
+        self.waiting = None
+        if self._accumulates:
+            # Which rows have had examples since the last step.
+            self.waiting = self._add_counters(variables, "waiting")
+
+    def take_step(self, grads: list, variables: list) -> None:
+        """Takes one step, and puts the rows of absent tasks back."""
+        masks, kept, grads = {}, [], list(grads)
+        averages = private.moving_averages(self._innermost)
+        for n, variable in enumerate(variables):
+            i = self._get_variable_index(variable)
+            if self.steps[i] is None:
+                continue
+            present = self.find_present(grads[n], variable)
+            if grads[n] is not None:
+                # No regularizer of an absent row shall have a part in clipping.
+                grads[n] = select(present, grads[n], 0.0)
+            if self._accumulates:
+                present = ops.logical_or(present, ops.greater(self.waiting[i], 0))
+            masks[i] = present
+            own = [
+                v for v in self._slots(i) if averages is None or v is not averages[i]
+            ]
+            kept += [(present, v, ops.copy(v.value)) for v in (variable, *own)]
+            if averages is not None:
+                begun = ops.greater(self.steps[i], 0)
+                kept.append((present, averages[i], ops.copy(averages[i].value)))
+                kept.append((begun, averages[i], variable))
+        before = ops.copy(ops.convert_to_tensor(self.iterations))
+        with self._counting(masks):
+            self.step_other(grads, variables)
+        for mask, variable, old in kept:
+            variable.assign(select(mask, variable, old))
+        stepped = ops.not_equal(before, self.iterations)
+        for i, present in masks.items():
+            one = ops.cast(ops.logical_and(present, stepped), "int32")
+            self.steps[i].assign_add(one)
+            if self._accumulates:
+                waits = ops.logical_and(present, ops.logical_not(stepped))
+                self.waiting[i].assign(ops.cast(waits, "int32"))
+
+    def find_present(self, gradient: Any, variable: Any) -> Any:
+        """Returns which rows' tasks have an example in the batch.
+
+        Args:
+            gradient: The gradient of the loss by the variable, or `None`.
+            variable: A variable with a row for each task.
+
+        Returns:
+            Boolean tensor of shape `(num_tasks,)`.
+        """
+        rows = variable.shape[0]
+        if gradient is None:
+            return ops.zeros((rows,), "bool")
+        gradient = ops.reshape(ops.convert_to_tensor(gradient), (rows, -1))
+        if variable.regularizer is None:
+            return ops.any(ops.not_equal(gradient, 0), axis=1)
+        # What remains of an absent row without its regularizer is a rounding error.
+        own = gradient_of(
+            lambda value: self.scale_loss(variable.regularizer(value)),
+            ops.convert_to_tensor(variable),
+        )
+        own = ops.cast(ops.reshape(own, (rows, -1)), gradient.dtype)
+        size = ops.max(ops.abs(own), axis=1, keepdims=True)
+        dtype = keras.backend.standardize_dtype(gradient.dtype)
+        error = ops.multiply(size, _EPSILON.get(dtype, 2.0**-4))
+        apart = ops.abs(ops.subtract(gradient, own))
+        # Not greater: of NaN there is neither, and its task has an example.
+        return ops.any(ops.logical_not(ops.less_equal(apart, error)), axis=1)
+
+    def _add_counters(self, variables: list, name: str) -> list:
+        return [
+            self.add_variable((v.shape[0],), dtype="int32", name=name)
+            if is_task_rows(v)
+            else None
+            for v in variables
+        ]
+
+    @property
+    def _innermost(self) -> Any:
+        return chain_of(self)[-1]
+
+    @property
+    def _accumulates(self) -> int | None:
+        return self._innermost.gradient_accumulation_steps
+
+    def _slots(self, i: int) -> list:
+        """What the innermost optimizer keeps for the rows of weight `i`."""
+        shape = tuple(self._trainable_variables[i].shape)
+        # Of a matrix, Adafactor keeps sums over its columns too.
+        slots = [each[i] for each in private.find_slots(self._innermost).values()]
+        return [
+            each
+            for each in slots
+            if each is not None
+            and tuple(each.shape) in (shape, shape[:-1], (*shape[:-2], shape[-1]))
+            and tuple(each.shape)[:1] == shape[:1]
+        ]
+
+    def _counting(self, masks: dict[int, Any]) -> Any:
+        """In it, rows that are present have their own numbers of steps."""
+        if not masks or not isinstance(self._innermost, _BIAS_CORRECTED):
+            return contextlib.nullcontext()
+
+        steps = {}
+        for i in masks:
+            rank = len(self._trainable_variables[i].shape)
+            own = ops.reshape(self.steps[i], (-1,) + (1,) * (rank - 1))
+            steps[i] = ops.multiply(own, self._accumulates or 1)
+        return private.own_iterations(self._innermost, steps.get)
+
+
+def select(mask: Any, new: Any, old: Any) -> Any:
+    """Returns the rows of `new` where the mask is true, and those of `old` elsewhere.
+
+    Args:
+        mask: Boolean tensor of shape `(num_tasks,)`.
+        new: Tensor of shape `(num_tasks, ...)`.
+        old: Tensor like `new`, or a number.
+    """
+    new = ops.convert_to_tensor(new)
+    mask = ops.reshape(mask, (-1,) + (1,) * (len(new.shape) - 1))
+    return ops.where(mask, new, ops.cast(old, new.dtype))
