@@ -235,7 +235,7 @@ class Gram(Consolidation):
             for side, factor in enumerate(self.factors[i]):
                 matrix = old["factors"][before][side].get()
                 if replaced and side == 0:
-                    matrix = _change_rows(matrix, len(factor.values), rows)
+                    matrix = _change_rows(matrix, factor.values.shape[0], rows)
                 if factor.vectors is None and matrix.ndim == 2:
                     matrix = np.diag(matrix)
                 elif factor.vectors is not None and matrix.ndim == 1:

@@ -31,6 +31,7 @@ MAKERS = {
 
 def trained(name):
     model = build(MAKERS[name]())
+    model.compile(model.optimizer, CROSSENTROPY, run_eagerly=True)
     fit(model, np.arange(12) % 3, batch_size=4)
     inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if hasattr(inner, "end_task"):
@@ -53,19 +54,17 @@ def replace(model, rows):
     new = list(other.trainable_variables)
     new[:2] = old[:2]  # What tasks share is not replaced.
     grow_optimizer(model.optimizer, old, new, rows)
-    other.layers[1]._kernel, other.layers[1].bias = old[:2]
-    return other, new
+    return new
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_there_and_back_is_as_if_nothing_had_been(name):
     model, inner = trained(name)
     before = [to_numpy(v) for v in model.optimizer.variables]
-    paths = [v.path for v in model.optimizer.variables]
     penalty = getattr(inner, "penalty", lambda: 0.0)
     pulled = float(to_numpy(penalty()))
     old = list(model.trainable_variables)
-    _, new = replace(model, [0, 1, 2, None])
+    new = replace(model, [0, 1, 2, None])
     assert int(model.optimizer.iterations) > 0
     np.testing.assert_allclose(float(to_numpy(penalty())), pulled, rtol=1e-3)
     fresh = build(MAKERS[name](), num_tasks=4).optimizer
@@ -73,7 +72,6 @@ def test_there_and_back_is_as_if_nothing_had_been(name):
     shapes = [tuple(v.shape) for v in model.optimizer.variables]
     assert shapes == [tuple(v.shape) for v in fresh.variables]
     grow_optimizer(model.optimizer, new, old, [0, 1, 2])
-    assert [v.path for v in model.optimizer.variables] == paths
     for variable, values in zip(model.optimizer.variables, before, strict=True):
         if "variable" not in variable.path:  # Eigenvectors are not unique.
             np.testing.assert_allclose(to_numpy(variable), values, rtol=1e-3, atol=1e-5)
@@ -107,5 +105,4 @@ def test_what_does_not_fit_changes_nothing():
         grow_optimizer(model.optimizer, old[1:], old[1:], [0, 1, 2])
     for variable, values in zip(model.optimizer.variables, before, strict=True):
         np.testing.assert_array_equal(to_numpy(variable), values)
-    model.compile(model.optimizer, CROSSENTROPY)
     fit(model, 0)
