@@ -8,6 +8,7 @@ from keras_psp import diagnostics
 from keras_psp import evaluation
 from keras_psp import layers
 from keras_psp import models
+from keras_psp import optimizers
 from keras_psp import surgery
 from keras_psp._core.scope import task
 from keras_psp.exporting import export
@@ -36,6 +37,7 @@ __all__ = [
     "infer_task",
     "layers",
     "models",
+    "optimizers",
     "superpose",
     "surgery",
     "task",

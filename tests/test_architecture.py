@@ -32,6 +32,8 @@ MAY_USE_PRIVATE_NAMES = {
     "consolidation/ewc.py": OPTIMIZER_NAMES,
     "consolidation/gram.py": OPTIMIZER_NAMES,
     "consolidation/synaptic_intelligence.py": OPTIMIZER_NAMES,
+    "optimizers/_around.py": OPTIMIZER_NAMES,
+    "optimizers/per_task.py": OPTIMIZER_NAMES,
     "layers/_superposed_conv.py": {"_compute_causal_padding"},
 }
 MAY_VALIDATE_NUMBERS = {

@@ -1,5 +1,8 @@
 """One side of what a kernel's matrices say, by its eigenvectors."""
 
+from typing import Any
+
+import keras
 import numpy as np
 from keras import ops
 
@@ -7,31 +10,33 @@ from keras import ops
 class Factor:
     """A symmetric matrix without negative eigenvalues, `V diag(values) V^T`.
 
-    Or only its diagonal, where it would be too large: then there are no vectors `V`.
+    Where the matrix would be too large it is only its diagonal, without vectors `V`.
 
     Args:
-        optimizer: The optimizer whose variables it consists of.
-        size: Positive integer, its number of rows.
-        largest: Positive integer, of at most how many rows it is a matrix.
+        optimizer: The optimizer that the variables belong to.
+        size: Positive integer, the number of rows.
+        largest: Positive integer, the most rows of which there is a matrix.
     """
 
-    def __init__(self, optimizer, size, largest):
+    def __init__(
+        self, optimizer: keras.optimizers.Optimizer, size: int, largest: int
+    ) -> None:
         self.vectors = None
         if size <= largest:
             self.vectors = optimizer.add_variable((size, size), "identity")
         self.values = optimizer.add_variable((size,), "zeros")
 
-    def into(self, rows):
+    def into(self, rows: Any) -> Any:
         """Returns rows in the coordinates of the eigenvectors."""
         if self.vectors is None:
             return rows
         return ops.matmul(ops.transpose(self.vectors), rows)
 
-    def out_of(self, rows):
+    def out_of(self, rows: Any) -> Any:
         """Returns the rows of which these are the coordinates."""
         return rows if self.vectors is None else ops.matmul(self.vectors, rows)
 
-    def get(self):
+    def get(self) -> np.ndarray:
         """Returns the matrix, or its diagonal, as float64 array."""
         values = ops.convert_to_numpy(self.values).astype("float64")
         if self.vectors is None:
@@ -39,11 +44,20 @@ class Factor:
         vectors = ops.convert_to_numpy(self.vectors).astype("float64")
         return (vectors * values) @ vectors.T
 
-    def set(self, matrix):
-        """Makes it another matrix, or diagonal."""
+    def set(self, matrix: np.ndarray) -> None:
+        """Makes it another matrix, or its diagonal; of a diagonal, the matrix."""
         values = matrix
-        if self.vectors is not None:
+        if self.vectors is None:
+            values = matrix if matrix.ndim == 1 else np.diag(matrix)
+        else:
+            matrix = np.diag(matrix) if matrix.ndim == 1 else matrix
             values, vectors = np.linalg.eigh(matrix)
             self.vectors.assign(vectors)
         # Rounding has made some of them negative.
         self.values.assign(np.maximum(values, 0))
+
+    def copy(self, other: "Factor") -> None:
+        """Makes it what another factor of the same size is."""
+        if self.vectors is not None:
+            self.vectors.assign(other.vectors)
+        self.values.assign(other.values)

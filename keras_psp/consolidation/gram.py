@@ -233,14 +233,12 @@ class Gram(Consolidation):
         """Takes over the matrices; rows of new tasks matter to none; see `Around`."""
         for i, (before, replaced) in enumerate(origins):
             for side, factor in enumerate(self.factors[i]):
-                matrix = old["factors"][before][side].get()
+                kept = old["factors"][before][side]
                 if replaced and side == 0:
-                    matrix = _change_rows(matrix, factor.values.shape[0], rows)
-                if factor.vectors is None and matrix.ndim == 2:
-                    matrix = np.diag(matrix)
-                elif factor.vectors is not None and matrix.ndim == 1:
-                    matrix = np.diag(matrix)
-                factor.set(matrix)
+                    size = factor.values.shape[0]
+                    factor.set(_change_rows(kept.get(), size, rows))
+                else:
+                    factor.copy(kept)
 
     def _coordinates(self, i):
         """How far a variable is from its anchor, along the eigenvectors."""

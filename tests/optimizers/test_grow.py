@@ -24,7 +24,7 @@ MAKERS = {
     "si": lambda: SynapticIntelligence("adam"),
     "gram": lambda: Gram("adam", every=2),
     "diagonal": lambda: keras.optimizers.LossScaleOptimizer(
-        Gram(PerTask("adam"), largest=15)
+        Gram(PerTask("adam"), largest=10)
     ),
 }
 
