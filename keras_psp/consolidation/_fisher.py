@@ -1,12 +1,15 @@
 """What there is to know of the Fisher information, by way of Keras' own `fit()`."""
 
-import math
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core import private
 from keras_psp._core.data import read_examples
+from keras_psp.consolidation._likelihood import Likelihood
 
 LABELS = ("model", "data")
 BATCH_SIZE = 8
@@ -17,11 +20,10 @@ class Fisher:
 
     Args:
         examples: Positive integer, of at most how many examples.
-        labels: `"model"`, labels drawn from the model's own answers: its loss must be a
-            (sparse) categorical crossentropy or the mean squared error. Then the
-            gradients of different examples are uncorrelated with mean 0, and the
-            products may be taken of sums over batches. Or `"data"`, for any loss, an
-            example at a time.
+        labels: `"model"`, labels drawn from the model's own answers; see `Likelihood`
+            for which losses. Then the gradients of different examples are uncorrelated
+            with mean 0, and the products may be taken of sums over batches. Or
+            `"data"`, for any loss, one example at a time.
         products: Function of a gradient that returns the list of its products.
         temperature: Positive number by which the logits are divided that labels are
             drawn from, and the gradients are of. With 1 there is next to nothing to
@@ -34,36 +36,51 @@ class Fisher:
         section 2.3.
     """
 
-    def __init__(self, examples, labels, products, temperature=1.0):
+    def __init__(
+        self,
+        examples: int,
+        labels: str,
+        products: Callable,
+        temperature: float = 1.0,
+    ) -> None:
         self.examples = examples
         self.labels = labels
         self.temperature = temperature
         self._products = products
         self._probe = None
 
-    def __call__(self, model, data):
+    def __call__(self, model: keras.Model, data: Any) -> list[list[np.ndarray]]:
         """Returns float32 NumPy arrays for each of the model's trainable variables.
 
         Args:
             model: A compiled `keras.Model`; nothing of it changes.
-            data: Batches `(inputs, targets)`, as a `tf.data.Dataset` or anything else
-                to iterate over; or a tuple of arrays (or dictionaries of arrays).
+            data: Examples in any form that `read_examples()` takes. If there are more
+                than `examples`, some are drawn.
 
         Raises:
-            TypeError: `data` is neither.
+            TypeError: `data` is in no such form.
             ValueError: `labels="model"` and another loss; the data are not of the
                 model's shapes, none, or of a kind that its gradients are not finite.
         """
-        x, y, _ = read_examples(data, self.examples)
+        x, y, sample_weight = read_examples(data, self.examples)
+        given = {"x": x, "y": y, "sample_weight": sample_weight}
+        given = {key: part for key, part in given.items() if part is not None}
         if self._probe is None or self._probe.inner is not model:
-            self._probe = _Probe(model, self.labels, self.temperature)
-            self._probe.compile(_Products(self._products))  # Once.
-        # What does not fit is told here: on JAX a `fit()` that fails loses the weights.
-        model(keras.tree.map_structure(lambda array: array[:1], x), training=False)
+            probe = _Probe(model, self.labels, self.temperature)
+            probe.compile(_Products(self._products))  # Once.
+            self._probe = probe
         probe = self._probe
-        probe.reset()
-        batch_size = 1 if self.labels == "data" else BATCH_SIZE
-        probe.fit(x, y, batch_size=batch_size, verbose=0, shuffle=False)
+        metrics = [(v, ops.convert_to_numpy(v)) for v in model.metrics_variables]
+        try:
+            # What does not fit is told here, before anything is compiled.
+            probe(keras.tree.map_structure(lambda array: array[:1], given))
+            probe.reset()
+            batch_size = 1 if self.labels == "data" else BATCH_SIZE
+            with private.kept_weights(probe):
+                probe.fit(given, batch_size=batch_size, verbose=0, shuffle=False)
+        finally:
+            for variable, value in metrics:
+                variable.assign(value)
         count = len(keras.tree.flatten(x)[0])
         found = [
             [ops.convert_to_numpy(total).astype("float32") / count for total in totals]
@@ -79,72 +96,47 @@ class Fisher:
 
 
 class _Probe(keras.Model):
-    """A model as it answers, whose loss is a batch's log-likelihood."""
+    """A model that answers its examples with the sum of their log-likelihoods.
+
+    It takes examples and labels as one input. The loss is thus computed in the same
+    call as the answers, where Keras keeps what a model adds with `add_loss()`.
+    """
 
     def __init__(self, model, labels, temperature):
-        super().__init__(name="probe")
-        self.labels = labels
-        self.temperature = temperature
-        self.loss_function = keras.losses.get(model.loss)
+        # Labels are not cast: the model does with its inputs what it always does.
+        super().__init__(name="probe", dtype="float32", autocast=False)
         self.inner = model
         self.seed_generator = keras.random.SeedGenerator(0)
         self._seed = ops.convert_to_numpy(self.seed_generator.state).copy()
+        self.likelihood = None
         if labels == "model":
-            self._kind, self._from_logits = _find_kind(self.loss_function)
+            self.likelihood = Likelihood(model, temperature, self.seed_generator)
 
     def reset(self):
         """Begins anew, with equal draws: what was measured before does not matter."""
-        for total in keras.tree.flatten(self.optimizer.totals):
+        for total in keras.tree.flatten(getattr(self.optimizer, "totals", [])):
             total.assign(ops.zeros(total.shape, total.dtype))
         self.seed_generator.state.assign(self._seed)
 
     def call(self, inputs):
-        return self.inner(inputs, training=False)
+        y_pred = self.inner(inputs["x"], training=False)
+        y, sample_weight = inputs.get("y"), inputs.get("sample_weight")
+        if self.likelihood is not None:
+            return self.likelihood(y_pred, y, sample_weight)
+        loss = self.inner.compute_loss(
+            x=inputs["x"], y=y, y_pred=y_pred, sample_weight=sample_weight
+        )
+        # What regularizes the weights says nothing of the examples.
+        for variable in self.inner.trainable_variables:
+            if variable.regularizer is not None:
+                own = variable.regularizer(ops.convert_to_tensor(variable))
+                loss = ops.subtract(loss, ops.cast(own, loss.dtype))
+        return loss
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        if self.labels == "data":  # Of one example.
-            return ops.sum(self.loss_function(y, y_pred))
-        if self._kind == "squared_error":
-            # Off by one standard deviation of what this loss is the likelihood of.
-            up = keras.random.uniform(ops.shape(y_pred), seed=self.seed_generator) < 0.5
-            size = math.prod(y_pred.shape[1:])
-            off = ops.where(up, 1.0, -1.0) * (size / 2) ** 0.5
-            drawn = ops.stop_gradient(y_pred) + ops.cast(off, y_pred.dtype)
-            return ops.sum(ops.square(y_pred - drawn)) / size
-        logits = y_pred
-        if not self._from_logits:  # Where none is too small to have a logarithm.
-            logits = ops.log(ops.maximum(y_pred, keras.config.epsilon()))
-        logits = logits / self.temperature
-        drawn = keras.random.categorical(logits, 1, seed=self.seed_generator)
-        losses = keras.losses.sparse_categorical_crossentropy(
-            drawn[:, 0], logits, from_logits=True
-        )
-        # By the logits, these are the differences of probabilities and labels.
-        return self.temperature * ops.sum(losses)
-
-
-def _find_kind(loss):
-    """Which likelihood a loss is of; and whether it is given logits."""
-    config = loss.get_config() if hasattr(loss, "get_config") else {}
-    name = getattr(loss, "__name__", "") or type(loss).__name__
-    kind = _KINDS.get(name.lower().replace("_", ""))
-    if kind is None:
-        raise ValueError(
-            'With `labels="model"` a model must be compiled with a (sparse) '
-            "categorical crossentropy or the mean squared error, from which it can "
-            'draw labels; use `labels="data"` with others. '
-            f"Received: loss={name}"
-        )
-    return kind, bool(config.get("from_logits", False))
-
-
-_KINDS = {
-    "categoricalcrossentropy": "crossentropy",
-    "sparsecategoricalcrossentropy": "crossentropy",
-    "meansquarederror": "squared_error",
-}
+        return y_pred
 
 
 class _Products(keras.optimizers.Optimizer):

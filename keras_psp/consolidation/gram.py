@@ -165,8 +165,16 @@ class Gram(Consolidation):
                 changes then.
         """
         self._check_trained(model)
+        moved = [each for each in self.moved if each is not None]
+        state = [*self._trainable_variables, *self.paths, self.count, *moved]
+        before = [ops.convert_to_numpy(variable).copy() for variable in state]
         self._pull_back(ops.convert_to_tensor(True))  # For the last steps.
-        found = self._fisher(model, data)
+        try:
+            found = self._fisher(model, data)
+        except BaseException:
+            for variable, value in zip(state, before, strict=True):
+                variable.assign(value)
+            raise
         for i, (new_left, new_right) in enumerate(found):
             size = _trace(new_left)
             if size > 0:

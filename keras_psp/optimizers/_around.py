@@ -141,6 +141,11 @@ class Around(keras.optimizers.Optimizer):
     # Files. Keras passes over a file's optimizer that is not built yet; a training that
     # goes on from such a file would begin with nothing.
 
+    def __dir__(self) -> list[str]:
+        # Keras saves what it finds here. The other optimizer's variables are in the
+        # file already, and it could not take its own before it is built.
+        return [name for name in super().__dir__() if name != "optimizer"]
+
     def save_own_variables(self, store: Any) -> None:
         """Saves the variables, or what a file has held for them."""
         if self._loaded is None:
