@@ -72,15 +72,15 @@ def kept_weights(model: keras.Model) -> Iterator[None]:
         yield
         return
     variables = [*model.variables, *model.metrics_variables]
-    if getattr(model, "optimizer", None) is not None:
+    if hasattr(getattr(model, "optimizer", None), "variables"):
         variables += model.optimizer.variables
-    values = [(variable, variable._value) for variable in variables]
+    before = [(variable, variable._value) for variable in variables]
     try:
         yield
     except BaseException:
-        for variable, value in values:
-            # A step that has run has taken the old value, and left a new one.
-            if variable._value is None and value is not None:
+        model.jax_state_sync()  # What the last step that succeeded has left.
+        for variable, value in before:
+            if variable._value is None and value is not None and not value.is_deleted():
                 variable._value = value
         raise
 
@@ -269,35 +269,6 @@ def loss_weights(model: keras.Model) -> Any:
     Keras' `get_compile_config()` has them too, but fails on a loss of the user's own.
     """
     return getattr(model._compile_loss, "_user_loss_weights", None)
-
-
-@contextlib.contextmanager
-def kept_weights(model: keras.Model) -> Iterator[None]:
-    """Gives a Keras model its weights back if a `fit()` in the body fails on JAX.
-
-    Keras hands the weights over to the compiled step, and takes them back at the end of
-    an epoch. If the step fails, above all while it is traced for the first time, the
-    variables stay empty and start anew. Before the first step the weights are what they
-    were before; later they are those of the last step that succeeded.
-    """
-    if keras.backend.backend() != "jax":
-        yield
-        return
-
-    def variables():
-        optimizer = getattr(model, "optimizer", None)
-        state = optimizer.variables if hasattr(optimizer, "variables") else []
-        return [*model.variables, *state, *model.metrics_variables]
-
-    before = [(variable, variable.value) for variable in variables()]
-    try:
-        yield
-    except BaseException:
-        model.jax_state_sync()
-        for variable, value in before:
-            if variable._value is None and not value.is_deleted():
-                variable.assign(value)
-        raise
 
 
 def mask_of(tensor: Any) -> Any:
