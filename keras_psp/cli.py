@@ -178,7 +178,10 @@ def _add_option(parser: Any, field: dataclasses.Field, default: Any) -> None:
     if field.type is bool:
         parser.add_argument(flag, action="store_true", default=default, help=help)
         return
-    options = {"type": field.type, "metavar": field.type.__name__.upper()}
+    options = {
+        "type": field.type,
+        "metavar": getattr(field.type, "__name__", "").upper(),
+    }
     if names:
         options = {"type": _known(field.name, names), "metavar": "NAME"}
         help = f"{help}: {', '.join(names)}"
@@ -285,7 +288,7 @@ def _tune(args: argparse.Namespace) -> None:
         space = _space(args.search, fields, given)
     else:
         space = {
-            name: choices
+            name: list(choices)
             for name, choices in tuning.default_space(config).items()
             if name not in given
         }

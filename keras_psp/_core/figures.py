@@ -1,6 +1,7 @@
 """What all plots of this package have in common."""
 
 from typing import TYPE_CHECKING
+from typing import Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def line_style(i: int) -> dict[str, str]:
+def line_style(i: int) -> dict[str, Any]:
     """Returns colour and style of line number `i`; styles change after all colours."""
     return {
         "color": COLORS[i % len(COLORS)],

@@ -69,7 +69,7 @@ def leaf_layers(
 
     These are the layers themselves, or the projections of an attention.
     """
-    found = []
+    found: list[Any] = []
     for layer in layers:
         kind = PLAIN.get(type(layer), type(layer))
         is_attention = issubclass(COUNTERPARTS.get(kind, object), SuperposedAttention)
@@ -138,7 +138,7 @@ def make_superposed(
             filters always bind their kernels.
     """
     config = {**get_config(layer), "num_tasks": num_tasks}
-    counterpart = COUNTERPARTS[type(layer)]
+    counterpart: Any = COUNTERPARTS[type(layer)]
     if issubclass(counterpart, (Superposed, SuperposedAttention)):
         config |= {"context": new_context(), "base": base, "bias_per_task": True}
         if issubclass(counterpart, SuperposedConv) and layer.groups == 1:

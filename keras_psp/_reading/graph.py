@@ -215,7 +215,7 @@ def copy_weights(layer: Any, copy: Any) -> None:
 
 def pair_leaf_layers(made: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """Returns the pairs of `leaf_layers()` of pairs of layers; models are left out."""
-    pairs = []
+    pairs: list[tuple[Any, Any]] = []
     for layer, copy in made:
         if not is_graph(layer):
             pairs += zip(leaf_layers([layer]), leaf_layers([copy]), strict=True)
@@ -235,7 +235,8 @@ def inputs_of_layers(
         holds, by the `id` of each leaf layer, the list of symbolic tensors that it is
         called with.
     """
-    inputs, called = graph.new_inputs(), {}
+    called: dict[int, Any] = {}
+    inputs = graph.new_inputs()
 
     def record(layer, *args, **kwargs):
         if is_graph(layer):

@@ -51,9 +51,9 @@ def _plot_retention(entries: Sequence[Entry]) -> "Figure":
         trained = np.arange(1, len(matrix) + 1)
         axes[0].plot(trained, matrix[:, 0], **style)
         axes[1].plot(trained, np.nanmean(matrix, axis=1), **style)
-    trained = "tasks trained" if len(matrix) == matrix.shape[1] else "visits to tasks"
-    axes[0].set(title="Task 0", xlabel=trained, ylabel="test accuracy (%)")
-    axes[1].set(title="Mean of the tasks seen so far", xlabel=trained)
+    label = "tasks trained" if len(matrix) == matrix.shape[1] else "visits to tasks"
+    axes[0].set(title="Task 0", xlabel=label, ylabel="test accuracy (%)")
+    axes[1].set(title="Mean of the tasks seen so far", xlabel=label)
     for axis in axes:
         axis.set_ylim(0, 101)
         axis.xaxis.get_major_locator().set_params(integer=True)

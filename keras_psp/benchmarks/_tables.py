@@ -292,7 +292,7 @@ def _row(entry: Entry) -> dict[str, str]:
     }
 
 
-def in_percent(values: Sequence[float]) -> str:
+def in_percent(values: Sequence[float] | np.ndarray) -> str:
     """The mean in percent, and the standard deviation if there is more than one."""
     percent = 100 * np.asarray(values)
     if np.isnan(percent).any():

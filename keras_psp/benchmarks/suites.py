@@ -1,5 +1,7 @@
 """The experiments by name, and suites: lists of configs to run one after the other."""
 
+from typing import Any
+
 from keras_psp.benchmarks.config import Config
 from keras_psp.benchmarks.incremental_config import IncrementalConfig as Incremental
 from keras_psp.benchmarks.permuted_config import PermutedConfig as Permuted
@@ -26,9 +28,17 @@ SYSTEMS: tuple[dict, ...] = (
     {"context": "identity", "joint": True},
 )
 # Consolidations, and how the network is trained with each.
-EWC = {"consolidation": "ewc", "schedule": "cosine", "learning_rate": 3e-4}
-SI = {"consolidation": "si", "strength": 1.0}
-GRAM = {"consolidation": "gram", "schedule": "cosine", "learning_rate": 1e-3}
+EWC: dict[str, Any] = {
+    "consolidation": "ewc",
+    "schedule": "cosine",
+    "learning_rate": 3e-4,
+}
+SI: dict[str, Any] = {"consolidation": "si", "strength": 1.0}
+GRAM: dict[str, Any] = {
+    "consolidation": "gram",
+    "schedule": "cosine",
+    "learning_rate": 1e-3,
+}
 CONSOLIDATED = (
     *({"context": "identity", **kept} for kept in ({}, EWC, GRAM)),
     *({"context": "binary", **kept} for kept in ({}, EWC, SI, GRAM)),
@@ -43,7 +53,7 @@ FAMILIES = (
     {"context": "permutation"},
     {"context": "complex", "complex_valued": True},
 )
-TURNS = (
+TURNS: tuple[dict[str, Any], ...] = (
     {"context": "identity"},
     {"context": "binary"},
     {"context": "binary", "assignment": "step"},
@@ -58,16 +68,21 @@ HEADS = (
 )
 
 # Minutes on two cores, with the digits that come with scikit-learn.
-DIGITS = {"source": "digits", "units": 128, "depth": 2, "learning_rate": 1e-3}
-PERMUTED_DIGITS = {**DIGITS, "tasks": 10, "steps": 100}
-ROTATING_DIGITS = {**DIGITS, "steps": 50, "cycles": 4}
-INCREMENTAL_DIGITS = {
+DIGITS: dict[str, Any] = {
+    "source": "digits",
+    "units": 128,
+    "depth": 2,
+    "learning_rate": 1e-3,
+}
+PERMUTED_DIGITS: dict[str, Any] = {**DIGITS, "tasks": 10, "steps": 100}
+ROTATING_DIGITS: dict[str, Any] = {**DIGITS, "steps": 50, "cycles": 4}
+INCREMENTAL_DIGITS: dict[str, Any] = {
     **{"source": "digits", "classes_per_task": 2, "steps": 60, "batch_size": 64},
     **{"width": 0.0625},
 }
 
 # The published settings.
-MNIST = {"source": "mnist", "tasks": 50}
+MNIST: dict[str, Any] = {"source": "mnist", "tasks": 50}
 
 SUITES: dict[str, list[Config]] = {
     "paper-small": [

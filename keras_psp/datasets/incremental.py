@@ -60,7 +60,8 @@ def incremental(
     loaded = [_load(source) for source in sources or ("cifar10", "cifar100")]
     for source in loaded[1:]:
         _check_alike(loaded[0], source)
-    parts, names = [], []
+    parts: list[dict[str, np.ndarray]] = []
+    names: list[str] = []
     for source in loaded:
         available = source.num_classes // classes_per_task
         stop = available if num_tasks is None else min(available, num_tasks)
@@ -81,7 +82,7 @@ def incremental(
     source = dataclasses.replace(
         loaded[0], name="+".join(dict.fromkeys(names)), **arrays
     )
-    bounds = tuple(
+    train, test = (
         np.cumsum([0, *(len(part[field]) for part in parts)])
         for field in ("y_train", "y_test")
     )
@@ -90,7 +91,7 @@ def incremental(
         len(parts),
         lambda images, task, moments: images,
         seed=seed,
-        bounds=bounds,
+        bounds=(train, test),
         augment=_flip_and_shift if augment else None,
     )
 

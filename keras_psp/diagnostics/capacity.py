@@ -173,7 +173,10 @@ def capacity(model_or_widths, tolerance=0.05, consolidation="none") -> Capacity:
         ]
     else:
         layers = [(str(width), width, None) for width in _check(model_or_widths)]
-    return Capacity(tolerance, tuple(LayerCapacity(*each, room) for each in layers))
+    kept = tuple(
+        LayerCapacity(name, width, limit, room) for name, width, limit in layers
+    )
+    return Capacity(tolerance, kept)
 
 
 def _width_and_limit(context):

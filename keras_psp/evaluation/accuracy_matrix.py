@@ -132,7 +132,7 @@ class AccuracyMatrix(keras.callbacks.Callback):
 
 def to_lists(array: np.ndarray) -> list:
     """Returns an array as lists, with `None` for NaN, which JSON does not have."""
-    return np.where(np.isnan(array), None, array).tolist()
+    return np.where(np.isnan(array), np.array(None), array).tolist()
 
 
 def _label_loss(y_true, y_pred):

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 
 from keras_psp._core.checks import check_name
 from keras_psp.benchmarks.config import Config
@@ -75,8 +76,9 @@ def check_space(config: Config, space: Mapping[str, Sequence]) -> dict[str, list
             )
         for choice in choices:
             dataclasses.replace(config, **{name: choice})  # Raises.
+    types: dict[str, Any] = {name: field.type for name, field in fields.items()}
     return {
-        name: [field.type(choice) for choice in space[name]]
-        for name, field in fields.items()
+        name: [types[name](choice) for choice in space[name]]
+        for name in fields
         if name in space
     }

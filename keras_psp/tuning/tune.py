@@ -140,6 +140,7 @@ class _Runs:
     run_model: RunHyperModel
     console: Console
     oracle: Any
+    search: Any
 
     def run_trial(self, trial: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         # KerasTuner's own method builds a model and saves weights that nobody uses.
