@@ -14,7 +14,7 @@ pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parent.parent
 # How many public functions and methods may lack annotations. Only ever lower it.
-MOST_UNANNOTATED = 200
+MOST_UNANNOTATED = 198
 USER_SCRIPT = """\
 import keras_psp
 
