@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
 
 
 def replace_weight(layer: keras.layers.Layer, old: Any, add: Callable) -> None:
@@ -85,9 +86,15 @@ def kept_weights(model: keras.Model) -> Iterator[None]:
         raise
 
 
-def entry_layer(layer: keras.layers.Layer) -> keras.layers.Layer | None:
-    """Returns the outermost layer whose call is under way, in a call of `layer`."""
-    return getattr(layer._get_call_context(), "entry_layer", None)
+def entry_layer() -> keras.layers.Layer | None:
+    """Returns the outermost layer whose call is under way, or `None`.
+
+    Not by `Layer._get_call_context()`: where there is no context, as in JAX' training
+    steps, it opens one that nobody closes. `training=False` then goes into every model
+    that is built later.
+    """
+    context = global_state.get_global_attribute("current_call_ctx")
+    return getattr(context, "entry_layer", None)
 
 
 def count_writes(tensor: Any) -> int:

@@ -166,7 +166,7 @@ class TaskModel(keras.Model):
         return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        caller = entry_layer(self)
+        caller = entry_layer()
         if isinstance(caller, keras.Model) and caller is not self:
             self._callers.add(caller)
         task = self._task_in(inputs)

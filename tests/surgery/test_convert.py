@@ -391,3 +391,22 @@ def test_a_model_with_a_call_of_its_own_is_refused():
     y = keras.layers.Dense(2)(keras.layers.Add()(nested["a"]))
     with pytest.raises(ValueError, match="must hold tensors alone"):
         keras_psp.convert(keras.Model(nested, y), NUM_TASKS)
+
+
+def test_predicting_leaves_no_trace_in_models_that_are_built_later():
+    """On JAX it left a call open, and with it `training=False` in every later model."""
+
+    class Seen(keras.layers.Layer):
+        def call(self, inputs, training=None):
+            seen.append(training)
+            return inputs
+
+    converted = keras_psp.convert(small_models.sequential(), NUM_TASKS)
+    converted.compile("sgd", "mse")
+    x = np.ones((3, 5), "float32")
+    answers(converted, x)
+    data = {"x": x, "task": np.zeros(3, "int32")}
+    converted.evaluate(data, np.zeros((3, 3), "float32"), verbose=0)
+    seen = []
+    Seen()(keras.Input((2,)))
+    assert seen and not any(each is False for each in seen)
