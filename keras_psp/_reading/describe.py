@@ -16,6 +16,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.private import children
+
 PLAIN = (bool, int, float, complex, str, bytes, np.generic, np.ndarray, type(None))
 
 
@@ -47,7 +49,7 @@ def describe_layer(
         [tuple(weight.shape) for weight in layer.weights],
         own_functions(layer),
         plain_state(layer),
-        [describe_layer(each) for each in _layers_inside(layer)],
+        [describe_layer(each) for each in children(layer)],
         vocabulary() if vocabulary and not config.get("vocabulary") else None,
     )
 
@@ -59,10 +61,8 @@ def get_config(layer: keras.layers.Layer) -> dict[str, Any]:
     registered, and cannot tell two functions of one name apart.
     """
     kind: Any = type(layer)
-    arguments = _arguments(kind)
-    functions = {
-        name: value for name, value in own_functions(layer).items() if name in arguments
-    }
+    held = {name: getattr(layer, name, None) for name in _arguments(kind)}
+    functions = {name: value for name, value in held.items() if is_own_function(value)}
     try:
         for name in functions:
             setattr(layer, name, keras.activations.linear)
@@ -113,10 +113,7 @@ def tensors_in(values: Any) -> list[keras.KerasTensor]:
 
 
 def _own_attributes(layer):
-    # PyTorch keeps the layers inside a layer, among others, in a dictionary of its own.
-    modules = vars(layer).get("_modules", {}).items()
-    inside = {k: v for k, v in modules if isinstance(v, keras.layers.Layer)}
-    every = {**vars(layer), **inside}.items()
+    every = vars(layer).items()
     return [(name, value) for name, value in every if name not in _of_every_layer()]
 
 
@@ -139,24 +136,6 @@ def _is_plain(value):
         return all(map(_is_plain, value.values()))
     tensor = ops.is_tensor(value) and not isinstance(value, keras.KerasTensor)
     return isinstance(value, PLAIN) or (tensor and hasattr(value, "__array__"))
-
-
-def _layers_inside(layer):
-    found = {}
-
-    def collect(value):
-        if isinstance(value, keras.layers.Layer):
-            found.setdefault(id(value), value)
-        elif isinstance(value, (list, tuple)):
-            for each in value:
-                collect(each)
-        elif isinstance(value, dict):
-            for each in value.values():
-                collect(each)
-
-    for _, value in _own_attributes(layer):
-        collect(value)
-    return list(found.values())
 
 
 def _without_names(config, is_layer=True):

@@ -299,7 +299,7 @@ def test_several_outputs_are_superposed_and_extracted():
 def test_functions_that_keras_cannot_find_again_are_kept():
     def make(seed):
         x = keras.Input((4,), name="x")
-        y = layers.Dense(4, activation=scaled_by(3.0), name="dense")(x)
+        y = layers.Dense(4, activation=scaled_by(3.0), name="scaled")(x)
         y = layers.Activation(lambda x: x + 1.0)(y)
         return draw_weights(keras.Model(x, layers.Dense(2)(y)), seed)
 
@@ -310,7 +310,7 @@ def test_functions_that_keras_cannot_find_again_are_kept():
     np.testing.assert_allclose(answers(converted, {"x": x}, 1), expected, atol=1e-5)
     plain = keras_psp.extract(converted, 1)
     np.testing.assert_allclose(plain.predict(x, verbose=0), expected, atol=1e-5)
-    assert model.get_layer("dense").activation(1.0) == 3.0
+    assert model.get_layer("scaled").activation(1.0) == 3.0
 
 
 def test_a_layer_that_its_config_does_not_tell_is_refused():
