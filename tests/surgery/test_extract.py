@@ -95,6 +95,6 @@ def test_bad_input():
     )
     with pytest.raises(ValueError, match="No layer of 'no_task' takes a task"):
         keras_psp.extract(no_task, 0)
-    model.get_layer("dense_1").enable_lora(2)
-    with pytest.raises(ValueError, match="LoRA.*'dense_1', a PSPDense"):
+    model.get_layer("dense_1").quantize("int8")
+    with pytest.raises(ValueError, match="quantization.*'dense_1', a PSPDense"):
         keras_psp.extract(model, 0)

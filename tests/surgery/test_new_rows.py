@@ -70,5 +70,5 @@ def test_frozen_rows_stay_frozen_in_a_model_that_grows():
     before = [v.path for v in converted.trainable_variables]
     converted.add_tasks(1)
     assert [v.path for v in converted.trainable_variables] == before
-    converted.remove_tasks(1)
+    converted.remove_tasks(n=1)
     assert [v.path for v in converted.trainable_variables] == before
