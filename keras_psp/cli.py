@@ -178,10 +178,8 @@ def _add_option(parser: Any, field: dataclasses.Field, default: Any) -> None:
     if field.type is bool:
         parser.add_argument(flag, action="store_true", default=default, help=help)
         return
-    options = {
-        "type": field.type,
-        "metavar": getattr(field.type, "__name__", "").upper(),
-    }
+    kind: Any = field.type
+    options = {"type": kind, "metavar": kind.__name__.upper()}
     if names:
         options = {"type": _known(field.name, names), "metavar": "NAME"}
         help = f"{help}: {', '.join(names)}"

@@ -63,7 +63,7 @@ def put_in_place(temporary: Path, path: Path) -> None:
     """
     _sync(temporary, os.O_RDWR)
     os.replace(temporary, path)
-    if os.name != "nt":  # Windows does not open folders.
+    if sys.platform != "win32":  # Windows does not open folders.
         _sync(path.parent, os.O_RDONLY)
 
 

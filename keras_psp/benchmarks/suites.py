@@ -7,12 +7,13 @@ from keras_psp.benchmarks.incremental_config import IncrementalConfig as Increme
 from keras_psp.benchmarks.permuted_config import PermutedConfig as Permuted
 from keras_psp.benchmarks.rotating_config import RotatingConfig as Rotating
 
+Options = dict[str, Any]
 EXPERIMENTS: dict[str, type[Config]] = {
     config.experiment: config for config in (Permuted, Rotating, Incremental)
 }
 
 # Every way of learning task after task, and the upper bounds.
-SYSTEMS: tuple[dict, ...] = (
+SYSTEMS: tuple[Options, ...] = (
     {"context": "identity"},
     {"context": "identity", "head": "multi"},
     {"context": "identity", "consolidation": "ewc"},
@@ -28,22 +29,22 @@ SYSTEMS: tuple[dict, ...] = (
     {"context": "identity", "joint": True},
 )
 # Consolidations, and how the network is trained with each.
-EWC: dict[str, Any] = {
+EWC: Options = {
     "consolidation": "ewc",
     "schedule": "cosine",
     "learning_rate": 3e-4,
 }
-SI: dict[str, Any] = {"consolidation": "si", "strength": 1.0}
-GRAM: dict[str, Any] = {
+SI: Options = {"consolidation": "si", "strength": 1.0}
+GRAM: Options = {
     "consolidation": "gram",
     "schedule": "cosine",
     "learning_rate": 1e-3,
 }
-CONSOLIDATED = (
+CONSOLIDATED: tuple[Options, ...] = (
     *({"context": "identity", **kept} for kept in ({}, EWC, GRAM)),
     *({"context": "binary", **kept} for kept in ({}, EWC, SI, GRAM)),
 )
-FAMILIES = (
+FAMILIES: tuple[Options, ...] = (
     {"context": "binary", "learnable": True},
     {"context": "complex"},
     {"context": "powers"},
@@ -53,14 +54,14 @@ FAMILIES = (
     {"context": "permutation"},
     {"context": "complex", "complex_valued": True},
 )
-TURNS: tuple[dict[str, Any], ...] = (
+TURNS: tuple[Options, ...] = (
     {"context": "identity"},
     {"context": "binary"},
     {"context": "binary", "assignment": "step"},
     {"context": "binary", "assignment": "random"},
     {"context": "binary", "assignment": "mixture"},
 )
-HEADS = (
+HEADS: tuple[Options, ...] = (
     {"context": "identity", "head": "shared"},
     {"context": "identity", "head": "multi"},
     {"context": "binary"},
@@ -68,21 +69,21 @@ HEADS = (
 )
 
 # Minutes on two cores, with the digits that come with scikit-learn.
-DIGITS: dict[str, Any] = {
+DIGITS: Options = {
     "source": "digits",
     "units": 128,
     "depth": 2,
     "learning_rate": 1e-3,
 }
-PERMUTED_DIGITS: dict[str, Any] = {**DIGITS, "tasks": 10, "steps": 100}
-ROTATING_DIGITS: dict[str, Any] = {**DIGITS, "steps": 50, "cycles": 4}
-INCREMENTAL_DIGITS: dict[str, Any] = {
+PERMUTED_DIGITS: Options = {**DIGITS, "tasks": 10, "steps": 100}
+ROTATING_DIGITS: Options = {**DIGITS, "steps": 50, "cycles": 4}
+INCREMENTAL_DIGITS: Options = {
     **{"source": "digits", "classes_per_task": 2, "steps": 60, "batch_size": 64},
     **{"width": 0.0625},
 }
 
 # The published settings.
-MNIST: dict[str, Any] = {"source": "mnist", "tasks": 50}
+MNIST: Options = {"source": "mnist", "tasks": 50}
 
 SUITES: dict[str, list[Config]] = {
     "paper-small": [

@@ -116,7 +116,7 @@ def _search(
 ) -> list[RunResult]:
     hyperparameters = keras_tuner.HyperParameters()
     hypermodel.declare_hyperparameters(hyperparameters)
-    trial_tuner = _TUNERS[search.tuner](
+    trial_tuner: Any = _TUNERS[search.tuner](
         hyperparameters=hyperparameters,
         objective=OBJECTIVE,
         seed=config.seed + 1,  # KerasTuner would draw one for 0.
