@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 
 class AccuracyMatrix(keras.callbacks.Callback):
-    """Measures the accuracy on every task seen so far at the end of each.
+    """Measures the accuracy on all tasks seen so far at the end of each task.
 
     For a `fit()` in which an epoch is a visit to a task. One pass over the test
-    examples of all those tasks, and of the next, gives a row of the matrix; the mean of
-    the row joins the epoch's logs as `average_accuracy`.
+    examples of these tasks, and of the next one, gives a row of the matrix. The mean of
+    the row is added to the epoch's logs as `average_accuracy`.
 
     Args:
         tasks: The `TaskSequence` that is learned.
-        batch_size: Positive integer, of the evaluation.
-        separate: Boolean, whether each task has a network of its own (see
-            `FreshStart`): then only the new one is evaluated, and the accuracies on
-            earlier tasks stay what they are.
+        batch_size: Positive integer, the batch size of the evaluation.
+        separate: Boolean, whether each task has its own network (see `FreshStart`). If
+            so, only the new task is evaluated, and the accuracies on earlier tasks stay
+            as they are.
 
     Attributes:
         matrix: Array `(num_visits, num_tasks)`: R[i, j], the accuracy on task j after
-            visit i, which if tasks are visited once is the training of task i; NaN for
-            tasks not yet visited and for what is yet to come.
+            visit i (the training of task i, if each task is visited once); NaN for
+            tasks not yet visited and for visits to come.
         ahead: Array `(num_tasks,)`: the accuracy on each task right before its first
             visit; NaN for task 0 and if `separate`.
         train_seconds: Seconds that each visit's training took.
@@ -72,7 +72,7 @@ class AccuracyMatrix(keras.callbacks.Callback):
         self.ahead = np.full(num_tasks, np.nan)
         self.train_seconds: list[float] = []
         self.test_seconds: list[float] = []
-        # The same layers in a model of its own: the one in training keeps its metrics.
+        # The same layers in another model, so that the trained one keeps its metrics.
         self._metric = TaskAccuracy(num_tasks)
         self._evaluator = TaskModel(self.model.input, self.model.output)
         self._evaluator.compile(

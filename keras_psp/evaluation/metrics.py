@@ -1,15 +1,18 @@
-"""What an accuracy matrix says: pure functions of R[i, j].
+"""Metrics of continual learning: pure functions of the accuracy matrix R.
 
-R[i, j] is the accuracy on task j after training task i, in [0, 1], shape
+R[i, j] is the accuracy on task j after training task i, in [0, 1]; R has shape
 `(num_tasks, num_tasks)`. Only its lower triangle, the tasks seen so far, is used; the
-rest may be NaN. If the tasks are visited again and again, in the same order, it has a
-row for each visit, `(num_visits, num_tasks)`, and a task's training is its last visit.
+rest may be NaN. If the tasks are visited several times, in the same order, R has a row
+for each visit, `(num_visits, num_tasks)`, and a task's training is its last visit.
 """
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 
-def average_accuracy(matrix: np.ndarray) -> float:
+def average_accuracy(matrix: ArrayLike) -> float:
     """Returns the mean accuracy over all tasks after the last one.
 
     Example:
@@ -23,7 +26,7 @@ def average_accuracy(matrix: np.ndarray) -> float:
     return float(_check(matrix)[-1].mean())
 
 
-def learning_accuracy(matrix: np.ndarray) -> float:
+def learning_accuracy(matrix: ArrayLike) -> float:
     """Returns the mean accuracy on each task right after its training.
 
     Example:
@@ -37,25 +40,25 @@ def learning_accuracy(matrix: np.ndarray) -> float:
     return float(_just_trained(_check(matrix)).mean())
 
 
-def retention(matrix: np.ndarray, task: int = 0) -> float:
-    """Returns what is left of a task: its accuracy at the end over that when trained.
+def retention(matrix: ArrayLike, task: int = 0) -> float:
+    """Returns a task's accuracy at the end, divided by that right after its training.
 
-    NaN for a task that never had any.
+    NaN for a task whose accuracy was 0.
 
     Example:
 
     >>> retention([[1.0, 0.0], [0.5, 0.75]])
     0.5
     """
-    matrix = _check(matrix)
-    trained = _just_trained(matrix)[task]
-    return float(matrix[-1, task] / trained) if trained > 0 else float("nan")
+    checked = _check(matrix)
+    trained = _just_trained(checked)[task]
+    return float(checked[-1, task] / trained) if trained > 0 else float("nan")
 
 
-def backward_transfer(matrix: np.ndarray) -> float:
-    """Returns what training later tasks did to earlier ones, on average.
+def backward_transfer(matrix: ArrayLike) -> float:
+    """Returns the mean change of accuracy on a task by the training of later tasks.
 
-    Negative if they were forgotten; 0 for a single task.
+    Negative if tasks were forgotten; 0 for a single task.
 
     Example:
 
@@ -65,22 +68,21 @@ def backward_transfer(matrix: np.ndarray) -> float:
     Reference:
         [Lopez-Paz and Ranzato, 2017](https://arxiv.org/abs/1706.08840), equation 3.
     """
-    matrix = _check(matrix)
-    change = matrix[-1] - _just_trained(matrix)
+    checked = _check(matrix)
+    change = checked[-1] - _just_trained(checked)
     return float(change[:-1].mean()) if len(change) > 1 else 0.0
 
 
-def forward_transfer(ahead: np.ndarray, num_classes: int) -> float:
-    """Returns what training earlier tasks did for later ones, on average.
+def forward_transfer(ahead: ArrayLike, num_classes: int) -> float:
+    """Returns the mean accuracy on tasks before their training, above guessing.
 
     Args:
         ahead: The accuracy on each task right before its own training, `(num_tasks,)`:
             R[j - 1, j] for task j; that of task 0 is not used.
-        num_classes: Positive integer; guessing, as a network does before its first
-            training, gets one in so many right.
+        num_classes: Positive integer; guessing has the accuracy `1 / num_classes`.
 
     Returns:
-        How much more than guessing; NaN for a single task.
+        Mean accuracy minus that of guessing; NaN for a single task.
 
     Example:
 
@@ -90,15 +92,15 @@ def forward_transfer(ahead: np.ndarray, num_classes: int) -> float:
     Reference:
         [Lopez-Paz and Ranzato, 2017](https://arxiv.org/abs/1706.08840), equation 4.
     """
-    ahead = np.asarray(ahead, dtype="float64")[1:]
-    return float(ahead.mean() - 1 / num_classes) if len(ahead) else float("nan")
+    later = np.asarray(ahead, dtype="float64")[1:]
+    return float(later.mean() - 1 / num_classes) if len(later) else float("nan")
 
 
-def forgetting(matrix: np.ndarray) -> float:
-    """Returns how far tasks fell from their best accuracy, on average.
+def forgetting(matrix: ArrayLike) -> float:
+    """Returns the mean fall of tasks from their best accuracy.
 
-    The best is over the time from a task's training to before the last task's; 0 for a
-    single task.
+    The best accuracy of a task is the largest one from its training to before the last
+    task's training. The result is 0 for a single task.
 
     Example:
 
@@ -108,15 +110,15 @@ def forgetting(matrix: np.ndarray) -> float:
     Reference:
         [Chaudhry et al., 2018](https://arxiv.org/abs/1801.10112), section 3.1.
     """
-    matrix = _check(matrix)
-    num_tasks = matrix.shape[1]
+    checked = _check(matrix)
+    num_tasks = checked.shape[1]
     if num_tasks == 1:
         return 0.0
-    falls = [matrix[j:-1, j].max() - matrix[-1, j] for j in range(num_tasks - 1)]
+    falls = [checked[j:-1, j].max() - checked[-1, j] for j in range(num_tasks - 1)]
     return float(np.mean(falls))
 
 
-METRICS = {
+METRICS: dict[str, Callable[[ArrayLike], float]] = {
     "average_accuracy": average_accuracy,
     "forgetting": forgetting,
     "backward_transfer": backward_transfer,
@@ -125,12 +127,12 @@ METRICS = {
 }
 
 
-def _just_trained(matrix):
+def _just_trained(matrix: np.ndarray) -> np.ndarray:
     return np.diagonal(matrix[-matrix.shape[1] :])
 
 
-def _check(matrix):
-    matrix = np.asarray(matrix, dtype="float64")
+def _check(values: ArrayLike) -> np.ndarray:
+    matrix = np.asarray(values, dtype="float64")
     if matrix.ndim != 2 or not matrix.size or matrix.shape[0] % matrix.shape[1]:
         raise ValueError(
             "An accuracy matrix has shape (num_tasks, num_tasks), or a multiple of so "

@@ -1,12 +1,16 @@
-"""Accuracy of each task in one pass over data of all of them."""
+"""The accuracy on each task, from one pass over the data of all tasks."""
+
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_psp._core.checks import check_integer
+
 
 @keras.saving.register_keras_serializable(package="keras_psp")
 class TaskAccuracy(keras.metrics.Metric):
-    """Counts how often the largest logit is the label's, for each task apart.
+    """Counts, for each task, how often the largest logit is that of the label.
 
     Args:
         num_tasks: Positive integer, the number of tasks.
@@ -32,13 +36,15 @@ class TaskAccuracy(keras.metrics.Metric):
     [1.0, 0.5]
     """
 
-    def __init__(self, num_tasks, name="task_accuracy", dtype=None):
+    def __init__(
+        self, num_tasks: int, name: str = "task_accuracy", dtype: str | None = None
+    ):
         super().__init__(name=name, dtype=dtype)
-        self.num_tasks = num_tasks
+        self.num_tasks = check_integer("num_tasks", num_tasks)
         self.correct = self.add_variable((num_tasks,), "zeros", name="correct")
         self.total = self.add_variable((num_tasks,), "zeros", name="total")
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Adds a batch; see the class for the arguments."""
         y_true = ops.cast(y_true, "int32")
         label, task = y_true[:, 0], y_true[:, 1]
@@ -50,9 +56,9 @@ class TaskAccuracy(keras.metrics.Metric):
         correct = ops.cast(correct, self.dtype)[:, None]
         self.correct.assign_add(ops.sum(weight * correct, axis=0))
 
-    def result(self):
+    def result(self) -> Any:
         """Returns the accuracies, `(num_tasks,)`."""
         return ops.divide(self.correct, self.total)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_tasks": self.num_tasks}

@@ -1,13 +1,12 @@
-"""KerasTuner searches the benchmarks' configs, and a trial is a run.
+"""KerasTuner searches the benchmarks' configs; a trial is a run.
 
-`RunHyperModel` is the space and the run, `tune()` a whole search, which is what
-`keras-psp tune` calls. They need KerasTuner: `pip install "keras-psp[tune]"`.
+`RunHyperModel` holds the space and runs a trial. `tune()` is a whole search; `keras-psp
+tune` calls it. They need KerasTuner: `pip install "keras-psp[tune]"`.
 
-Several processes share one search as KerasTuner's chief and workers do: each is the
-same command with the same `--output`, with `KERASTUNER_ORACLE_IP` and
-`KERASTUNER_ORACLE_PORT` set to where the chief listens, and `KERASTUNER_TUNER_ID` to
-`chief` in the one that gives out the trials, and to a name of its own in each of those
-that run them.
+Several processes share one search as KerasTuner's chief and workers. Each is the same
+command with the same `--output`. `KERASTUNER_ORACLE_IP` and `KERASTUNER_ORACLE_PORT`
+say where the chief listens. `KERASTUNER_TUNER_ID` is `chief` in the process that gives
+out the trials, and a different name in each worker that runs them.
 """
 
 try:
