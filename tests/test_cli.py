@@ -47,6 +47,20 @@ def test_run_report_list(tmp_path, monkeypatch, capsys):
     assert "formats:     tf_saved_model, onnx, " in out
 
 
+def test_brackets_in_a_path_are_printed(tmp_path, capsys):
+    folder = tmp_path / "[bold]my runs :smile:[/bold]"
+    assert cli.main([*RUN, "--output", str(folder / "one")]) == 0
+    out = capsys.readouterr().out
+    assert f"written: {folder}/one/result.json\n" in out
+    assert f"keras-psp report '{folder}/one'\n" in out  # As a shell reads it.
+    (folder / "two").mkdir()
+    (folder / "two" / "result.json").write_text("{}")
+    assert cli.main(["report", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert f"written: {folder}/report.html\n" in out
+    assert f"left out: The result is damaged: '{folder}/two/result.json'" in out
+
+
 def test_a_suite_resumes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     configs = [

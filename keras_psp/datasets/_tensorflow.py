@@ -1,12 +1,13 @@
 """TensorFlow as the data engine of every backend."""
 
 import warnings
+from typing import Any
 
 import keras
 
 
-def import_tensorflow():
-    """Imports TensorFlow; keeps it off the GPUs if another backend computes there."""
+def import_tensorflow() -> Any:
+    """Imports TensorFlow; hides the GPUs from it if another backend uses them."""
     try:
         import tensorflow as tf
     except ModuleNotFoundError as error:
@@ -19,8 +20,8 @@ def import_tensorflow():
             tf.config.set_visible_devices([], "GPU")
         except RuntimeError:
             warnings.warn(
-                "TensorFlow was in use before keras_psp.datasets and keeps the GPU "
-                "memory it has taken. Load the datasets first.",
+                "TensorFlow was in use before keras_psp.datasets and keeps its GPU "
+                "memory. Load the datasets first.",
                 stacklevel=2,
             )
     return tf

@@ -1,43 +1,52 @@
-"""Incremental tasks: every task has classes of its own."""
+"""Incremental tasks: every task has its own classes."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from keras_psp._core.checks import check_integer
 from keras_psp.datasets._tensorflow import import_tensorflow
 from keras_psp.datasets.sources import Source
+from keras_psp.datasets.sources import SourceLike
 from keras_psp.datasets.sources import load_source
 from keras_psp.datasets.task_sequence import TaskSequence
+from keras_psp.datasets.task_sequence import check_seed
 
-SHIFT = 4  # As far as images are shifted for CIFAR since He et al., 2016.
+SHIFT = 4  # Pixels by which CIFAR's images are shifted, since He et al., 2016.
 
 
 def incremental(
-    *sources, classes_per_task=10, num_tasks=None, augment=False, seed=0
+    *sources: SourceLike,
+    classes_per_task: int = 10,
+    num_tasks: int | None = None,
+    augment: bool = False,
+    seed: int = 0,
 ) -> TaskSequence:
-    """Returns tasks of `classes_per_task` classes each, labelled anew from 0.
+    """Returns tasks of `classes_per_task` classes each, whose labels begin at 0.
 
-    Task k has the classes from `k * classes_per_task` on, of the first source as long
-    as it has them, then of the next. So `incremental("cifar10", "cifar100")` is the
-    sequence of the paper: the ten classes of CIFAR-10, then classes 10 to 19, 20 to 29
-    and so on of CIFAR-100. Classes that do not fill a task are left out.
+    Task k has the classes from `k * classes_per_task` on. They come from the first
+    source as long as it has them, then from the next one. So `incremental("cifar10",
+    "cifar100")` is the sequence of the paper: the ten classes of CIFAR-10, then classes
+    10 to 19, 20 to 29 and so on of CIFAR-100. Classes that do not fill a task are left
+    out.
 
-    Images of named sources, and uint8 images, are scaled to [-1, 1] as the authors do;
-    other arrays are used as they are.
+    Images of named sources, and uint8 images, are scaled to [-1, 1] as in the authors'
+    code. Other arrays are used as they are.
 
     Args:
         *sources: Names, arrays or `Source`s: see `keras_psp.datasets.load_source`.
             Defaults to `"cifar10", "cifar100"`.
         classes_per_task: Positive integer.
-        num_tasks: Positive integer. Defaults to as many as there are classes for.
+        num_tasks: Positive integer. Defaults to the number of tasks that the classes
+            fill.
         augment: Boolean, whether `stream()` flips images at random from left to right
             and shifts them by up to 4 pixels, filling with -1 (black).
-        seed: Non-negative integer: equal seeds give an equal order of the examples and
-            an equal augmentation.
+        seed: Non-negative integer below 2**31. Equal seeds give an equal order of the
+            examples and an equal augmentation.
 
     Returns:
-        A `TaskSequence`; its `examples` says how many images each class has.
+        A `TaskSequence`; its `examples` has the number of images of each class.
 
     Raises:
         TypeError: An argument of another type, or one that `load_source()` refuses.
@@ -55,6 +64,7 @@ def incremental(
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 4.3.
     """
     classes_per_task = check_integer("classes_per_task", classes_per_task)
+    seed = check_seed(seed)
     if num_tasks is not None:
         num_tasks = check_integer("num_tasks", num_tasks)
     loaded = [_load(source) for source in sources or ("cifar10", "cifar100")]
@@ -96,7 +106,7 @@ def incremental(
     )
 
 
-def _load(source):
+def _load(source: SourceLike) -> Source:
     loaded = load_source(source)
     if isinstance(source, str) or (
         loaded.x_train.dtype == np.uint8 and not isinstance(source, Source)
@@ -105,7 +115,7 @@ def _load(source):
     return loaded
 
 
-def _check_alike(first, other):
+def _check_alike(first: Source, other: Source) -> None:
     def describe(source):
         return (
             f"{source.name} with {source.image_shape} {source.x_train.dtype}, "
@@ -119,8 +129,8 @@ def _check_alike(first, other):
         )
 
 
-def _take(source, first, number):
-    """The images of some classes, with labels from 0."""
+def _take(source: Source, first: int, number: int) -> dict[str, np.ndarray]:
+    """Returns the images of some classes, and their labels counted from 0."""
     part = {}
     for split, what in (("train", "training"), ("test", "test")):
         x, y = getattr(source, f"x_{split}"), getattr(source, f"y_{split}")
@@ -133,7 +143,7 @@ def _take(source, first, number):
     return part
 
 
-def _flip_and_shift(images, seed):
+def _flip_and_shift(images: Any, seed: Any) -> Any:
     tf = import_tensorflow()
     images = tf.image.stateless_random_flip_left_right(images, seed)
     batch, height, width = (tf.shape(images)[axis] for axis in range(3))

@@ -1,8 +1,10 @@
-"""Labelled images, whole and in memory, that the task sequences are made of."""
+"""Sources of the task sequences: labelled images, all of them in memory."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from keras_psp._core.checks import check_name
 
@@ -14,13 +16,13 @@ class Source:
     """Labelled images, split for training and testing.
 
     Attributes:
-        name: What it is called in results.
-        x_train: Images, `(n, ...)`: float32, or uint8, which stands for [0, 1].
-        y_train: Labels, int32 `(n,)`, counted from 0.
-        x_test: Like `x_train`.
-        y_test: Like `y_train`.
-        mean: Is taken from the images, in [0, 1] if they are uint8.
-        std: Divides what is left.
+        name: The name in results.
+        x_train: Training images `(n, ...)`: float32, or uint8, where 255 stands for 1.
+        y_train: Training labels, int32 `(n,)`, counted from 0.
+        x_test: Test images, like `x_train`.
+        y_test: Test labels, like `y_train`.
+        mean: Number to subtract from the images; in [0, 1] if they are uint8.
+        std: Number by which the difference is divided.
     """
 
     name: str
@@ -42,25 +44,29 @@ class Source:
         return int(max(self.y_train.max(), self.y_test.max())) + 1
 
 
-def load_source(source) -> Source:
-    """Loads a source by name, or checks the arrays of a source of one's own.
+# A name; arrays (x, y) or ((x, y), (x, y)); or a source.
+SourceLike = str | Sequence | Source
+
+
+def load_source(source: SourceLike) -> Source:
+    """Loads a source by name, or checks your own arrays.
 
     Args:
-        source: `"digits"` (1797 images of 8x8, embedded in scikit-learn), `"mnist"`,
+        source: `"digits"` (1797 images of 8x8, part of scikit-learn), `"mnist"`,
             `"fashion_mnist"`, `"cifar10"` or `"cifar100"` (from tensorflow-datasets,
-            which looks in `TFDS_DATA_DIR` and downloads what is not there); arrays
-            `(x, y)`, a fifth of which is held out for testing; `((x_train, y_train),
-            (x_test, y_test))` as `keras.datasets` have it; or a `Source`. Named sources
-            are standardized to mean 0 and variance 1; arrays are used as they are,
-            uint8 as [0, 1].
+            which looks in `TFDS_DATA_DIR` and downloads what is missing); arrays
+            `(x, y)`, of which a fifth is held out for testing; `((x_train, y_train),
+            (x_test, y_test))`, as `keras.datasets` returns them; or a `Source`. Named
+            sources are standardized to mean 0 and variance 1. Arrays are used as they
+            are, except that uint8 is divided by 255.
 
     Returns:
         A `Source`.
 
     Raises:
-        TypeError: Arrays of another dtype, or something else altogether.
+        TypeError: Arrays of another dtype, or another type than the above.
         ValueError: Unknown name; arrays that are empty, of unequal length, not finite,
-            of different shapes for training and testing; negative labels.
+            or of different shapes for training and testing; negative labels.
 
     Example:
 
@@ -74,7 +80,7 @@ def load_source(source) -> Source:
         check_name("source", source, SOURCES)
         loaded = _load_digits() if source == "digits" else _load_tfds(source)
         unit = 255 if loaded.x_train.dtype == np.uint8 else 1
-        # As the authors do: mean 0 and variance 1 over all training pixels.
+        # As in the authors' code: mean 0 and variance 1 over all training pixels.
         mean, std = loaded.x_train.mean() / unit, loaded.x_train.std() / unit
         return dataclasses.replace(loaded, mean=float(mean), std=float(std))
     if not isinstance(source, (tuple, list)) or len(source) != 2:
@@ -93,7 +99,7 @@ def load_source(source) -> Source:
     return _hold_out("arrays", *_check(*source))
 
 
-def _check(x, y):
+def _check(x: ArrayLike, y: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x), np.asarray(y)
     if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
         raise ValueError(
@@ -118,8 +124,8 @@ def _check(x, y):
     return x, y.astype("int32")
 
 
-def _hold_out(name, x, y):
-    """Holds every fifth image out for testing, after one fixed shuffle."""
+def _hold_out(name: str, x: np.ndarray, y: np.ndarray) -> Source:
+    """Holds a fifth of the images out for testing, after one fixed shuffle."""
     if len(x) < 5:
         raise ValueError(
             "A source of fewer than 5 images cannot be split. Give it as ((x_train, "
@@ -130,12 +136,12 @@ def _hold_out(name, x, y):
     return Source(name, x[train], y[train], x[test], y[test])
 
 
-def _load_digits():
+def _load_digits() -> Source:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'The source "digits" is scikit-learn\'s. Install it with: '
+            'The source "digits" is part of scikit-learn. Install it with: '
             'pip install "keras-psp[data]"'
         ) from error
     digits = load_digits()
@@ -143,7 +149,7 @@ def _load_digits():
     return _hold_out("digits", x, digits.target.astype("int32"))
 
 
-def _load_tfds(name):
+def _load_tfds(name: str) -> Source:
     from keras_psp.datasets._tensorflow import import_tensorflow
 
     import_tensorflow()

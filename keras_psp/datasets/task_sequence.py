@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_number
 from keras_psp._core.task_index import check_task
 from keras_psp.datasets._tensorflow import import_tensorflow
 from keras_psp.datasets.sources import Source
@@ -16,32 +18,32 @@ if TYPE_CHECKING:
 
 
 class TaskSequence:
-    """Tasks made of one source: of all or some of its images, and a transform of them.
+    """Tasks made of one source: each has all or some of its images, transformed.
 
-    All pipelines work on whole batches and are a function of `seed` alone. Elements
-    are `({"image": float32, "task": int32}, label int32)`, images scaled as the source
-    says.
+    All pipelines work on whole batches and depend on `seed` alone. Elements are
+    `({"image": float32, "task": int32}, label int32)`; images are scaled by the
+    source's `mean` and `std`.
 
-    Within a task there may be moments, numbers in [0, 1): in `stream()` how much of the
-    task is over, in all else they spread over the examples.
+    Each example has a moment, a number in [0, 1). In `stream()` it is the share of the
+    task that is over; elsewhere the moments are spread over the examples.
 
     Args:
         source: A `Source`.
         num_tasks: Positive integer, the number of tasks.
         transform: Function of images `(batch, ...)`, a scalar int32 task and the
-            moments, float32 `(batch,)`; returns the images as that task has them. Runs
-            inside the pipeline.
-        seed: Non-negative integer, of the order in which `stream()` draws examples,
-            and of `augment`.
-        bounds: Which examples are a task's: a pair, for training and testing, of
-            integer arrays `(num_tasks + 1,)`; task k has those from `bounds[k]` to
-            before `bounds[k + 1]`. Defaults to all, for every task.
+            moments, float32 `(batch,)`; returns that task's images. Runs inside the
+            pipeline.
+        seed: Non-negative integer below 2**31, the seed of the order in which
+            `stream()` draws examples, and of `augment`.
+        bounds: The examples of each task: a pair, for training and testing, of integer
+            arrays `(num_tasks + 1,)`; task k has the examples from `bounds[k]` to
+            before `bounds[k + 1]`. By default every task has all examples.
         augment: Function of scaled images and a seed, an int32 tensor of shape `(2,)`,
             that `stream()` applies; returns as many images of the same shape.
         cycles: Positive integer, how often `stream()` goes through the tasks.
         context: Function of a scalar int32 task, the moments and the number of the
-            visit (int32, counted over all cycles); returns what a model is given as
-            `task`. Defaults to the task itself.
+            visit (int32, counted over all cycles); returns the model's input `task`.
+            Defaults to the task itself.
         num_contexts: Positive integer, the number of tasks that a model is to hold.
             Defaults to `num_tasks`.
         soft: Boolean, whether `context` returns weights `(batch, num_contexts)`.
@@ -78,7 +80,7 @@ class TaskSequence:
         self.num_visits = self.num_tasks * self.cycles
         self.num_contexts = num_contexts or self.num_tasks
         self.soft = soft
-        self.seed = seed
+        self.seed = check_seed(seed)
         self._transform = transform
         self._context = context
         self._augment = augment
@@ -102,7 +104,7 @@ class TaskSequence:
 
     @property
     def examples(self) -> dict[str, list[list[int]]]:
-        """How many examples each class of each task has: `"train"` and `"test"`."""
+        """The number of examples of each class of each task: `"train"`, `"test"`."""
         return {
             "train": self._train.count(self.num_classes),
             "test": self._test.count(self.num_classes),
@@ -133,12 +135,12 @@ class TaskSequence:
         Args:
             tasks: Integers in `[0, num_tasks)`.
             batch_size: Positive integer.
-            visit: Integer, the last visit that `stream()` has made: the contexts are
-                those of the latest visit to each task. Defaults to all visits.
+            visit: Integer, the last visit that `stream()` has made. The contexts are
+                those of the latest visit to each task. Defaults to the last of all.
 
         Returns:
-            A dataset as `test()` gives, but that its labels are `(batch, 2)`: label and
-            task, as `keras_psp.benchmarks.TaskAccuracy` takes them.
+            A dataset like that of `test()`, except that its labels have shape `(batch,
+            2)`: label and task, as `keras_psp.benchmarks.TaskAccuracy` takes them.
         """
         return self._ordered(self._test, tasks, batch_size, visit, with_task=True)
 
@@ -151,15 +153,15 @@ class TaskSequence:
     ) -> "tf.data.Dataset":
         """Returns one task after the other, in shuffled batches.
 
-        Every pass over the source is shuffled anew and gives whole batches only.
+        Every pass over the source is shuffled again and has whole batches only.
 
         Args:
             steps_per_task: Positive integer, the number of batches of each visit to a
                 task.
             batch_size: Positive integer, at most the number of training examples.
             start: Integer in `[0, num_visits)`, the visit to begin with.
-            joint: Boolean, whether every batch is of a random task (and its examples
-                are drawn anew): what can be learned if nothing need be kept.
+            joint: Boolean, whether every batch is of a random task and its examples are
+                drawn independently: an upper bound, with all tasks trained together.
 
         Returns:
             A dataset of `(num_visits - start) * steps_per_task` batches.
@@ -229,7 +231,14 @@ class TaskSequence:
         steps = (self.num_visits - start) * steps_per_task
         return dataset.apply(tf.data.experimental.assert_cardinality(steps))
 
-    def _ordered(self, split, tasks, batch_size, visit=None, with_task=False):
+    def _ordered(
+        self,
+        split: "_Split",
+        tasks: Iterable[int],
+        batch_size: int | None,
+        visit: int | None = None,
+        with_task: bool = False,
+    ) -> "tf.data.Dataset":
         tf = self._tf
         tasks = [check_task(task, self.num_tasks) for task in tasks]
         if batch_size is not None:
@@ -266,7 +275,14 @@ class TaskSequence:
             sizes = -(-sizes // batch_size)
         return dataset.apply(tf.data.experimental.assert_cardinality(int(sizes.sum())))
 
-    def _gather(self, places, split, augment=None, first=0, with_task=False):
+    def _gather(
+        self,
+        places: "tf.data.Dataset",
+        split: "_Split",
+        augment: Callable | None = None,
+        first: int = 0,
+        with_task: bool = False,
+    ) -> "tf.data.Dataset":
         """Maps `(task, visit, moments, indices)` to batches."""
         tf = self._tf
         x, y = split.x, split.y
@@ -294,17 +310,30 @@ class TaskSequence:
 
         batches = places.enumerate(first)
         batches = batches.map(gather, num_parallel_calls=tf.data.AUTOTUNE)
-        # Letting go of an iterator waits until TensorFlow's tuner wakes up, which it
-        # does after 10 ms, 20, 40 and so on: an evaluation took up to twice as long.
+        # Deleting an iterator waits until TensorFlow's tuner wakes up, which it does
+        # after 10, 20, 40 ms and so on. An evaluation took up to twice as long.
         options = tf.data.Options()
         options.autotune.enabled = False
         return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-class _Split:
-    """Examples in memory, and where each task's begin and end."""
+def check_seed(seed: int) -> int:
+    """Returns a seed as an `int`; raises if `tf.data`'s int32 cannot hold it."""
+    check_integer("seed", seed, 0)
+    return int(check_number("seed", seed, 0, 2**31 - 1))
 
-    def __init__(self, tf, x, y, num_tasks, bounds):
+
+class _Split:
+    """Examples in memory, and the first and last of each task."""
+
+    def __init__(
+        self,
+        tf: Any,
+        x: np.ndarray,
+        y: np.ndarray,
+        num_tasks: int,
+        bounds: np.ndarray | None,
+    ):
         if bounds is None:
             self.starts = np.zeros(num_tasks, "int32")
             self.stops = np.full(num_tasks, len(x), "int32")
@@ -315,10 +344,10 @@ class _Split:
             self.x, self.y = tf.constant(x), tf.constant(y)
 
     @property
-    def sizes(self):
+    def sizes(self) -> np.ndarray:
         return self.stops - self.starts
 
-    def count(self, num_classes):
+    def count(self, num_classes: int) -> list[list[int]]:
         y = self.y.numpy()
         return [
             np.bincount(y[start:stop], minlength=num_classes).tolist()

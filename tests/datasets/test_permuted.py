@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_psp.datasets import incremental
 from keras_psp.datasets import permuted
+from keras_psp.datasets import rotating
 
 
 def collect(dataset):
@@ -123,15 +125,21 @@ def test_task_out_of_range(arrays, task):
         tasks.train(1.0)
 
 
-@pytest.mark.parametrize("bad", [0, -1, 2.5, True, "8"])
-def test_sizes_must_be_positive_integers(arrays, bad):
+@pytest.mark.parametrize(
+    "bad, error",
+    [
+        *((0, ValueError), (-1, ValueError)),
+        *((2.5, TypeError), (True, TypeError), ("8", TypeError)),
+    ],
+)
+def test_sizes_must_be_positive_integers(arrays, bad, error):
     tasks = permuted(arrays, num_tasks=2)
     for call in (
         lambda: tasks.stream(bad, 8),
         lambda: tasks.stream(8, bad),
         lambda: tasks.train(0, bad),
     ):
-        with pytest.raises(ValueError, match="must be a positive integer"):
+        with pytest.raises(error, match="must be a positive integer"):
             call()
 
 
@@ -165,3 +173,16 @@ def test_each_task_is_streamed_in_an_order_of_its_own(arrays):
     labels = [label.numpy() for _, label in tasks.stream(5, 8)]
     orders = {tuple(np.concatenate(labels[5 * k : 5 * k + 5])) for k in range(3)}
     assert len(orders) == 3
+
+
+@pytest.mark.parametrize("make", [permuted, rotating, incremental])
+def test_bad_seeds_are_refused_before_anything_is_loaded(make):
+    for seed, error in (
+        (-1, ValueError),
+        (2**31, ValueError),  # It would fail inside tf.data.
+        (0.5, TypeError),
+        (True, TypeError),
+        ("0", TypeError),
+    ):
+        with pytest.raises(error, match="`seed` must be"):
+            make("digits", seed=seed)
