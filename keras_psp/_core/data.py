@@ -104,7 +104,10 @@ class InputCheck:
         self.check_types(given)
         self._check_lengths(given)
         if self._has_index and given["task"] is not None:
-            given["task"] = self._check_index(given["task"])
+            index = self._check_index(given["task"])
+            # Keras takes tensors or arrays, but no mixture of them.
+            is_tensor = ops.is_tensor(given["task"])
+            given["task"] = ops.convert_to_tensor(index) if is_tensor else index
         return given
 
     def by_name(self, given: Structure) -> dict[str, Any]:
