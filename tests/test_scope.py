@@ -31,7 +31,7 @@ class Block(keras.Model):
 
 
 def to_numpy(tensor):
-    return ops.convert_to_numpy(ops.stop_gradient(tensor))
+    return ops.convert_to_numpy(ops.stop_gradient(ops.convert_to_tensor(tensor)))
 
 
 def make_block():
@@ -57,7 +57,7 @@ def compiled(function):
         return tf.function(function, autograph=False)
     import torch
 
-    return torch.compile(function, backend="eager")
+    return torch.compile(torch.no_grad()(lambda x: function(x)), backend="eager")
 
 
 def test_two_scopes_around_one_model_are_two_tasks():

@@ -1,0 +1,326 @@
+"""No task answers for another, whatever follows, and what fails changes nothing."""
+
+import os
+import pickle
+import signal
+import threading
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+from keras import ops
+
+import keras_psp
+from keras_psp.layers import PSPDense
+from keras_psp.layers import TaskDense
+from keras_psp.models import TaskModel
+from keras_psp.models import mlp
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(12, 8)).astype("float32")
+T = (np.arange(12) % 3).astype("int32")
+Y = (np.arange(12) % 4).astype("int32")
+
+
+def crossentropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def make(optimizer="sgd", **kwargs):
+    model = mlp((8,), 4, num_tasks=3, units=16, depth=1, **kwargs)
+    model.compile(optimizer, crossentropy())
+    return model
+
+
+def new_inputs():
+    task = keras.Input((), dtype="int32", name="task")
+    return keras.Input((8,), name="image"), task
+
+
+def with_behind(behind):
+    """A model of a layer that takes the task, and of what stands behind it."""
+    image, task = (
+        keras.Input((8,), name="image"),
+        keras.Input((), name="task", dtype="int32"),
+    )
+    outputs = behind(PSPDense(6, num_tasks=3)(image, task))
+    return TaskModel({"image": image, "task": task}, outputs)
+
+
+def state(model):
+    variables = [*model.variables, *model.optimizer.variables]
+    return [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def assert_same(before, after):
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def attend(x):
+    x = ops.reshape(x, (-1, 3, 2))
+    return keras.layers.MultiHeadAttention(1, 2)(x, x)
+
+
+BEHIND = {
+    "nothing": lambda x: x,
+    "softmax": keras.layers.Softmax(),
+    "relu": keras.layers.ReLU(),
+    "dense": lambda x: keras.layers.Dense(4, activation="relu")(x),
+    "argmax": lambda x: ops.argmax(x, axis=-1),
+    "threshold": lambda x: ops.cast(x > 0, "int32"),
+    "unsigned": lambda x: ops.cast(x > 0, "uint8"),
+    "batch_normalization": lambda x: keras.layers.BatchNormalization()(x),
+    "layer_normalization": lambda x: keras.layers.LayerNormalization()(x),
+    "attention": attend,
+    "dictionary": lambda x: {"a": keras.layers.Softmax()(x), "b": [ops.argmax(x, -1)]},
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_an_unknown_task_never_becomes_an_answer(name):
+    model = with_behind(BEHIND[name])
+    right = keras.tree.flatten(model.predict({"image": X, "task": T}, verbose=0))
+    wrong = T.copy()
+    wrong[[3, 7]] = 3, -1
+    known = np.delete(np.arange(12), [3, 7])
+    given = {"image": X, "task": wrong}
+    for call in (
+        lambda: model.predict(given, verbose=0),
+        lambda: model.predict_on_batch(given),
+        lambda: model.predict({**given, "task": wrong.astype("int64")}, verbose=0),
+    ):
+        if BACKEND == "torch":  # It computes at once: the index can be read.
+            with pytest.raises(ValueError, match=r"\[0, 3\).*task=3"):
+                call()
+            continue
+        for answer, expected in zip(keras.tree.flatten(call()), right, strict=True):
+            np.testing.assert_allclose(answer[known], expected[known], atol=1e-5)
+            if answer.dtype.kind == "f":
+                assert np.isnan(answer[[3, 7]]).all()
+            else:
+                info = np.iinfo(answer.dtype)
+                mark = info.min if answer.dtype.kind == "i" else info.max
+                assert (answer[[3, 7]] == mark).all()
+
+
+def test_outputs_that_cannot_say_so_are_refused():
+    with pytest.raises(ValueError, match="floats or integers.*bool"):
+        with_behind(lambda x: x > 0)
+
+
+@pytest.mark.parametrize("task", [2**31, 2**32, 2**32 + 1, -(2**32), 2**63 - 1])
+def test_indices_of_64_bits_do_not_wrap(task):
+    model = make()
+    given = {"image": X, "task": np.full(12, task, "int64")}
+    with pytest.raises(ValueError, match=str(task)):
+        model(given)
+    with pytest.raises(ValueError, match=str(task)):
+        model.fit(given, Y, verbose=0)
+    if BACKEND != "torch":
+        assert np.isnan(model.predict(given, verbose=0)).all()
+        assert np.isnan(model.predict_on_batch([given["image"], given["task"]])).all()
+
+
+def bad_inputs():
+    one_hot = np.eye(3, dtype="int32")[T]
+    yield "misspelt", {"imgae": X, "task": T}, ValueError, "imgae.*image|image.*imgae"
+    yield "missing", {"task": T}, ValueError, "image"
+    yield "surplus", {"image": X, "task": T, "more": X}, ValueError, "more"
+    yield "float", {"image": X, "task": T + 0.5}, TypeError, "task"
+    yield "float in a list", [X, T + 0.5], TypeError, "task"
+    yield "booleans", {"image": X, "task": T > 0}, TypeError, "task"
+    yield "strings", {"image": X, "task": T.astype(str)}, TypeError, "task"
+    yield "one hot", {"image": X, "task": one_hot}, ValueError, "task"
+    yield "other width", {"image": X[:, :5], "task": T}, ValueError, "image"
+    yield "unequal", {"image": X, "task": T[:5]}, ValueError, "equally many|number"
+    yield "alone", X, ValueError, "image"
+    yield "too many", [X, T, T], ValueError, "image"
+
+
+@pytest.mark.parametrize(
+    "given, error, message",
+    [pytest.param(*case[1:], id=case[0]) for case in bad_inputs()],
+)
+def test_bad_inputs_are_named_and_cost_nothing(given, error, message):
+    model = make()
+    model.fit({"image": X, "task": T}, Y, verbose=0)
+    before = state(model)
+    answers = model.predict({"image": X, "task": T}, verbose=0)
+
+    def batches():
+        yield given, Y
+
+    for call in (
+        lambda: model.fit(given, Y, verbose=0),
+        lambda: model.fit(batches(), steps_per_epoch=1, shuffle=False, verbose=0),
+        lambda: model.evaluate(given, Y, verbose=0),
+        lambda: model.predict(given, verbose=0),
+        lambda: model.train_on_batch(given, Y),
+        lambda: model.test_on_batch(given, Y),
+        lambda: model.predict_on_batch(given),
+        lambda: model.fit({"image": X, "task": T}, Y, validation_data=(given, Y)),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+    assert_same(before, state(model))
+    after = model.predict({"image": X, "task": T}, verbose=0)
+    np.testing.assert_array_equal(after, answers)
+
+
+def test_a_training_batch_with_an_unknown_task_changes_nothing():
+    model = make("adam")
+    model.fit({"image": X, "task": T}, Y, verbose=0)
+    before = state(model)
+    wrong = T.copy()
+    wrong[5] = 3
+    for call in (
+        lambda: model.fit({"image": X, "task": wrong}, Y, verbose=0),
+        lambda: model.fit([X, wrong], Y, verbose=0),
+        lambda: model.train_on_batch({"image": X, "task": wrong}, Y),
+    ):
+        with pytest.raises(ValueError, match=r"\[0, 3\).*task=3"):
+            call()
+    assert_same(before, state(model))
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_targets_that_do_not_fit_cost_nothing(method):
+    model = make("adam")
+    model.fit({"image": X, "task": T}, Y, verbose=0)
+    before = state(model)
+    wrong = np.zeros((12, 7, 3), "float32")
+    with pytest.raises(Exception):  # noqa: B017  What Keras and each backend raise.
+        getattr(model, method)({"image": X, "task": T}, wrong, verbose=0)
+    after = state(model)
+    for a, b in zip(before[: len(model.weights)], after, strict=False):
+        np.testing.assert_array_equal(a, b)
+    model.fit({"image": X, "task": T}, Y, verbose=0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_an_interrupt_waits_for_the_step():
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 1:
+                threading.Timer(0.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    model, whole = make(), make()
+    whole.set_weights(model.get_weights())
+    data = {"image": X, "task": T}
+    steps = []
+    log = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: steps.append(batch)
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    options = {"batch_size": 2, "shuffle": False, "verbose": 0}
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(data, Y, epochs=200, callbacks=[Interrupt(), log], **options)
+    assert signal.getsignal(signal.SIGINT) is handler
+    for i in range(len(steps)):
+        at = slice(2 * (i % 6), 2 * (i % 6) + 2)
+        whole.train_on_batch({"image": X[at], "task": T[at]}, Y[at])
+    for a, b in zip(model.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_failing_growth_changes_nothing():
+    class Full(keras_psp.contexts.Binary):
+        def add_tasks(self, n):
+            raise MemoryError("no room")
+
+    image, task = (
+        keras.Input((8,), name="image"),
+        keras.Input((), name="task", dtype="int32"),
+    )
+    x = TaskDense(8, num_tasks=3)(image, task)
+    outputs = PSPDense(4, context=Full(3))(x, task)
+    model = TaskModel({"image": image, "task": task}, outputs)
+    before = model.predict({"image": X, "task": T}, verbose=0)
+    with pytest.raises(MemoryError):
+        model.add_tasks(2)
+    assert model.num_tasks == 3
+    np.testing.assert_array_equal(
+        model.predict({"image": X, "task": T}, verbose=0), before
+    )
+
+
+def test_layers_in_blocks_take_the_task_of_the_model():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = PSPDense(8, num_tasks=3)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    block = Block()
+    with keras_psp.task(0):
+        block(X)
+    image, task = (
+        keras.Input((8,), name="image"),
+        keras.Input((), name="task", dtype="int32"),
+    )
+    with keras_psp.task(task):
+        hidden = block(image)
+    model = TaskModel({"image": image, "task": task}, hidden)
+    answers = model.predict({"image": X, "task": T}, verbose=0)
+    expected = ops.convert_to_numpy(ops.stop_gradient(block.dense(X, T)))
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
+    model.add_tasks(1)
+    assert block.dense.num_tasks == model.num_tasks == 4
+
+
+def test_a_model_around_one_that_grew_follows():
+    inner = mlp((8,), 4, num_tasks=3, units=8, depth=1, head="multi")
+    image, task = (
+        keras.Input((8,), name="image"),
+        keras.Input((), name="task", dtype="int32"),
+    )
+    inputs = {"image": image, "task": task}
+    outer = keras.Model(inputs, keras.layers.Dense(4)(inner(inputs)))
+    outer.compile("sgd", crossentropy())
+    data = {"image": X, "task": T}
+    outer.fit(data, Y, verbose=0)
+    outer.predict(data, verbose=0)
+    inner.add_tasks(2)
+    before = [np.array(ops.convert_to_numpy(w)) for w in inner.trainable_weights]
+    outer.fit({**data, "task": T + 2}, Y, verbose=0)
+    answers = outer.predict(data, verbose=0)
+    eager = ops.convert_to_numpy(ops.stop_gradient(outer(data)))
+    np.testing.assert_allclose(answers, eager, atol=1e-5)
+    after = [ops.convert_to_numpy(w) for w in inner.trainable_weights]
+    assert not any(map(np.array_equal, before, after))
+
+
+def test_pickled_and_cloned():
+    model = make()
+    data = {"image": X, "task": T}
+    model.fit(data, Y, verbose=0)
+    answers = model.predict(data, verbose=0)
+    again = pickle.loads(pickle.dumps(model))
+    np.testing.assert_allclose(again.predict(data, verbose=0), answers, atol=1e-6)
+    clone = keras.models.clone_model(model)
+    assert isinstance(clone, TaskModel)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_allclose(clone.predict(data, verbose=0), answers, atol=1e-6)
+
+
+def test_threads_may_predict_at_once():
+    model = make()
+    data = {"image": X, "task": T}
+    expected, found = model.predict(data, verbose=0), []
+
+    def run():
+        for _ in range(3):
+            found.append(model.predict(data, verbose=0))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6
+    for answers in found:
+        np.testing.assert_allclose(answers, expected, atol=1e-6)
