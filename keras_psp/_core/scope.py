@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 
+import keras
 import numpy as np
 
 from keras_psp._core import backend
@@ -109,9 +110,18 @@ def argument(name: str) -> Any:
             f"{name!r} must be called with a `task`, or inside "
             "`with keras_psp.task(...):`. Received: task=None"
         )
-    if isinstance(opened.value, (int, np.ndarray)):
+    if isinstance(opened.value, (int, np.ndarray)) or _is_within_block(opened.value):
         return FROM_SCOPE
     return opened.value
+
+
+def _is_within_block(value: Any) -> bool:
+    """Whether a layer runs in a block whose shapes alone are computed.
+
+    A symbolic task is no tensor there. The model that is built of the block opens a
+    scope when it runs.
+    """
+    return isinstance(value, keras.KerasTensor) and is_symbolic()
 
 
 def current(inputs: Any) -> Any:
@@ -131,6 +141,8 @@ def current(inputs: Any) -> Any:
             "These layers take their task from a scope: call them inside "
             "`with keras_psp.task(...):`. Received: no scope"
         )
+    if _is_within_block(opened.value):
+        return 0
     if opened.graph is not None or not isinstance(opened.value, (int, np.ndarray)):
         return opened.value  # The scope is part of what is traced.
     return backend.travelling(opened.value, _read, inputs)
