@@ -224,16 +224,21 @@ def task_argument(task: Any, layer: keras.layers.Layer) -> Any:
         task = scope.argument(layer.name)
     if isinstance(task, str) and task == scope.FROM_SCOPE:
         return task
-    if not layer.built and is_symbolic() and _is_float_index(task):
-        # Keras builds a model it loads by calling it on floats.
-        return ops.cast(task, "int32")
-    return check_task(task, layer.num_tasks)
+    return check_task(as_index(task), layer.num_tasks)
 
 
-def _is_float_index(task: Any) -> bool:
-    return (
-        hasattr(task, "dtype")
+def as_index(task: Any) -> Any:
+    """Returns a float index as integers, where Keras computes shapes alone.
+
+    Keras calls a model on floats to build it, when it loads one of a user's own class
+    or trains one under `tf.distribute`. Nothing is answered or trained there.
+    """
+    if (
+        is_symbolic()
+        and hasattr(task, "dtype")
         and not isinstance(task, keras.KerasTensor)
         and keras.backend.is_float_dtype(keras.backend.standardize_dtype(task.dtype))
         and not is_soft(task)
-    )
+    ):
+        return ops.cast(task, "int32")
+    return task

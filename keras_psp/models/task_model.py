@@ -21,6 +21,7 @@ from keras_psp._core.data import check_batch
 from keras_psp._core.data import checked
 from keras_psp._core.private import entry_layer
 from keras_psp._core.private import kept_weights
+from keras_psp._core.task import as_index
 from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import check_task_type
 from keras_psp.layers._task_layer import find_task_layers
@@ -170,6 +171,8 @@ class TaskModel(keras.Model):
         if isinstance(caller, keras.Model) and caller is not self:
             self._callers.add(caller)
         task = self._task_in(inputs)
+        if not self._is_soft():
+            task = as_index(task)
         check_task_type(task, self.num_tasks)
         with scope.task(task):
             outputs = super().call(inputs, training=training, mask=mask)
