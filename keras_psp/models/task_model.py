@@ -26,6 +26,8 @@ from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import check_task_type
 from keras_psp.layers._task_layer import find_task_layers
 from keras_psp.models._whole_steps import WholeSteps
+from keras_psp.optimizers._advise import advise
+from keras_psp.optimizers._grow import grow_optimizer
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -158,6 +160,10 @@ class TaskModel(keras.Model):
         for layer in self._task_layers():
             layer.check_can_hold(num_tasks)
 
+    def compile(self, optimizer: Any = "rmsprop", *args: Any, **kwargs: Any) -> None:
+        super().compile(optimizer, *args, **kwargs)
+        advise(self, self.optimizer)
+
     # What is given is checked before Keras sees it: Keras casts it, and on JAX a step
     # that cannot be traced costs a model its weights.
 
@@ -274,6 +280,7 @@ class TaskModel(keras.Model):
         before, values = self.num_tasks, self.get_weights()
         models = [self, *self._callers]
         trained = [list(model.trainable_variables) for model in models]
+        rows = [k if k < before else None for k in range(total)]
         try:
             self._resize(total)
         except BaseException:
@@ -283,10 +290,10 @@ class TaskModel(keras.Model):
         for model, variables in zip(models, trained, strict=True):
             # What was compiled has the old weights, and number of tasks, in it.
             model.train_function = model.test_function = model.predict_function = None
-            if model.compiled and [id(v) for v in variables] != [
-                id(v) for v in model.trainable_variables
-            ]:
-                model.compile_from_config(model.get_compile_config())
+            if model.compiled:
+                grow_optimizer(
+                    model.optimizer, variables, model.trainable_variables, rows
+                )
         return self
 
     def _resize(self, total: int) -> None:
