@@ -7,12 +7,12 @@ from typing import Any
 
 import keras
 
+from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import copy_flags
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.describe import get_config
 from keras_psp._reading.describe import plain_state
 from keras_psp._reading.same_value import same_value
-from keras_psp.layers._task_layer import TaskLayer
 
 
 def _call(layer, *args, **kwargs):

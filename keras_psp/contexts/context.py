@@ -8,13 +8,13 @@ from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.private import replace_weight
 from keras_psp._core.task import Task
-from keras_psp._core.task import task_argument
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import is_soft
+from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_rows import mark_task_rows
 
 
-class Context(keras.layers.Layer):
+class Context(TaskLayer, keras.layers.Layer):
     """Base class of the contexts: one orthogonal map `C_k` of the inputs per task.
 
     ```
@@ -68,10 +68,6 @@ class Context(keras.layers.Layer):
         self.learnable = learnable
         self.contexts = None
         self.supports_masking = True
-
-    def __call__(self, inputs, task=None, **kwargs):
-        task = task_argument(task, self)
-        return super().__call__(inputs, task=task, **kwargs)
 
     def build(self, input_shape):
         width = input_shape[-1]
@@ -272,6 +268,10 @@ class Context(keras.layers.Layer):
             product = ops.convert_to_numpy(ops.stop_gradient(self.unbind(bound, k)))
             drift.append(np.abs(product - eye).max())
         return np.array(drift, "float64")
+
+    def can_quantize(self, mode: str) -> bool:
+        """Returns `True`: there is no kernel to quantize."""
+        return True
 
     def quantize(self, mode=None, type_check=True, config=None):
         """Does nothing: `Model.quantize()` asks every layer, and signs are bytes."""

@@ -10,8 +10,8 @@ from keras_psp import contexts
 from keras_psp._core.private import LeafLayer
 from keras_psp._core.private import replace_weight
 from keras_psp._core.task import Task
+from keras_psp._core.task_layer import TaskLayer
 from keras_psp.layers._task_bias import TaskBias
-from keras_psp.layers._task_layer import TaskLayer
 
 
 class BaseKernel(keras.layers.Layer):

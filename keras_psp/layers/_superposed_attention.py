@@ -8,8 +8,8 @@ from keras_psp import contexts
 from keras_psp._core import scope
 from keras_psp._core.checks import check_integer
 from keras_psp._core.task import task_argument
+from keras_psp._core.task_layer import TaskLayer
 from keras_psp.contexts.families import series
-from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.layers.psp_einsum_dense import PSPEinsumDense
 
 # The attributes in which Keras keeps them, the last one of the outputs.

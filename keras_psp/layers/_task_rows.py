@@ -7,8 +7,8 @@ from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.private import replace_weight
 from keras_psp._core.task import Task
+from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_rows import mark_task_rows
-from keras_psp.layers._task_layer import TaskLayer
 
 NEW_ROW = "new_row."  # Before the name of an attribute, in files.
 

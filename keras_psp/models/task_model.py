@@ -24,7 +24,7 @@ from keras_psp._core.private import kept_weights
 from keras_psp._core.task import as_index
 from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import check_task_type
-from keras_psp.layers._task_layer import find_task_layers
+from keras_psp._core.task_layer import find_task_layers
 from keras_psp.models._whole_steps import WholeSteps
 from keras_psp.optimizers._advise import advise
 from keras_psp.optimizers._grow import grow_optimizer

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 
 import keras
 
+from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.graph import pair_leaf_layers
 from keras_psp.contexts.context import Context
-from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.models.task_model import TaskModel
 
 

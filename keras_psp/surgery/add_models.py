@@ -13,6 +13,7 @@ from keras import ops
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_number
 from keras_psp._core.data import read_inputs
+from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import differs
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.counterparts import set_task_weights
@@ -21,7 +22,6 @@ from keras_psp._reading.same_architecture import all_equal
 from keras_psp._reading.same_architecture import check_same_architecture
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers._superposed import Superposed
-from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 
 from keras_psp._core.task_index import check_task
+from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import make_plain
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import check_own_task
@@ -12,7 +13,6 @@ from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.graph import pair_leaf_layers
-from keras_psp.layers._task_layer import TaskLayer
 from keras_psp.models.task_model import TaskModel
 
 

@@ -95,11 +95,14 @@ def test_soft_contexts_mix_biases():
     np.testing.assert_allclose(to_numpy(layer(x, weights)), expected, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_a_base_is_quantized_too(mode, activation, tmp_path):
     def make():
-        layer = make_base(activation=activation)
+        layer = PSPDense(
+            *(4, NUM_TASKS), base=True, bias_per_task=True, activation=activation
+        )
         return layer, functional(layer, (10, 64))
 
     x, task = draw((10, 64))
@@ -125,7 +128,7 @@ def test_a_base_is_quantized_too(mode, activation, tmp_path):
 
 def test_what_cannot_be_quantized_is_named_before_anything_changes():
     x, task = draw((10, 64))
-    layer = make_base()
+    layer = PSPDense(4, NUM_TASKS, base=True)
     model = functional(layer, x.shape)
     before = model.predict({"image": x, "task": task}, verbose=0)
     with pytest.raises(ValueError, match=f"'float8'.*{layer.name}"):

@@ -1,6 +1,5 @@
 """No task answers for another, whatever follows, and what fails changes nothing."""
 
-import os
 import pickle
 import signal
 import threading
@@ -204,11 +203,11 @@ def test_an_interrupt_waits_for_the_step():
     handler = signal.getsignal(signal.SIGINT)
     callback = WholeSteps()
     callback.on_train_batch_begin(0)
-    os.kill(os.getpid(), signal.SIGINT)  # The step goes on ...
+    signal.raise_signal(signal.SIGINT)  # The step goes on ...
     with pytest.raises(KeyboardInterrupt):  # ... unless it is interrupted twice.
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     callback.on_train_batch_begin(1)
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         callback.on_train_batch_end(1)
     assert signal.getsignal(signal.SIGINT) is handler
