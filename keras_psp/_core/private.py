@@ -165,7 +165,7 @@ def find_scalars(optimizer: Any) -> dict[str, Any]:
     }
 
 
-def moving_averages(optimizer: Any) -> list | None:
+def moving_averages(optimizer: Any) -> Any:
     """Returns the averages of the weights that `use_ema=True` keeps, or `None`."""
     return getattr(optimizer, "_model_variables_moving_average", None)
 

@@ -1,5 +1,6 @@
 """What every layer has in common that takes a task beside its inputs."""
 
+from typing import TYPE_CHECKING
 from typing import Any
 
 import keras
@@ -7,20 +8,23 @@ import keras
 from keras_psp._core import private
 from keras_psp._core.task import task_argument
 
+if TYPE_CHECKING:
+    from typing import Any as KerasLayer  # What stands behind the mixin.
+else:
+    KerasLayer = object
 
-class TaskLayer:
+
+class TaskLayer(KerasLayer):
     """Mixin of the layers that are called with a task beside their inputs.
 
     It stands before a Keras layer among the bases, and knows `num_tasks`. `call()`
     makes a `Task` of the `task` that it is given.
     """
 
-    num_tasks: int
-
     def __call__(self, inputs: Any, task: Any = None, **kwargs: Any) -> Any:
         task = task_argument(task, self)
         # Of the Keras layer that stands behind this mixin.
-        return super().__call__(inputs, task=task, **kwargs)  # type: ignore[misc]
+        return super().__call__(inputs, task=task, **kwargs)
 
 
 def find_task_layers(model: keras.layers.Layer) -> list:

@@ -205,7 +205,7 @@ def set_new_rows(layer: keras.layers.Layer, plain: keras.layers.Layer) -> None:
         layer: A layer that has a counterpart, or one of its `leaf_layers()`, built.
         plain: Keras layer.
     """
-    holder = layer.task_bias if isinstance(layer, Superposed) else layer
+    holder: Any = layer.task_bias if isinstance(layer, Superposed) else layer
     for weight, own, values in _pairs(layer, [plain]):
         if own:
             holder.set_new_row(weight, values[0])

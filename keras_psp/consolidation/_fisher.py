@@ -47,7 +47,7 @@ class Fisher:
         self.labels = labels
         self.temperature = temperature
         self._products = products
-        self._probe = None
+        self._probe: Any = None
 
     def __call__(self, model: keras.Model, data: Any) -> list[list[np.ndarray]]:
         """Returns float32 NumPy arrays for each of the model's trainable variables.

@@ -61,7 +61,7 @@ class Consolidation(Around):
             for v in variables
         ]
         self.add_importances(variables)
-        self.sums = None
+        self.sums: Any = None
         if chain_of(self)[-1].gradient_accumulation_steps:
             self.sums = self._like(variables, "sum")
 

@@ -7,12 +7,13 @@ here miss 92, 116 and some fifty more.
 
 import functools
 import itertools
+from typing import Any
 
 import numpy as np
 
 
 @functools.cache
-def orders_around(n):
+def orders_around(n: int) -> Any:
     """Returns the largest order up to `n`, and the smallest from `n` on."""
     return (
         next(m for m in range(n, 0, -1) if _factors(m)),
@@ -20,7 +21,7 @@ def orders_around(n):
     )
 
 
-def rows(order, numbers):
+def rows(order: Any, numbers: Any) -> Any:
     """Returns some rows of a Hadamard matrix.
 
     Args:

@@ -1,5 +1,7 @@
 """The base of the families made of signs, and how signs are stored."""
 
+from typing import Any
+
 import numpy as np
 from keras import ops
 
@@ -29,7 +31,14 @@ class SignContext(Context):
 
     can_learn = True
 
-    def __init__(self, num_tasks, seed=0, learnable=False, storage="bytes", **kwargs):
+    def __init__(
+        self,
+        num_tasks: int,
+        seed: int = 0,
+        learnable: bool = False,
+        storage: str = "bytes",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_tasks, seed=seed, learnable=learnable, **kwargs)
         if storage not in STORAGE:
             raise ValueError(
@@ -42,7 +51,7 @@ class SignContext(Context):
             )
         self.storage = storage
 
-    def draw(self, tasks, width):
+    def draw(self, tasks: Any, width: int) -> Any:
         self.num_signs = self.count_signs(width)
         if self.storage == "seed":
             return None
@@ -51,16 +60,16 @@ class SignContext(Context):
             return np.packbits(bits.astype("uint8"), axis=-1, bitorder="little")
         return (2 * bits - 1).astype("int8")
 
-    def count_signs(self, width):
+    def count_signs(self, width: int) -> int:
         """Returns how many signs a task has for `width` inputs."""
         return width
 
-    def draw_bits(self, tasks, width):
+    def draw_bits(self, tasks: Any, width: int) -> np.ndarray:
         """Draws an array of 0 and 1, of shape `(len(tasks), count_signs(width))`."""
         tasks = np.array(tasks, dtype="int32")[:, np.newaxis]
         return self._hash(np, tasks)
 
-    def signs(self, index, inputs):
+    def signs(self, index: Any, inputs: Any) -> Any:
         """Looks up signs to multiply `inputs` with.
 
         Args:
@@ -85,11 +94,11 @@ class SignContext(Context):
         return align(signs, inputs)
 
     @property
-    def numbers_per_task(self):
+    def numbers_per_task(self) -> int:
         self._check_built()
         return 0 if self.storage == "seed" else self.num_signs
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "storage": self.storage}
 
     def _look_up(self, index, dtype):

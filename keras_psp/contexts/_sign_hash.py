@@ -5,10 +5,12 @@ It is written for two namespaces at once: with NumPy it draws banks of signs, wi
 wraps round alike on NumPy and on every backend.
 """
 
+from typing import Any
+
 import numpy as np
 
 
-def hash_words(xp, seed, tasks, num_words):
+def hash_words(xp: Any, seed: int, tasks: Any, num_words: Any) -> Any:
     """Returns 32 random bits for each task and word.
 
     Args:
@@ -26,7 +28,7 @@ def hash_words(xp, seed, tasks, num_words):
     return _mix(xp, xp.add(rows, _mix(xp, xp.bitwise_xor(rows, keys[1:]))))
 
 
-def unpack(xp, words, bits, count):
+def unpack(xp: Any, words: Any, bits: Any, count: Any) -> Any:
     """Returns the first `count` bits of rows of words, the lowest bit first.
 
     Args:

@@ -1,5 +1,7 @@
 """Random signs, the paper's cheapest contexts."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -57,11 +59,11 @@ class Binary(SignContext):
         superposition".
     """
 
-    def bind(self, inputs, index):
+    def bind(self, inputs: Any, index: Any) -> Any:
         return ops.multiply(inputs, self.signs(index, inputs))
 
-    def unbind(self, inputs, index):
+    def unbind(self, inputs: Any, index: Any) -> Any:
         return self.bind(inputs, index)  # A diagonal map is its own transpose.
 
-    def mix(self, inputs, weights):
+    def mix(self, inputs: Any, weights: Any) -> Any:
         return self.bind(inputs, weights)

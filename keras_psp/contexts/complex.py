@@ -1,5 +1,7 @@
 """Unit phases, acting on pairs of real numbers."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -57,7 +59,7 @@ class Complex(Context):
 
     can_learn = True
 
-    def draw(self, tasks, width):
+    def draw(self, tasks: Any, width: int) -> Any:
         turns = random_numbers.uniform(self.seed, tasks, -(-width // 2))
         phases = 2 * np.pi * turns - np.pi
         if self.learnable:
@@ -65,16 +67,16 @@ class Complex(Context):
         # Twice the numbers, but no cosine is to be computed for any example.
         return np.stack([np.cos(phases), np.sin(phases)], axis=1)
 
-    def bind(self, inputs, index):
+    def bind(self, inputs: Any, index: Any) -> Any:
         return self._turn(inputs, index, 1)
 
-    def unbind(self, inputs, index):
+    def unbind(self, inputs: Any, index: Any) -> Any:
         return self._turn(inputs, index, -1)
 
-    def mix(self, inputs, weights):
+    def mix(self, inputs: Any, weights: Any) -> Any:
         return self.bind(inputs, weights)
 
-    def cos_and_sin(self, index):
+    def cos_and_sin(self, index: Any) -> tuple:
         """Returns both of the angles, each `(n,)` or `(batch, n)`, n = ceil(M / 2)."""
         bank = ops.convert_to_tensor(self.contexts)
         if not self.learnable:

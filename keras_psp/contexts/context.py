@@ -1,5 +1,8 @@
 """The interface of every context family."""
 
+from typing import Any
+from typing import Self
+
 import keras
 import numpy as np
 from keras import ops
@@ -56,7 +59,9 @@ class Context(TaskLayer, keras.layers.Layer):
 
     can_learn = False
 
-    def __init__(self, num_tasks, seed=0, learnable=False, **kwargs):
+    def __init__(
+        self, num_tasks: int, seed: int = 0, learnable: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.num_tasks = check_integer("num_tasks", num_tasks)
         if learnable and not self.can_learn:
@@ -69,7 +74,7 @@ class Context(TaskLayer, keras.layers.Layer):
         self.contexts = None
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         width = input_shape[-1]
         if not width:
             raise ValueError(
@@ -82,14 +87,14 @@ class Context(TaskLayer, keras.layers.Layer):
         if rows is not None:
             self._add_contexts(rows)
 
-    def call(self, inputs, task=None):
+    def call(self, inputs: Any, task: Any = None) -> Any:
         task = Task(task, self.num_tasks, inputs)
         return task.mask(self.transform(inputs, task.index))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple:
         return input_shape
 
-    def draw(self, tasks, width):
+    def draw(self, tasks: Any, width: int) -> Any:
         """Draws what each task needs, with NumPy, from `self.seed`.
 
         Args:
@@ -103,7 +108,7 @@ class Context(TaskLayer, keras.layers.Layer):
         """
         raise NotImplementedError
 
-    def bind(self, inputs, index):
+    def bind(self, inputs: Any, index: Any) -> Any:
         """Computes `x C_k` for indices that are known to be valid.
 
         Args:
@@ -115,11 +120,11 @@ class Context(TaskLayer, keras.layers.Layer):
         """
         raise NotImplementedError
 
-    def unbind(self, inputs, index):
+    def unbind(self, inputs: Any, index: Any) -> Any:
         """Computes `x C_k^T`; arguments and result as for `bind()`."""
         raise NotImplementedError
 
-    def mix(self, inputs, weights):
+    def mix(self, inputs: Any, weights: Any) -> Any:
         """Computes `x` bound to a mixture of contexts, `x (sum_k w_k C_k)`.
 
         Families whose contexts have a mean of their own kind (phases) use that.
@@ -141,11 +146,11 @@ class Context(TaskLayer, keras.layers.Layer):
         weights = ops.cast(weights, inputs.dtype)
         return ops.einsum("bk,bk...->b...", weights, bound)
 
-    def transform(self, inputs, index):
+    def transform(self, inputs: Any, index: Any) -> Any:
         """Binds or mixes, whichever `index` (see `Task`) asks for."""
         return (self.mix if is_soft(index) else self.bind)(inputs, index)
 
-    def bind_kernel(self, kernel, task):
+    def bind_kernel(self, kernel: Any, task: Any) -> Any:
         """Returns `C_k W`, the kernel that task k sees.
 
         Args:
@@ -157,7 +162,7 @@ class Context(TaskLayer, keras.layers.Layer):
         """
         return self._map_kernel(self.unbind, kernel, task)
 
-    def unbind_kernel(self, kernel, task):
+    def unbind_kernel(self, kernel: Any, task: Any) -> Any:
         """Returns `C_k^T W`, the kernel that task k sees as `W`.
 
         Args:
@@ -169,7 +174,7 @@ class Context(TaskLayer, keras.layers.Layer):
         """
         return self._map_kernel(self.bind, kernel, task)
 
-    def add_tasks(self, n):
+    def add_tasks(self, n: int) -> Self:
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
 
         A model that contains the context must be told: `TaskModel.add_tasks()` tells
@@ -196,7 +201,7 @@ class Context(TaskLayer, keras.layers.Layer):
         self.num_tasks = total
         return self
 
-    def remove_tasks(self, *, n):
+    def remove_tasks(self, *, n: int) -> Self:
         """Removes the last `n` tasks; the others stay exactly as they are.
 
         A model that contains the context must be told: see `add_tasks()`.
@@ -218,7 +223,7 @@ class Context(TaskLayer, keras.layers.Layer):
         self.num_tasks = total
         return self
 
-    def check_can_hold(self, num_tasks):
+    def check_can_hold(self, num_tasks: int) -> None:
         """Raises a `ValueError` if the family cannot hold `num_tasks`.
 
         That depends on the width of the inputs: before it is known nothing is checked.
@@ -233,18 +238,18 @@ class Context(TaskLayer, keras.layers.Layer):
                 f"{limit} tasks. Received: num_tasks={num_tasks}"
             )
 
-    def max_num_tasks(self, width):
+    def max_num_tasks(self, width: int) -> int | None:
         """Returns how many tasks the family holds for `width` inputs; `None`: any."""
         return None
 
     @property
-    def numbers_per_task(self):
+    def numbers_per_task(self) -> int:
         """How many numbers one more task costs."""
         self._check_built()
         return 0 if self.contexts is None else int(np.prod(self.contexts.shape[1:]))
 
     @property
-    def bits_per_task(self):
+    def bits_per_task(self) -> int:
         """How many bits of memory one more task costs."""
         self._check_built()
         if self.contexts is None:
@@ -253,7 +258,7 @@ class Context(TaskLayer, keras.layers.Layer):
         size = 16 if dtype == "bfloat16" else 8 * np.dtype(dtype).itemsize
         return size * int(np.prod(self.contexts.shape[1:]))
 
-    def orthogonality_drift(self):
+    def orthogonality_drift(self) -> np.ndarray:
         """Returns how far each `C_k` is from an orthogonal map.
 
         Returns:
@@ -273,10 +278,12 @@ class Context(TaskLayer, keras.layers.Layer):
         """Returns `True`: there is no kernel to quantize."""
         return True
 
-    def quantize(self, mode=None, type_check=True, config=None):
+    def quantize(
+        self, mode: Any = None, type_check: bool = True, config: Any = None
+    ) -> None:
         """Does nothing: `Model.quantize()` asks every layer, and signs are bytes."""
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_tasks": self.num_tasks,
@@ -286,11 +293,11 @@ class Context(TaskLayer, keras.layers.Layer):
 
     # Under the family's name, so that no other family takes it for its own.
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         for variable in self.weights:
             store[f"{type(self).__name__}.{variable.name}"] = variable
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         names = [f"{type(self).__name__}.{v.name}" for v in self.weights]
         if sorted(store.keys()) != sorted(names):
             raise ValueError(

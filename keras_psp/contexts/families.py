@@ -1,5 +1,7 @@
 """The context families by name."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -31,7 +33,9 @@ FAMILIES = {
 }
 
 
-def get(identifier, num_tasks=None, seed=0, **kwargs):
+def get(
+    identifier: Any, num_tasks: int | None = None, seed: int = 0, **kwargs: Any
+) -> Context:
     """Returns the context that `identifier` names.
 
     Args:
@@ -82,7 +86,13 @@ def get(identifier, num_tasks=None, seed=0, **kwargs):
     return context
 
 
-def series(context, num_tasks, number, learnable=False, seed=0):
+def series(
+    context: Any,
+    num_tasks: int | None,
+    number: Any,
+    learnable: bool = False,
+    seed: int = 0,
+) -> list:
     """Returns contexts that differ by their seeds alone, one for each layer of a model.
 
     Args:

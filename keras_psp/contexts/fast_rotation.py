@@ -1,6 +1,7 @@
 """Rotations by signs and Walsh-Hadamard transforms."""
 
 import functools
+from typing import Any
 
 import keras
 import numpy as np
@@ -61,15 +62,15 @@ class FastRotation(SignContext):
         the rotations of [Cheung et al., 2019](https://arxiv.org/abs/1902.05522).
     """
 
-    def count_signs(self, width):
+    def count_signs(self, width: int) -> int:
         return 3 * width
 
-    def bind(self, inputs, index):
+    def bind(self, inputs: Any, index: Any) -> Any:
         first, second, third = self._diagonals(index, inputs)
         x = self._transform_first(inputs * first)
         return self._transform_last(x * second) * third
 
-    def unbind(self, inputs, index):
+    def unbind(self, inputs: Any, index: Any) -> Any:
         first, second, third = self._diagonals(index, inputs)
         x = self._transform_last(inputs * third)
         return self._transform_first(x * second) * first

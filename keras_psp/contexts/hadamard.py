@@ -1,5 +1,7 @@
 """Rows of Hadamard matrices: signs that do not interfere at all."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -61,7 +63,14 @@ class Hadamard(Binary):
         matrices", 1933.
     """
 
-    def __init__(self, num_tasks, seed=0, learnable=False, storage="bytes", **kwargs):
+    def __init__(
+        self,
+        num_tasks: int,
+        seed: int = 0,
+        learnable: bool = False,
+        storage: str = "bytes",
+        **kwargs: Any,
+    ) -> None:
         if storage == "seed":
             raise ValueError(
                 "The rows of a Hadamard matrix are no hash of a seed. "
@@ -71,18 +80,18 @@ class Hadamard(Binary):
             num_tasks, seed=seed, learnable=learnable, storage=storage, **kwargs
         )
 
-    def draw_bits(self, tasks, width):
+    def draw_bits(self, tasks: Any, width: int) -> np.ndarray:
         order = self.max_num_tasks(width)
         words = random_numbers.words(self.seed, range(1), order)[0]
         rows = hadamard_matrix.rows(order, np.argsort(words, kind="stable")[tasks])
         return rows[:, np.arange(width) % order] > 0
 
-    def max_num_tasks(self, width):
+    def max_num_tasks(self, width: int) -> int:
         """Returns the order of the matrix that has nearest to `width` columns."""
         below, above = hadamard_matrix.orders_around(width)
         return below if width - below < above - width else above
 
-    def max_overlap(self, width):
+    def max_overlap(self, width: int) -> float:
         """Returns a bound of `|<c_j, c_k>| / M` for any two tasks.
 
         Args:

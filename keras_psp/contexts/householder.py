@@ -1,5 +1,7 @@
 """Reflections."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -57,21 +59,28 @@ class Householder(Context):
 
     can_learn = True
 
-    def __init__(self, num_tasks, seed=0, learnable=False, reflections=1, **kwargs):
+    def __init__(
+        self,
+        num_tasks: int,
+        seed: int = 0,
+        learnable: bool = False,
+        reflections: int = 1,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_tasks, seed=seed, learnable=learnable, **kwargs)
         self.reflections = check_integer("reflections", reflections)
 
-    def draw(self, tasks, width):
+    def draw(self, tasks: Any, width: int) -> Any:
         normal = random_numbers.normal(self.seed, tasks, self.reflections * width)
         return normal.reshape(len(tasks), self.reflections, width)
 
-    def bind(self, inputs, index):
+    def bind(self, inputs: Any, index: Any) -> Any:
         return self._reflect(inputs, index, range(self.reflections))
 
-    def unbind(self, inputs, index):
+    def unbind(self, inputs: Any, index: Any) -> Any:
         return self._reflect(inputs, index, reversed(range(self.reflections)))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "reflections": self.reflections}
 
     def _reflect(self, inputs, index, order):

@@ -1,5 +1,7 @@
 """No context at all: the standard network, in the same code."""
 
+from typing import Any
+
 import keras
 
 from keras_psp.contexts.context import Context
@@ -35,11 +37,11 @@ class Identity(Context):
     1.0
     """
 
-    def draw(self, tasks, width):
+    def draw(self, tasks: Any, width: int) -> Any:
         return None
 
-    def bind(self, inputs, index):
+    def bind(self, inputs: Any, index: Any) -> Any:
         return inputs
 
-    def unbind(self, inputs, index):
+    def unbind(self, inputs: Any, index: Any) -> Any:
         return inputs

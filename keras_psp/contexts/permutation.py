@@ -1,5 +1,7 @@
 """Permutations of the inputs, with and without signs."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -54,16 +56,16 @@ class Permutation(Context):
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), in the authors' code.
     """
 
-    def draw(self, tasks, width):
+    def draw(self, tasks: Any, width: int) -> Any:
         words = random_numbers.words(self.seed, tasks, width)
         # A number takes two bytes where it can, and a sign has room beside it.
         dtype = "int16" if width < 2**15 else "int32"
         return np.argsort(words, axis=-1, kind="stable").astype(dtype)
 
-    def bind(self, inputs, index):
+    def bind(self, inputs: Any, index: Any) -> Any:
         return _gather(inputs, self._look_up(index))
 
-    def unbind(self, inputs, index):
+    def unbind(self, inputs: Any, index: Any) -> Any:
         return _gather(inputs, ops.argsort(self._look_up(index), axis=-1))
 
     def _look_up(self, index):

@@ -1,5 +1,7 @@
 """The powers of one vector of phases."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -54,7 +56,7 @@ class Powers(Complex):
         of a single context".
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         turns = random_numbers.words(self.seed, range(1), -(-input_shape[-1] // 2))[0]
         turns = (turns >> np.uint64(32)).astype("uint32").view("int32")
@@ -71,10 +73,10 @@ class Powers(Complex):
             trainable=self.learnable,
         )
 
-    def draw(self, tasks, width):
+    def draw(self, tasks: Any, width: int) -> Any:
         return None
 
-    def cos_and_sin(self, index):
+    def cos_and_sin(self, index: Any) -> tuple:
         if is_soft(index):
             tasks = np.arange(self.num_tasks, dtype="float32")
             index = ops.matmul(ops.cast(index, "float32"), tasks)

@@ -1,5 +1,7 @@
 """Random rotations, the most thorough and most expensive contexts."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -53,7 +55,7 @@ class Rotation(Context):
         the classical compact groups", 2007.
     """
 
-    def draw(self, tasks, width):
+    def draw(self, tasks: Any, width: int) -> Any:
         matrices = np.empty((len(tasks), width, width), "float32")
         for i, task in enumerate(tasks):
             normal = random_numbers.normal(
@@ -64,13 +66,13 @@ class Rotation(Context):
             matrices[i] = q * np.sign(np.diag(r))
         return matrices
 
-    def bind(self, inputs, index):
+    def bind(self, inputs: Any, index: Any) -> Any:
         return _rotate(inputs, index, ops.convert_to_tensor(self.contexts), (0, 1))
 
-    def unbind(self, inputs, index):
+    def unbind(self, inputs: Any, index: Any) -> Any:
         return _rotate(inputs, index, ops.convert_to_tensor(self.contexts), (1, 0))
 
-    def mix(self, inputs, weights):
+    def mix(self, inputs: Any, weights: Any) -> Any:
         return _rotate_mixed(inputs, weights, self.contexts, (0, 1))
 
 

@@ -1,5 +1,7 @@
 """Permutations with signs."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -47,16 +49,16 @@ class SignedPermutation(Permutation):
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), in the authors' code.
     """
 
-    def draw(self, tasks, width):
+    def draw(self, tasks: Any, width: int) -> Any:
         # Number j + 1 with its sign: it takes no more room than the number alone.
         order = super().draw(tasks, width)
         words = random_numbers.words(self.seed, tasks, width)
         return np.where(words & np.uint64(1), order + 1, -1 - order).astype(order.dtype)
 
-    def bind(self, inputs, index):
+    def bind(self, inputs: Any, index: Any) -> Any:
         return super().bind(inputs, index) * self._signs(index, inputs)
 
-    def unbind(self, inputs, index):
+    def unbind(self, inputs: Any, index: Any) -> Any:
         return super().unbind(inputs * self._signs(index, inputs), index)
 
     def _look_up(self, index):

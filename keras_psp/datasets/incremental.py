@@ -86,7 +86,7 @@ def incremental(
             f"num_tasks={num_tasks}, classes_per_task={classes_per_task}, and classes "
             f"for {len(parts)} tasks"
         )
-    arrays = {
+    arrays: dict[str, Any] = {
         field: np.concatenate([part[field] for part in parts]) for field in parts[0]
     }
     source = dataclasses.replace(

@@ -1,11 +1,12 @@
 """What each place of a filter meets."""
 
 import itertools
+from typing import Any
 
 from keras import ops
 
 
-def patches(inputs, layer):
+def patches(inputs: Any, layer: Any) -> Any:
     """Returns what a convolution multiplies with each place of its filters.
 
     Args:

@@ -2,6 +2,7 @@
 
 import math
 from typing import Any
+from typing import Self
 
 import keras
 from keras import ops
@@ -21,7 +22,7 @@ class BaseKernel(keras.layers.Layer):
     integers with a scale for each of its outputs.
     """
 
-    def build(self, shape):
+    def build(self, shape: Any) -> None:
         self._shape = tuple(shape)
         if self.quantization_mode is None:
             self._kernel = self.add_weight(
@@ -31,7 +32,7 @@ class BaseKernel(keras.layers.Layer):
             self._add_integers()
 
     @property
-    def kernel(self):
+    def kernel(self) -> Any:
         """The kernel; a tensor of it, if it is quantized."""
         if self.quantization_mode is None:
             return self._kernel
@@ -41,10 +42,12 @@ class BaseKernel(keras.layers.Layer):
         kernel = ops.divide(ops.cast(rows, self.scale.dtype), self.scale)
         return ops.cast(ops.reshape(kernel, self._shape), self.compute_dtype)
 
-    def quantize(self, mode=None, type_check=True, config=None):
+    def quantize(
+        self, mode: Any = None, type_check: bool = True, config: Any = None
+    ) -> None:
         """Does nothing: the layer that it belongs to calls `round_to()`."""
 
-    def round_to(self, policy):
+    def round_to(self, policy: Any) -> None:
         """Turns the kernel into integers, for a quantized dtype policy."""
         rows = ops.reshape(self._kernel, (self._num_rows, self._shape[-1]))
         most = {"int8": 127, "int4": 7}[policy.quantization_mode]
@@ -93,15 +96,18 @@ class Superposed(TaskLayer, LeafLayer):
     kernel: Any
     name: Any
 
-    def set_context(self, context, num_tasks):
+    use_bias: bool
+
+    def set_context(self, context: Any, num_tasks: int | None) -> None:
         """Makes `context` (name, config or `Context`) the layer's own."""
         # One name for every context made here, so that the path of its weights is
         # the same in every process: distribution layouts and checkpoints match on it.
-        name = {"name": "context"} if isinstance(context, str) else {}
+        name: dict[str, Any] = {"name": "context"} if isinstance(context, str) else {}
         self.context = contexts.get(context, num_tasks=num_tasks, **name)
-        self.base = self.task_bias = None
+        self.base: BaseKernel | None = None
+        self.task_bias: TaskBias | None = None
 
-    def set_base_and_bias(self, base, bias_per_task):
+    def set_base_and_bias(self, base: bool, bias_per_task: bool) -> None:
         """Sets what all tasks share, and what none do.
 
         Args:
@@ -123,16 +129,16 @@ class Superposed(TaskLayer, LeafLayer):
             self.use_bias = False  # The Keras layer's own.
 
     @property
-    def base_kernel(self):
+    def base_kernel(self) -> Any:
         """The kernel that all tasks share, or `None`."""
         return None if self.base is None else self.base.kernel
 
     @property
-    def num_tasks(self):
+    def num_tasks(self) -> int:
         """How many tasks the layer's context holds."""
         return self.context.num_tasks
 
-    def add_tasks(self, n):
+    def add_tasks(self, n: int) -> Self:
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
 
         See `Context.add_tasks()`; it returns the layer itself.
@@ -142,7 +148,7 @@ class Superposed(TaskLayer, LeafLayer):
             self.task_bias.add_tasks(n)
         return self
 
-    def remove_tasks(self, *, n):
+    def remove_tasks(self, *, n: int) -> Self:
         """Removes the last `n` tasks; the others stay exactly as they are.
 
         See `Context.remove_tasks()`; it returns the layer itself.
@@ -152,11 +158,11 @@ class Superposed(TaskLayer, LeafLayer):
             self.task_bias.remove_tasks(n=n)
         return self
 
-    def can_quantize(self, mode):
+    def can_quantize(self, mode: Any) -> bool:
         """Whether Keras' `quantize()` can turn the layer's kernels into integers."""
         return False
 
-    def enable_lora(self, *args, **kwargs):
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Refuses Keras' LoRA for a built layer: every task would read it.
 
         Its inner dimension is far smaller than the layer's, so that tasks do not
@@ -170,11 +176,11 @@ class Superposed(TaskLayer, LeafLayer):
             )
         super().enable_lora(*args, **kwargs)
 
-    def check_can_hold(self, num_tasks):
+    def check_can_hold(self, num_tasks: int) -> None:
         """Raises a `ValueError` if the context cannot hold `num_tasks`."""
         self.context.check_can_hold(num_tasks)
 
-    def build_context(self, width):
+    def build_context(self, width: int) -> None:
         """Builds the context of `width` numbers, or checks it if it has been built."""
         if not self.trainable:  # Keras tells the children later changes alone.
             self.context.trainable = False
@@ -187,7 +193,7 @@ class Superposed(TaskLayer, LeafLayer):
                 f"needs one of its own. Received: a layer of {width}"
             )
 
-    def build_base_and_bias(self, bias_shape):
+    def build_base_and_bias(self, bias_shape: Any) -> None:
         """Builds what `set_base_and_bias()` has set.
 
         Args:
@@ -199,19 +205,19 @@ class Superposed(TaskLayer, LeafLayer):
         if self.task_bias is not None:
             self.task_bias.build(bias_shape)
 
-    def kernel_rows(self, kernel):
+    def kernel_rows(self, kernel: Any) -> Any:
         """Returns a kernel as `(M, N)`, a row for each number in `input_rows()`."""
         return kernel
 
-    def kernel_of_rows(self, rows):
+    def kernel_of_rows(self, rows: Any) -> Any:
         """Returns the kernel whose `kernel_rows()` these are."""
         return rows
 
-    def input_rows(self, inputs):
+    def input_rows(self, inputs: Any) -> Any:
         """Returns what each group of filters is multiplied with, `(n, groups, M)`."""
         return ops.reshape(inputs, (-1, 1, inputs.shape[-1]))
 
-    def task_kernel(self, index):
+    def task_kernel(self, index: Any) -> Any:
         """Returns the kernel that one task sees: `C_k W`, and the base kernel.
 
         Args:
@@ -226,11 +232,11 @@ class Superposed(TaskLayer, LeafLayer):
         kernel = self.kernel_of_rows(rows)
         return kernel if self.base is None else ops.add(kernel, self.base_kernel)
 
-    def unbind_rows(self, rows, index):
+    def unbind_rows(self, rows: Any, index: Any) -> Any:
         """Returns `C_k^T W` for the `(M, N)` rows of `kernel_rows()`, of any N."""
         return self._transform_rows(self.context.bind, rows, index)
 
-    def call_bound(self, layer_call, inputs, task):
+    def call_bound(self, layer_call: Any, inputs: Any, task: Any) -> Any:
         """Calls `layer_call` on the bound inputs, as it were the layer's own."""
         task = Task(task, self.num_tasks, inputs)
         outputs = layer_call(self.bind_inputs(inputs, task.index))
@@ -238,7 +244,7 @@ class Superposed(TaskLayer, LeafLayer):
         # turn NaN into a number.
         return task.mask(outputs)
 
-    def bind_inputs(self, inputs, index):
+    def bind_inputs(self, inputs: Any, index: Any) -> Any:
         """Computes what the kernel is multiplied with; see `Context.transform()`."""
         return self.context.transform(inputs, index)
 
@@ -249,7 +255,7 @@ class Superposed(TaskLayer, LeafLayer):
         x = ops.transpose(transform(ops.transpose(x, (0, 2, 1)), index), (0, 2, 1))
         return ops.reshape(x, rows.shape)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         context = keras.saving.serialize_keras_object(self.context)
         # `build()` builds it, and so gives its weights the same path as in a new layer.
         context.pop("build_config", None)

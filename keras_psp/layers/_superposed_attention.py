@@ -1,6 +1,8 @@
 """What every superposed attention is, beside the Keras layer it replaces."""
 
 from types import SimpleNamespace
+from typing import Any
+from typing import Self
 
 import keras
 
@@ -22,7 +24,7 @@ PROJECTIONS = (
 )
 
 
-def projections(attention):
+def projections(attention: Any) -> Any:
     """Returns the projections of a built attention, Keras' or one of this package's."""
     names = [name for name in PROJECTIONS if hasattr(attention, name)]
     return [getattr(attention, name) for name in names]
@@ -39,7 +41,9 @@ class SuperposedAttention(TaskLayer):
     `__init__` calls `set_projections()`.
     """
 
-    def set_projections(self, context, num_tasks, base, bias_per_task):
+    def set_projections(
+        self, context: Any, num_tasks: int | None, base: bool, bias_per_task: bool
+    ) -> None:
         """Sets what the projections are to be; see `keras_psp.layers.PSPEinsumDense`.
 
         Args:
@@ -56,7 +60,7 @@ class SuperposedAttention(TaskLayer):
         self.base = base
         self.bias_per_task = bias_per_task
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         if type(value) is keras.layers.EinsumDense:
             own = series(
                 self.context, self.num_tasks, len(PROJECTIONS), seed=self.context.seed
@@ -72,16 +76,16 @@ class SuperposedAttention(TaskLayer):
         super().__setattr__(name, value)
 
     @property
-    def context(self):
+    def context(self) -> Any:
         """What shows the context of each projection, and is never built itself."""
         return self._example.context
 
     @property
-    def num_tasks(self):
+    def num_tasks(self) -> int:
         """How many tasks the projections' contexts hold."""
         return self.context.num_tasks
 
-    def add_tasks(self, n):
+    def add_tasks(self, n: int) -> Self:
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
 
         See `Context.add_tasks()`; it returns the layer itself.
@@ -91,7 +95,7 @@ class SuperposedAttention(TaskLayer):
             layer.add_tasks(n)
         return self
 
-    def remove_tasks(self, *, n):
+    def remove_tasks(self, *, n: int) -> Self:
         """Removes the last `n` tasks; the others stay exactly as they are.
 
         See `Context.remove_tasks()`; it returns the layer itself.
@@ -100,38 +104,39 @@ class SuperposedAttention(TaskLayer):
             layer.remove_tasks(n=n)
         return self
 
-    def check_can_hold(self, num_tasks):
+    def check_can_hold(self, num_tasks: int) -> None:
         """Raises a `ValueError` if a projection's context cannot hold `num_tasks`."""
         for layer in projections(self):
             layer.check_can_hold(num_tasks)
 
-    def can_quantize(self, mode):
+    def can_quantize(self, mode: Any) -> bool:
         """Whether Keras' `quantize()` can turn the kernels into integers."""
         return all(layer.can_quantize(mode) for layer in projections(self))
 
-    def __call__(self, query, value, key=None, *, task=None, **kwargs):
+    # Keras' attentions have several inputs.
+    def __call__(  # type: ignore[override]
+        self, query: Any, *args: Any, task: Any = None, **kwargs: Any
+    ) -> Any:
         task = task_argument(task, self)
         # Not by `TaskLayer`, whose layers have one input.
-        return super(TaskLayer, self).__call__(
-            query, value, key=key, task=task, **kwargs
-        )
+        return super(TaskLayer, self).__call__(query, *args, task=task, **kwargs)
 
     # Keras looks for names of arguments here: it fills in masks by them.
     def call(
         self,
-        query,
-        value,
-        key=None,
-        query_mask=None,
-        value_mask=None,
-        key_mask=None,
-        attention_mask=None,
-        return_attention_scores=False,
-        training=None,
-        use_causal_mask=False,
+        query: Any,
+        value: Any,
+        key: Any = None,
+        query_mask: Any = None,
+        value_mask: Any = None,
+        key_mask: Any = None,
+        attention_mask: Any = None,
+        return_attention_scores: bool = False,
+        training: Any = None,
+        use_causal_mask: bool = False,
         *,
-        task=None,
-    ):
+        task: Any = None,
+    ) -> Any:
         with scope.reopened(task):
             return super().call(
                 query,
@@ -146,10 +151,10 @@ class SuperposedAttention(TaskLayer):
                 use_causal_mask=use_causal_mask,
             )
 
-    def compute_output_spec(self, *args, task=None, **kwargs):
+    def compute_output_spec(self, *args: Any, task: Any = None, **kwargs: Any) -> Any:
         return super().compute_output_spec(*args, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         context = keras.saving.serialize_keras_object(self.context)
         config = {
             **super().get_config(),

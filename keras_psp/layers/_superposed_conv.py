@@ -1,6 +1,7 @@
 """What every superposed convolution is, beside the Keras layer it replaces."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -24,15 +25,15 @@ class SuperposedConv(Superposed):
 
     def __init__(
         self,
-        filters,
-        kernel_size,
-        num_tasks=None,
-        context="binary",
-        context_over="kernel",
-        base=False,
-        bias_per_task=False,
-        **kwargs,
-    ):
+        filters: int,
+        kernel_size: Any,
+        num_tasks: int | None = None,
+        context: Any = "binary",
+        context_over: str = "kernel",
+        base: bool = False,
+        bias_per_task: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(filters, kernel_size, **kwargs)
         if context_over not in CONTEXT_OVER:
             raise ValueError(
@@ -48,7 +49,7 @@ class SuperposedConv(Superposed):
             )
         self.set_base_and_bias(base, bias_per_task)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         channels = input_shape[self._channel_axis]
         if channels is None:
             raise ValueError(
@@ -61,7 +62,7 @@ class SuperposedConv(Superposed):
         self.build_context(channels)
         self.build_base_and_bias((self.filters,))
 
-    def call(self, inputs, task=None):
+    def call(self, inputs: Any, task: Any = None) -> Any:
         task = Task(task, self.num_tasks, inputs)
         if self._binds_kernel:
             outputs = self._by_task(inputs, task)
@@ -80,18 +81,18 @@ class SuperposedConv(Superposed):
             return outputs  # Which has masked them.
         return task.mask(outputs)
 
-    def bind_inputs(self, inputs, index):
+    def bind_inputs(self, inputs: Any, index: Any) -> Any:
         bound = ops.moveaxis(inputs, self._channel_axis, -1)
         bound = super().bind_inputs(bound, index)
         return ops.moveaxis(bound, -1, self._channel_axis)
 
-    def kernel_rows(self, kernel):
+    def kernel_rows(self, kernel: Any) -> Any:
         return ops.reshape(kernel, (-1, self.filters))
 
-    def kernel_of_rows(self, rows):
+    def kernel_of_rows(self, rows: Any) -> Any:
         return ops.reshape(rows, self.kernel.shape)
 
-    def input_rows(self, inputs):
+    def input_rows(self, inputs: Any) -> Any:
         patches = self._patches(inputs)
         return ops.reshape(patches, (-1, *patches.shape[-2:]))
 
@@ -135,7 +136,7 @@ class SuperposedConv(Superposed):
             self.dilation_rate,
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "context_over": self.context_over}
 
     @property

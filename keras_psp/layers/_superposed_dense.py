@@ -1,6 +1,7 @@
 """What every superposed layer is that is a product with a kernel."""
 
 import contextvars
+from typing import Any
 
 from keras import ops
 
@@ -17,11 +18,11 @@ class SuperposedDense(Superposed):
     `bind_inputs()` if what a context binds is not the inputs' last dimension.
     """
 
-    def multiply(self, inputs, kernel):
+    def multiply(self, inputs: Any, kernel: Any) -> Any:
         """Computes the layer's product."""
         raise NotImplementedError
 
-    def call(self, inputs, task=None, training=None):
+    def call(self, inputs: Any, task: Any = None, training: Any = None) -> Any:
         task = Task(task, self.num_tasks, inputs)
         outputs = self._multiply_by_task(inputs, task)
         if self.task_bias is not None:
@@ -32,7 +33,9 @@ class SuperposedDense(Superposed):
             outputs = self.activation(outputs)
         return task.mask(outputs)
 
-    def quantized_call(self, inputs, task=None, training=None):
+    def quantized_call(
+        self, inputs: Any, task: Any = None, training: Any = None
+    ) -> Any:
         task = Task(task, self.num_tasks, inputs)
         bound = self.bind_inputs(inputs, task.index)
         if self.base is None and self.task_bias is None:
@@ -53,18 +56,20 @@ class SuperposedDense(Superposed):
         return task.mask(outputs)
 
     @property
-    def activation(self):
+    def activation(self) -> Any:
         """The activation; `None` while Keras computes the quantized product alone."""
         return None if _bare.get() is self else self._activation
 
     @activation.setter
-    def activation(self, activation):
+    def activation(self, activation: Any) -> None:
         self._activation = activation
 
-    def can_quantize(self, mode):
+    def can_quantize(self, mode: Any) -> bool:
         return mode in ("int8", "int4") or (mode == "float8" and self.base is None)
 
-    def quantize(self, mode=None, type_check=True, config=None):
+    def quantize(
+        self, mode: Any = None, type_check: bool = True, config: Any = None
+    ) -> None:
         name = mode if config is None else config.mode
         if not self.can_quantize(name):
             raise NotImplementedError(

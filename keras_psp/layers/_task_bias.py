@@ -1,5 +1,7 @@
 """A bias for each task."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -18,18 +20,23 @@ class TaskBias(TaskRows, keras.layers.Layer):
     """
 
     def __init__(
-        self, num_tasks, initializer, regularizer=None, constraint=None, **kwargs
-    ):
+        self,
+        num_tasks: int,
+        initializer: Any,
+        regularizer: Any = None,
+        constraint: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.set_num_tasks(num_tasks)
         self._options = initializer, regularizer, constraint
 
-    def build(self, shape):
+    def build(self, shape: Any) -> None:
         initializer, regularizer, constraint = self._options
         self.add_rows(
             "bias", shape, initializer, regularizer=regularizer, constraint=constraint
         )
 
-    def add_to(self, outputs, task, axis=None):
+    def add_to(self, outputs: Any, task: Any, axis: Any = None) -> Any:
         """Adds to each example's outputs its task's bias; see `Task.rows()`."""
         return ops.add(outputs, task.rows(self.bias, outputs, axis))

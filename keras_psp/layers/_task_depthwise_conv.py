@@ -1,5 +1,7 @@
 """What depthwise convolutions with a kernel for each task have in common."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -14,11 +16,11 @@ class TaskDepthwiseConv(TaskRows):
     It stands before a Keras depthwise convolution among the bases.
     """
 
-    def __init__(self, kernel_size, num_tasks, **kwargs):
+    def __init__(self, kernel_size: Any, num_tasks: int, **kwargs: Any) -> None:
         super().__init__(kernel_size, **kwargs)
         self.set_num_tasks(num_tasks)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         channels = input_shape[self._channel_axis]
         if channels is None:
             raise ValueError(
@@ -46,7 +48,7 @@ class TaskDepthwiseConv(TaskRows):
             ndim=self.rank + 2, axes={self._channel_axis: channels}
         )
 
-    def call(self, inputs, task=None):
+    def call(self, inputs: Any, task: Any = None) -> Any:
         task = self.parse_task(task, inputs)
         kernel = ops.convert_to_tensor(self.kernel)
 

@@ -1,5 +1,8 @@
 """What the layers have in common that keep weights of its own for each task."""
 
+from typing import Any
+from typing import Self
+
 import numpy as np
 from keras import ops
 
@@ -21,22 +24,22 @@ class TaskRows(TaskLayer):
     `parse_task()`.
     """
 
-    def set_num_tasks(self, num_tasks):
+    def set_num_tasks(self, num_tasks: int) -> None:
         """Checks and keeps the number of tasks."""
         self.num_tasks = check_integer("num_tasks", num_tasks)
-        self._rows = {}
-        self._new_rows = {}
+        self._rows: dict[str, tuple] = {}
+        self._new_rows: dict[str, np.ndarray] = {}
 
     def add_rows(
         self,
-        attribute,
-        shape,
-        initializer,
-        name=None,
-        regularizer=None,
-        constraint=None,
-        **kwargs,
-    ):
+        attribute: str,
+        shape: Any,
+        initializer: Any,
+        name: str | None = None,
+        regularizer: Any = None,
+        constraint: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Adds a weight of shape `(num_tasks, *shape)` as the layer's `attribute`.
 
         Initializer, regularizer and constraint see one task's row at a time, as they
@@ -70,7 +73,7 @@ class TaskRows(TaskLayer):
         add()
         self._rows[attribute] = rows, add
 
-    def set_new_row(self, weight, row):
+    def set_new_row(self, weight: Any, row: Any) -> None:
         """Sets what a task that is added later begins with, in place of initial values.
 
         It is no weight: it is not trained, and `get_weights()` does not return it. It
@@ -84,12 +87,12 @@ class TaskRows(TaskLayer):
             if getattr(self, attribute) is weight:
                 self._new_rows[attribute] = row.copy()
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         for attribute, row in self._new_rows.items():
             store[NEW_ROW + attribute] = row
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         values = {name: store[name] for name in store.keys()}
         for name in [name for name in values if name.startswith(NEW_ROW)]:
             row = np.array(values.pop(name))
@@ -97,11 +100,11 @@ class TaskRows(TaskLayer):
         super().load_own_variables(values)
 
     @property
-    def task_weights(self):
+    def task_weights(self) -> list:
         """The weights that have a row for each task."""
         return [getattr(self, attribute) for attribute in self._rows]
 
-    def add_tasks(self, n):
+    def add_tasks(self, n: int) -> Self:
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
 
         See `Context.add_tasks()`; it returns the layer itself.
@@ -115,7 +118,7 @@ class TaskRows(TaskLayer):
         )
         return self
 
-    def remove_tasks(self, *, n):
+    def remove_tasks(self, *, n: int) -> Self:
         """Removes the last `n` tasks; the others stay exactly as they are.
 
         See `Context.remove_tasks()`; it returns the layer itself.
@@ -124,21 +127,23 @@ class TaskRows(TaskLayer):
         self._replace_rows(lambda old, rows: old[: self.num_tasks])
         return self
 
-    def check_can_hold(self, num_tasks):
+    def check_can_hold(self, num_tasks: int) -> None:
         """Raises nothing: the layer can hold any number of tasks."""
 
-    def can_quantize(self, mode):
+    def can_quantize(self, mode: Any) -> bool:
         """Whether nothing of the layer is left out if a model is quantized."""
         return not any("kernel" in attribute for attribute in self._rows)
 
-    def quantize(self, mode=None, type_check=True, config=None):
+    def quantize(
+        self, mode: Any = None, type_check: bool = True, config: Any = None
+    ) -> None:
         """Leaves scales, biases and statistics as they are; refuses kernels."""
         if not self.can_quantize(mode):
             raise NotImplementedError(
                 f"A {type(self).__name__} cannot be quantized. Received: {self.name!r}"
             )
 
-    def parse_task(self, task, inputs):
+    def parse_task(self, task: Any, inputs: Any) -> Task:
         """Returns the `Task` of a call, which must hold indices."""
         task = Task(task, self.num_tasks, inputs)
         if task.is_soft:
@@ -149,7 +154,7 @@ class TaskRows(TaskLayer):
             )
         return task
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_tasks": self.num_tasks}
 
     def _replace_rows(self, change):

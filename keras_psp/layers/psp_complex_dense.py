@@ -1,5 +1,7 @@
 """The superposed dense layer of complex numbers."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -66,19 +68,19 @@ class PSPComplexDense(Superposed, keras.layers.Layer):
 
     def __init__(
         self,
-        units,
-        num_tasks=None,
-        context="complex",
-        activation=None,
-        use_bias=True,
-        kernel_initializer=None,
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        **kwargs,
-    ):
+        units: int,
+        num_tasks: int | None = None,
+        context: Any = "complex",
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = None,
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if kernel_initializer is None:
             kernel_initializer = keras.initializers.VarianceScaling(0.5, "fan_avg")
@@ -94,7 +96,7 @@ class PSPComplexDense(Superposed, keras.layers.Layer):
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         if input_shape[-1] % 2:
             raise ValueError(
                 "The last dimension must be even: real parts, then imaginary parts. "
@@ -126,7 +128,7 @@ class PSPComplexDense(Superposed, keras.layers.Layer):
             self.bias = None
 
     @property
-    def kernel(self):
+    def kernel(self) -> Any:
         """The kernel as one of real numbers, `(2 * input_dim, 2 * units)`."""
         real = ops.convert_to_tensor(self.kernel_real)
         imaginary = ops.convert_to_tensor(self.kernel_imaginary)
@@ -138,7 +140,7 @@ class PSPComplexDense(Superposed, keras.layers.Layer):
             axis=0,
         )
 
-    def call(self, inputs, task=None):
+    def call(self, inputs: Any, task: Any = None) -> Any:
         def dense(bound):
             outputs = ops.matmul(bound, self.kernel)
             if self.use_bias:
@@ -147,10 +149,10 @@ class PSPComplexDense(Superposed, keras.layers.Layer):
 
         return self.call_bound(dense, inputs, task)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple:
         return (*input_shape[:-1], 2 * self.units)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "units": self.units,

@@ -1,5 +1,7 @@
 """The superposed dense layer."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -60,21 +62,21 @@ class PSPDense(SuperposedDense, keras.layers.Dense):
 
     def __init__(
         self,
-        units,
-        num_tasks=None,
-        context="binary",
-        base=False,
-        bias_per_task=False,
-        **kwargs,
-    ):
+        units: int,
+        num_tasks: int | None = None,
+        context: Any = "binary",
+        base: bool = False,
+        bias_per_task: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(units, **kwargs)
         self.set_context(context, num_tasks)
         self.set_base_and_bias(base, bias_per_task)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.build_context(input_shape[-1])
         super().build(input_shape)
         self.build_base_and_bias((self.units,))
 
-    def multiply(self, inputs, kernel):
+    def multiply(self, inputs: Any, kernel: Any) -> Any:
         return ops.matmul(inputs, kernel)

@@ -3,6 +3,7 @@
 import math
 import re
 import string
+from typing import Any
 
 import keras
 import numpy as np
@@ -69,22 +70,25 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3.
     """
 
+    bias_axes: Any
+    use_bias: bool
+
     def __init__(
         self,
-        equation,
-        output_shape,
-        num_tasks=None,
-        context="binary",
-        base=False,
-        bias_per_task=False,
-        **kwargs,
-    ):
+        equation: str,
+        output_shape: Any,
+        num_tasks: int | None = None,
+        context: Any = "binary",
+        base: bool = False,
+        bias_per_task: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(equation, output_shape, **kwargs)
         self.set_context(context, num_tasks)
         self.use_bias = self.bias_axes is not None
         self.set_base_and_bias(base, bias_per_task)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         inputs, kernel, outputs = _letters(self.equation, len(input_shape))
         summed = [x for x in kernel if x in inputs and x not in outputs]
         if not sums_over_inputs(self.equation, len(input_shape)):
@@ -118,10 +122,10 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         self.bias_axes = bias_axes
         self.build_base_and_bias(bias_shape)
 
-    def multiply(self, inputs, kernel):
+    def multiply(self, inputs: Any, kernel: Any) -> Any:
         return ops.einsum(self.equation, inputs, kernel)
 
-    def bind_inputs(self, inputs, index):
+    def bind_inputs(self, inputs: Any, index: Any) -> Any:
         order = self._input_order
         x = ops.transpose(inputs, order)
         shape = ops.shape(x)
@@ -129,15 +133,15 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         x = ops.reshape(self.context.transform(x, index), shape)
         return ops.transpose(x, np.argsort(order).tolist())
 
-    def kernel_rows(self, kernel):
+    def kernel_rows(self, kernel: Any) -> Any:
         return ops.reshape(ops.transpose(kernel, self._kernel_order), (self._width, -1))
 
-    def kernel_of_rows(self, rows):
+    def kernel_of_rows(self, rows: Any) -> Any:
         order = self._kernel_order
         rows = ops.reshape(rows, [self.kernel.shape[axis] for axis in order])
         return ops.transpose(rows, np.argsort(order).tolist())
 
-    def input_rows(self, inputs):
+    def input_rows(self, inputs: Any) -> Any:
         x = ops.transpose(inputs, self._input_order)
         own = x.shape[len(x.shape) - self._num_summed - self._num_own :]
         own = own[: self._num_own]
@@ -148,7 +152,7 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         return self.context.input_spec.axes[-1]
 
 
-def sums_over_inputs(equation, rank):
+def sums_over_inputs(equation: str, rank: Any) -> Any:
     """Whether an equation, of inputs of that rank, leaves a context something to bind.
 
     That is what it sums over, of the inputs of each example.

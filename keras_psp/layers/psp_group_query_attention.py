@@ -1,5 +1,7 @@
 """The superposed attention whose heads share keys and values in groups."""
 
+from typing import Any
+
 import keras
 
 from keras_psp.layers._superposed_attention import SuperposedAttention
@@ -66,14 +68,14 @@ class PSPGroupQueryAttention(SuperposedAttention, keras.layers.GroupQueryAttenti
 
     def __init__(
         self,
-        head_dim,
-        num_query_heads,
-        num_key_value_heads,
-        num_tasks=None,
-        context="binary",
-        base=False,
-        bias_per_task=False,
-        **kwargs,
-    ):
+        head_dim: int,
+        num_query_heads: int,
+        num_key_value_heads: int,
+        num_tasks: int | None = None,
+        context: Any = "binary",
+        base: bool = False,
+        bias_per_task: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(head_dim, num_query_heads, num_key_value_heads, **kwargs)
         self.set_projections(context, num_tasks, base, bias_per_task)

@@ -1,5 +1,7 @@
 """The superposed attention of many heads."""
 
+from typing import Any
+
 import keras
 
 from keras_psp.layers._superposed_attention import SuperposedAttention
@@ -67,13 +69,13 @@ class PSPMultiHeadAttention(SuperposedAttention, keras.layers.MultiHeadAttention
 
     def __init__(
         self,
-        num_heads,
-        key_dim,
-        num_tasks=None,
-        context="binary",
-        base=False,
-        bias_per_task=False,
-        **kwargs,
-    ):
+        num_heads: int,
+        key_dim: int,
+        num_tasks: int | None = None,
+        context: Any = "binary",
+        base: bool = False,
+        bias_per_task: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(num_heads, key_dim, **kwargs)
         self.set_projections(context, num_tasks, base, bias_per_task)

@@ -1,6 +1,7 @@
 """Batch normalization with statistics of its own for each task."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
@@ -66,7 +67,9 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         by task.
     """
 
-    def __init__(self, num_tasks, affine_per_task=False, **kwargs):
+    def __init__(
+        self, num_tasks: int, affine_per_task: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if self.renorm or self.synchronized:
             raise ValueError(
@@ -76,7 +79,7 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         self.affine_per_task = affine_per_task
         self.set_num_tasks(num_tasks)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         rank = len(input_shape)
         if self.axis % rank == 0 or not -rank <= self.axis < rank:
             raise ValueError(
@@ -100,7 +103,7 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
                     constraint=getattr(self, f"{name}_constraint"),
                     autocast=False,
                 )
-        fixed = {"trainable": False, "autocast": False}
+        fixed: dict[str, Any] = {"trainable": False, "autocast": False}
         self.add_rows("moving_mean", (width,), self.moving_mean_initializer, **fixed)
         self.add_rows(
             "moving_variance", (width,), self.moving_variance_initializer, **fixed
@@ -108,7 +111,14 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         self.input_spec = keras.InputSpec(ndim=rank, axes={self.axis: width})
 
     # Keras fills in `mask` if there is one tensor, `inputs_mask` if there are more.
-    def call(self, inputs, task=None, training=None, mask=None, inputs_mask=None):
+    def call(
+        self,
+        inputs: Any,
+        task: Any = None,
+        training: Any = None,
+        mask: Any = None,
+        inputs_mask: Any = None,
+    ) -> Any:
         mask = inputs_mask if mask is None else mask
         task = self.parse_task(task, inputs)
         index = task.index
@@ -137,7 +147,7 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         outputs = x * ops.reshape(scale, shape) + ops.reshape(offset, shape)
         return task.mask(ops.cast(outputs, self.compute_dtype))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "affine_per_task": self.affine_per_task}
 
     def _add_shared(self, name, *args, **kwargs):

@@ -1,5 +1,7 @@
 """A dense layer with a kernel for each task."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -48,13 +50,13 @@ class TaskDense(TaskRows, keras.layers.Dense):
     ((10, 4, 2), (10, 2))
     """
 
-    def __init__(self, units, num_tasks, **kwargs):
+    def __init__(self, units: int, num_tasks: int, **kwargs: Any) -> None:
         super().__init__(units, **kwargs)
         if self.lora_rank:
             self.enable_lora(self.lora_rank)
         self.set_num_tasks(num_tasks)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.add_rows(
             "_kernel",
             (input_shape[-1], self.units),
@@ -74,7 +76,7 @@ class TaskDense(TaskRows, keras.layers.Dense):
             )
         self.input_spec = keras.InputSpec(min_ndim=2, axes={-1: input_shape[-1]})
 
-    def call(self, inputs, task=None, training=None):
+    def call(self, inputs: Any, task: Any = None, training: Any = None) -> Any:
         task = self.parse_task(task, inputs)
         kernel = self.kernel
         rank = len(inputs.shape)
@@ -98,7 +100,7 @@ class TaskDense(TaskRows, keras.layers.Dense):
             outputs = self.activation(outputs)
         return task.mask(outputs)
 
-    def enable_lora(self, *args, **kwargs):
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
             "A TaskDense has no LoRA: its kernels are one for each task already."
         )

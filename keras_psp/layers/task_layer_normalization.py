@@ -1,5 +1,7 @@
 """Layer normalization with a scale and an offset for each task."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -48,7 +50,7 @@ class TaskLayerNormalization(TaskRows, keras.layers.LayerNormalization):
         [Ba et al., 2016](https://arxiv.org/abs/1607.06450), equation 4, task by task.
     """
 
-    def __init__(self, num_tasks, **kwargs):
+    def __init__(self, num_tasks: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if self.axis not in (-1, [-1]) or self.rms_scaling:
             raise ValueError(
@@ -58,7 +60,7 @@ class TaskLayerNormalization(TaskRows, keras.layers.LayerNormalization):
             )
         self.set_num_tasks(num_tasks)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.gamma = self.beta = None
         for name, wanted in (("gamma", self.scale), ("beta", self.center)):
             if wanted:
@@ -71,7 +73,7 @@ class TaskLayerNormalization(TaskRows, keras.layers.LayerNormalization):
                     autocast=False,
                 )
 
-    def call(self, inputs, task=None):
+    def call(self, inputs: Any, task: Any = None) -> Any:
         task = self.parse_task(task, inputs)
         x = ops.layer_normalization(inputs, None, None, axis=-1, epsilon=self.epsilon)
         if self.gamma is not None:

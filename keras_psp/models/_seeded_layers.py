@@ -1,5 +1,7 @@
 """What the builders of models have in common: layers drawn from one seed."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -23,18 +25,33 @@ class SeededLayers:
         seed: Non-negative integer.
     """
 
-    def __init__(self, context, num_tasks, num_contexts, learnable, seed):
+    def __init__(
+        self,
+        context: Any,
+        num_tasks: int,
+        num_contexts: int,
+        learnable: bool,
+        seed: int,
+    ) -> None:
         self.num_tasks = num_tasks
         self._contexts = []
         if context is not None:
             self._contexts = series(context, num_tasks, num_contexts, learnable, seed)
         self._rng = np.random.default_rng(seed)
 
-    def context(self):
+    def context(self) -> Any:
         """Returns a context of its own for one more layer."""
         return self._contexts.pop()
 
-    def dense(self, x, task, units, name, kind="superposed", use_bias=False):
+    def dense(
+        self,
+        x: Any,
+        task: Any,
+        units: int,
+        name: str,
+        kind: str = "superposed",
+        use_bias: bool = False,
+    ) -> Any:
         """Adds a dense layer with kernels from N(0, 2 / (in + out)).
 
         Args:
@@ -49,7 +66,7 @@ class SeededLayers:
         Returns:
             Symbolic outputs.
         """
-        options = {"use_bias": use_bias, "name": name}
+        options: dict[str, Any] = {"use_bias": use_bias, "name": name}
         if kind == "shared":
             layer = keras.layers.Dense(units, **options)
             outputs = layer(x)
@@ -71,7 +88,7 @@ class SeededLayers:
             self.draw(layer.kernel, shape, variance=2 / sum(shape))
         return outputs
 
-    def draw(self, kernel, shape, variance):
+    def draw(self, kernel: Any, shape: Any, variance: float) -> Any:
         """Assigns normal numbers of NumPy's to a kernel, or alike to each task's."""
         values = self._rng.normal(scale=variance**0.5, size=shape)
         kernel.assign(np.broadcast_to(values, kernel.shape))

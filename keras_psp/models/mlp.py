@@ -1,5 +1,7 @@
 """The multi-layer perceptron of the paper's permuting experiments."""
 
+from typing import Any
+
 import keras
 
 from keras_psp._core.checks import check_integer
@@ -10,19 +12,19 @@ from keras_psp.models.task_model import TaskModel
 
 
 def mlp(
-    input_shape,
-    num_classes,
-    num_tasks,
-    units=256,
-    depth=3,
-    context="binary",
-    learnable=False,
-    head="superposed",
-    complex_valued=False,
-    soft=False,
-    seed=0,
-    name="mlp",
-) -> keras.Model:
+    input_shape: Any,
+    num_classes: int,
+    num_tasks: int,
+    units: int = 256,
+    depth: int = 3,
+    context: Any = "binary",
+    learnable: bool = False,
+    head: str = "superposed",
+    complex_valued: bool = False,
+    soft: bool = False,
+    seed: int = 0,
+    name: str = "mlp",
+) -> TaskModel:
     """Builds a multi-layer perceptron that holds `num_tasks` models in one.
 
     As in the authors' code: `depth` hidden layers of `units` rectified units, kernels
@@ -49,7 +51,7 @@ def mlp(
         name: Name of the model.
 
     Returns:
-        A functional model. Inputs: `{"image": float32 (batch, *input_shape), "task":
+        A `TaskModel`. Inputs: `{"image": float32 (batch, *input_shape), "task":
         int32 (batch,)}`, or if `soft` float32 `(batch, num_tasks)`; output: logits,
         `(batch, num_classes)`.
 

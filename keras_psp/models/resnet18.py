@@ -1,6 +1,7 @@
 """The residual network of the paper's incremental experiments."""
 
 import math
+from typing import Any
 
 import keras
 
@@ -19,18 +20,18 @@ _NUM_CONTEXTS = 1 + 4 * 2 * 2 + 3 + 1
 
 
 def resnet18(
-    input_shape,
-    num_classes,
-    num_tasks,
-    context="binary",
-    context_over="kernel",
-    learnable=False,
-    head="superposed",
-    norm="task",
-    stem="cifar",
-    width=1.0,
-    seed=0,
-    name="resnet18",
+    input_shape: Any,
+    num_classes: int,
+    num_tasks: int,
+    context: Any = "binary",
+    context_over: str = "kernel",
+    learnable: bool = False,
+    head: str = "superposed",
+    norm: str = "task",
+    stem: str = "cifar",
+    width: float = 1.0,
+    seed: int = 0,
+    name: str = "resnet18",
 ) -> keras.Model:
     """Builds a ResNet18 that holds `num_tasks` models in one.
 

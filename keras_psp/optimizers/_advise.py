@@ -11,7 +11,7 @@ from keras_psp.optimizers._around import chain_of
 from keras_psp.optimizers._around import find_in_chain
 from keras_psp.optimizers.per_task import PerTask
 
-_told = weakref.WeakSet()
+_told: weakref.WeakSet = weakref.WeakSet()
 
 
 def advise(model: keras.Model, optimizer: Any) -> None:

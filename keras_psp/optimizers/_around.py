@@ -27,7 +27,7 @@ class Around(keras.optimizers.Optimizer):
     ) -> None:
         super().__init__(learning_rate=0.0, name=name)
         self.optimizer = keras.optimizers.get(optimizer)
-        self._loaded = None
+        self._loaded: Any = None
 
     def build(self, variables: list) -> None:
         """Makes the variables, for the trainable variables of a model."""

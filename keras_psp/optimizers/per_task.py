@@ -88,7 +88,7 @@ class PerTask(Around):
     def add_own_variables(self, variables: list) -> None:
         """Adds, for each weight with rows, how many steps each row has taken."""
         self.steps = self._add_counters(variables, "steps")
-        self.waiting = None
+        self.waiting: Any = None
         if self._accumulates:
             # Which rows have had examples since the last step.
             self.waiting = self._add_counters(variables, "waiting")
