@@ -20,7 +20,7 @@ TOLERANCE = {"float16": 2e-2, "bfloat16": 1e-1}
 class SelfAttention(PSPMultiHeadAttention):
     """With one input, as the checks call a layer."""
 
-    def __call__(self, query, value_or_task, **kwargs):
+    def __call__(self, query, value_or_task=None, **kwargs):
         if "task" in kwargs:  # Keras calls it once more, as it was called.
             return super().__call__(query, value_or_task, **kwargs)
         return super().__call__(query, query, task=value_or_task)

@@ -70,7 +70,8 @@ def task(task: Any) -> Iterator[None]:
                 f"`task` must not be negative. Received: task={array.min()}"
             )
         # What int32 cannot hold is no task of any layer.
-        array = np.minimum(array, np.iinfo("int32").max).astype("int32")
+        most = np.iinfo("int32").max
+        array = np.where(array > most, np.int64(most), array).astype("int32")
         value = int(array) if array.ndim == 0 else array
     with contextlib.ExitStack() as stack:
         if isinstance(value, (int, np.ndarray)):

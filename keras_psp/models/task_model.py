@@ -160,10 +160,6 @@ class TaskModel(keras.Model):
         for layer in self._task_layers():
             layer.check_can_hold(num_tasks)
 
-    def compile(self, optimizer: Any = "rmsprop", *args: Any, **kwargs: Any) -> None:
-        super().compile(optimizer, *args, **kwargs)
-        advise(self, self.optimizer)
-
     # What is given is checked before Keras sees it: Keras casts it, and on JAX a step
     # that cannot be traced costs a model its weights.
 
@@ -195,6 +191,7 @@ class TaskModel(keras.Model):
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [*(keras.tree.flatten(callbacks or [])), WholeSteps()]
         given["callbacks"] = callbacks
+        advise(self, getattr(self, "optimizer", None))
         with self._guarded():
             return super().fit(**given)
 

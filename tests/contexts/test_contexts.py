@@ -94,7 +94,8 @@ def test_get_refuses_what_it_does_not_know():
 
 @pytest.mark.parametrize("seed", [-1, 1.5, None, "a", True])
 def test_seed_must_be_a_non_negative_integer(seed):
-    with pytest.raises(ValueError, match="`seed` must be a non-negative integer"):
+    error = ValueError if seed == -1 else TypeError
+    with pytest.raises(error, match="`seed` must be a non-negative integer"):
         contexts.get("binary", num_tasks=2, seed=seed)
 
 
@@ -116,7 +117,8 @@ def test_what_has_nothing_to_learn_says_so(name):
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, "2"])
 def test_reflections_must_be_a_positive_integer(bad):
-    with pytest.raises(ValueError, match="`reflections` must be a positive integer"):
+    error = ValueError if bad in (0, -1) else TypeError
+    with pytest.raises(error, match="`reflections` must be a positive integer"):
         contexts.get("householder", num_tasks=2, reflections=bad)
 
 
