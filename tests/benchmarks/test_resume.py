@@ -10,6 +10,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from conftest import BACKEND
 
 from keras_psp import benchmarks
 from keras_psp.benchmarks import PermutedConfig
@@ -299,6 +300,7 @@ def test_a_disk_that_is_full_at_any_write(
     assert os.listdir(tmp_path) == ["result.json"]
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="Kills are tried on one backend")
 def test_killed_at_file_operations():
     command = [sys.executable, os.path.join(os.path.dirname(__file__), "kills.py")]
     done = subprocess.run([*command, "--kills", "4"], capture_output=True, text=True)

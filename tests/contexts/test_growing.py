@@ -98,12 +98,12 @@ def test_a_model_may_be_trained_on():
     x, task = draw((10, 7))
     learned = mlp((7,), 3, NUM_TASKS, units=8, depth=1, learnable=True)
     fixed = mlp((7,), 3, NUM_TASKS, units=8, depth=1)
-    for model, kept in ((learned, False), (fixed, True)):
+    for model in (learned, fixed):
         model.compile("adam", keras.losses.SparseCategoricalCrossentropy(True))
         inputs = {"image": x, "task": task}
         model.fit(inputs, np.zeros(10), verbose=0, epochs=3)
         model.add_tasks(3)
-        assert (int(model.optimizer.iterations) == 3) == kept
+        assert int(model.optimizer.iterations) == 3
         more = {"image": x, "task": task + 3}
         first = model.evaluate(more, np.zeros(10), verbose=0)
         model.fit(more, np.zeros(10), verbose=0, epochs=3)

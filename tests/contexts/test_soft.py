@@ -84,9 +84,7 @@ def test_mlp_takes_soft_contexts_with_the_same_weights():
     )
     with pytest.raises(TypeError, match="takes soft contexts.*int"):
         soft.predict({"image": x, "task": task}, verbose=0)
-    with pytest.raises(
-        TypeError, match="integer dtype, because it is an index.*float32"
-    ):
+    with pytest.raises(TypeError, match="because it is an index.*float32"):
         hard.predict({"image": x, "task": one_hot}, verbose=0)
 
 
