@@ -148,7 +148,7 @@ class PerTask(Around):
         # What remains of an absent row without its regularizer is a rounding error.
         own = gradient_of(
             lambda value: self.scale_loss(variable.regularizer(value)),
-            ops.convert_to_tensor(variable),
+            ops.copy(variable.value),
         )
         own = ops.cast(ops.reshape(own, (rows, -1)), gradient.dtype)
         size = ops.max(ops.abs(own), axis=1, keepdims=True)
