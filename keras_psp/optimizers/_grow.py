@@ -44,18 +44,13 @@ def grow_optimizer(
     >>> int(adam.iterations), tuple(adam.variables[2].shape)
     (1, (3, 4))
     """
+    check_can_grow(optimizer, old)
     if optimizer is None:
         return
     if not optimizer.built:
         if getattr(optimizer, "_loaded", None) is None:
             return
         optimizer.build(old)  # With what a file has held.
-    trained = private.trained_variables(optimizer)
-    if [id(v) for v in trained] != [id(v) for v in old]:
-        raise ValueError(
-            "The optimizer has not been built for these variables: it has "
-            f"{len(trained)}. Received: {len(old)}"
-        )
     origins = _find_origins(old, new, len(rows))
     if [id(v) for v in old] == [id(v) for v in new]:
         return
@@ -83,6 +78,19 @@ def grow_optimizer(
                     variable.assign(scalars[name])
             if hasattr(each, "carry_over"):
                 each.carry_over(attributes, origins, rows)
+
+
+def check_can_grow(optimizer: Any, variables: list) -> None:
+    """Raises a `ValueError` if an optimizer was built for other variables."""
+    if optimizer is None or not optimizer.built:
+        return
+    trained = private.trained_variables(optimizer)
+    if [id(v) for v in trained] != [id(v) for v in variables]:
+        raise ValueError(
+            "The optimizer was built for other variables; compile the model again. "
+            f"Received: {len(variables)} variables, where it was built for "
+            f"{len(trained)}"
+        )
 
 
 def _find_origins(old: list, new: list, num_rows: int) -> list[tuple[int, bool]]:
