@@ -27,6 +27,7 @@ from keras_psp._core.task_index import check_task_type
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp.models._whole_steps import WholeSteps
 from keras_psp.optimizers._advise import advise
+from keras_psp.optimizers._grow import check_can_grow
 from keras_psp.optimizers._grow import grow_optimizer
 
 
@@ -278,6 +279,9 @@ class TaskModel(keras.Model):
         models = [self, *self._callers]
         trained = [list(model.trainable_variables) for model in models]
         rows = [k if k < before else None for k in range(total)]
+        for model, variables in zip(models, trained, strict=True):
+            if model.compiled:
+                check_can_grow(model.optimizer, variables)
         try:
             self._resize(total)
         except BaseException:
