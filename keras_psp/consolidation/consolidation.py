@@ -69,12 +69,12 @@ class Consolidation(Around):
         """Adds the variables that say how important the model's are: a number each."""
         self.importances = self._like(variables, "importance")
 
-    def penalty(self):
+    def penalty(self) -> Any:
         """Returns the penalty, a scalar, for the weights as they are."""
         terms = [self.rise(i) for i in range(len(self._trainable_variables))]
         return ops.multiply(self.strength / 2, ops.sum(ops.stack(terms)))
 
-    def rise(self, i):
+    def rise(self, i: int) -> Any:
         """Returns twice what a variable adds to the penalty, but for the `strength`."""
         return ops.sum(ops.multiply(self.importances[i], ops.square(self._apart(i))))
 

@@ -1,5 +1,7 @@
 """A learning rate that begins anew with each task."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -17,12 +19,12 @@ class CosineEachTask(keras.optimizers.schedules.LearningRateSchedule):
     ```
 
     in step `i` of a task, where `w` is a tenth of its steps, and at least one. At the
-    end of a task its gradients are small, and so is what optimizers divide by; the
-    first of the next are many times larger. Without warming up, steps would be too, and
-    in directions that no consolidation holds.
+    end of a task the gradients are small, and so are the averages that optimizers
+    divide by. The first gradients of the next task are many times larger. Without a
+    warm-up the first steps would be too, in directions that no consolidation protects.
 
     Args:
-        learning_rate: Number, at least 0, the largest.
+        learning_rate: Number, at least 0, the largest learning rate.
         steps: Positive integer, the training steps of each task.
         name: Name of the schedule.
 
@@ -41,7 +43,9 @@ class CosineEachTask(keras.optimizers.schedules.LearningRateSchedule):
         and a warm-up before each restart.
     """
 
-    def __init__(self, learning_rate, steps, name="cosine_each_task"):
+    def __init__(
+        self, learning_rate: float, steps: int, name: str = "cosine_each_task"
+    ) -> None:
         super().__init__()
         self.learning_rate = check_number("learning_rate", learning_rate)
         self.steps = check_integer("steps", steps)
@@ -54,10 +58,10 @@ class CosineEachTask(keras.optimizers.schedules.LearningRateSchedule):
             warmup_steps=warmup,
         )
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Any:
         return self._of_task(ops.mod(step, self.steps))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "learning_rate": self.learning_rate,
             "steps": self.steps,

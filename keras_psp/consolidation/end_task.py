@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from keras_psp.optimizers._around import find_in_chain
+
 if TYPE_CHECKING:
     from keras_psp.datasets import TaskSequence
 
@@ -60,8 +62,4 @@ class EndTask(keras.callbacks.Callback):
 
 def find_consolidation(optimizer: Any) -> Any:
     """Returns the optimizer, or the one inside it, that has `end_task()`, or `None`."""
-    while optimizer is not None and not hasattr(optimizer, "end_task"):
-        # Keras' LossScaleOptimizer has the first, optimizers of this package the other.
-        inner = getattr(optimizer, "inner_optimizer", None)
-        optimizer = inner or getattr(optimizer, "optimizer", None)
-    return optimizer
+    return find_in_chain(optimizer, lambda each: hasattr(each, "end_task"))

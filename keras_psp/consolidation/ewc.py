@@ -1,5 +1,7 @@
 """Elastic weight consolidation."""
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -13,31 +15,33 @@ from keras_psp.consolidation.consolidation import Consolidation
 
 @keras.saving.register_keras_serializable(package="keras_psp")
 class EWC(Consolidation):
-    """Elastic weight consolidation: weights are important as the Fisher matrix says.
+    """Elastic weight consolidation: the Fisher information says what is important.
 
     ```
     strength / 2 * sum_i (sum_k decay^(K - k) F_ki) (w_i - w_Ki)^2
     ```
 
-    over all earlier tasks k = 1 ... K: `F_k` is the diagonal of the task's Fisher
-    information at its end, and `w_K` are the weights at the end of the last.
+    over all earlier tasks k = 1 ... K. `F_k` is the diagonal of the task's Fisher
+    information at its end, and `w_K` are the weights at the end of the last task.
 
     In the first paper every task has an anchor of its own, `sum_k F_ki (w_i - w_ki)^2`.
-    That is `decay=None`: a sum of such parabolas is one of them, so that it too keeps
-    one importance and one anchor for each weight. It pulls back to the first tasks what
-    the later ones had moved with good reason, and forgets these (Huszár, 2018).
+    `decay=None` does that. A sum of such parabolas is a parabola, so it also keeps one
+    importance and one anchor for each weight. It pulls weights back to the first tasks
+    that later tasks have moved with good reason, and forgets the later tasks (Huszár,
+    2018).
 
     Args:
         optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
         strength: Number, at least 0: how much the penalty weighs beside the loss.
-        decay: Number in [0, 1] by which the importances of earlier tasks fade with each
-            that ends, or `None` for an anchor for each task.
-        examples: Positive integer, of how many examples of a task the Fisher
-            information is measured, or all if there are fewer.
-        labels: `"model"` for the Fisher information proper, whose labels the model
-            draws itself; it must be trained with a (sparse) categorical crossentropy or
-            the mean squared error. `"data"` for the empirical one, which serves with
-            any loss.
+        decay: Number in [0, 1]. The importances of earlier tasks are multiplied by it
+            when a task ends. `None` for an anchor for each task.
+        examples: Positive integer, the most examples of a task that the Fisher
+            information is measured on. If there are more, some are drawn.
+        labels: `"model"` for the Fisher information proper: the model draws the labels
+            itself. Each of its outputs must have a (binary, categorical or sparse
+            categorical) crossentropy, the mean squared error, or no loss. `"data"` for
+            the empirical Fisher information, with any loss, also with losses that the
+            model adds itself.
         name: Name of the optimizer.
 
     Raises:
@@ -66,13 +70,13 @@ class EWC(Consolidation):
 
     def __init__(
         self,
-        optimizer="rmsprop",
-        strength=10.0,
-        decay=1.0,
-        examples=1024,
-        labels="model",
-        name="ewc",
-    ):
+        optimizer: "keras.optimizers.Optimizer | str" = "rmsprop",
+        strength: float = 10.0,
+        decay: float | None = 1.0,
+        examples: int = 1024,
+        labels: str = "model",
+        name: str = "ewc",
+    ) -> None:
         super().__init__(optimizer, strength, name)
         if decay is not None:
             decay = check_number("decay", decay, most=1.0)
@@ -83,21 +87,23 @@ class EWC(Consolidation):
             lambda gradient: [keras.ops.square(gradient)],
         )
 
-    def end_task(self, model, data=None):
+    def end_task(self, model: keras.Model, data: Any = None) -> None:
         """Measures the Fisher information of the task that has just been learned.
 
         Args:
             model: The model that was trained.
-            data: The task's training data: batches `(inputs, targets)`, as a
-                `tf.data.Dataset` or anything else to iterate over; or a tuple of two
-                arrays (or dictionaries of arrays).
+            data: The task's training data, in any form that `fit()` takes: batches
+                `(x, y)` or `(x, y, sample_weight)`, as a `tf.data.Dataset`, a
+                `PyDataset`, a list or a generator; or a tuple of arrays, or of lists
+                or dictionaries of arrays. With `labels="model"` the targets matter
+                only where the loss ignores a class.
 
         Raises:
-            TypeError: `data` is neither.
-            ValueError: Nothing has been trained yet, or another model; `data` is empty,
-                not of the model's shapes or gives gradients that are not finite;
-                `labels="model"`, and the loss is not one of those above. Nothing
-                changes then.
+            TypeError: `data` is in no such form.
+            ValueError: Nothing has been trained yet, or another model was; `data` is
+                empty, has other shapes than the model, or gives gradients that are not
+                finite; `labels="model"` and an output has another loss. Nothing has
+                changed then.
         """
         self._check_trained(model)
         found = self._fisher(model, data)
@@ -120,7 +126,7 @@ class EWC(Consolidation):
             importance.assign(total)
             anchor.assign(value)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "decay": self.decay,

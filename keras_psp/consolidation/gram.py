@@ -19,59 +19,62 @@ from keras_psp.optimizers.per_task import select
 
 @keras.saving.register_keras_serializable(package="keras_psp")
 class Gram(Consolidation):
-    """Keeps what earlier tasks' layers answer, by two matrices for each kernel.
+    """Keeps the answers of earlier tasks, by two matrices for each kernel.
 
     ```
     strength / 2 * tr((W - W*)^T L (W - W*) R)
     L = sum_k E[g g^T] / t_k,   R = t mean_k E[g^T g] / t_k,   t_k = E|g|^2
     ```
 
-    where `g` is the gradient of one example's log-likelihood by the kernel, a matrix of
-    a row for each input, taken over examples of task k at its end, and `W*` is the
-    kernel at the end of the last task. `L` says which of the kernel's inputs the tasks
-    use, all pairs of them, and `R` which of its outputs matter to their answers.
-    Together they are a Kronecker-factored Fisher information, of which `EWC` has the
-    diagonal: to second order the penalty is how much the losses of the earlier tasks
-    rise, with a `strength` of 1 as much as they were in the sum.
+    `g` is the gradient of one example's log-likelihood with respect to the kernel, a
+    matrix with a row for each input. The means are taken over examples of task k when
+    the task ends. `W*` is the kernel at the end of the last task. `L` says which of the
+    kernel's inputs the tasks use, and which together. `R` says which of its outputs
+    matter for the answers. Together they are a Kronecker-factored Fisher information,
+    of which `EWC` has the diagonal. To second order the penalty is how much the losses
+    of the earlier tasks rise; with a `strength` of 1 it is their sum.
 
-    All tasks count alike, with `t` the harmonic mean of the `t_k`. By themselves, one
-    of which the model is sure would count for little, its gradients being small, and be
-    forgotten; one learned badly for much, and keep the next from being learned.
+    All tasks count alike; `t` is the harmonic mean of the `t_k`. Otherwise a task that
+    the model is sure of, whose gradients are small, would be forgotten, and a badly
+    learned task would keep the next one from being learned.
 
-    In a superposed layer the gradient is that by the superposed kernel: it is bound, as
-    the inputs are, so that one pair of matrices holds for all tasks.
+    In a superposed layer the gradients are bound to the tasks' contexts, as the inputs
+    are. One pair of matrices therefore holds for all tasks.
 
-    A weight of any shape is taken as a matrix with its last dimension as outputs: a
-    convolution's kernel has the numbers of a patch as inputs, a bias has one. A side
-    of more than `largest` numbers has only the diagonal of its matrix.
+    A weight of any shape is taken as a matrix whose columns are its last dimension. The
+    kernel of a convolution has the numbers of a patch as inputs, a bias has one input.
+    A side of more than `largest` numbers has only the diagonal of its matrix.
 
-    The other optimizer takes its steps by the loss alone. After each `every`-th the
-    kernels are pulled back to where loss and penalty hold the balance,
+    The other optimizer takes its steps by the loss alone. After each `every`-th step
+    the kernels are pulled back to where loss and penalty hold the balance,
 
     ```
     W <- W* + (I + c strength L (x) R)^-1 (W - W*)
     ```
 
-    with `c` the sum of that optimizer's step sizes since the last time, how far it has
-    gone for how large a gradient. That is the implicit step of gradient descent: it is
-    stable however strong the penalty is, and does not disturb what the optimizer knows
-    of the loss's gradients. In the coordinates of the eigenvectors it is a division.
+    where `c` is the sum of the step sizes since the last time: how far the optimizer
+    has gone, divided by the sizes of the gradients. This is the implicit step of
+    gradient descent. It is stable however strong the penalty is, and leaves alone what
+    the optimizer knows of the loss. In the coordinates of the eigenvectors it is a
+    division.
 
     Args:
         optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
         strength: Number, at least 0: how much the penalty weighs beside the loss.
-        decay: Number in [0, 1] by which the matrices of earlier tasks fade with each
-            that ends.
-        examples: Positive integer, of how many examples of a task the matrices are
-            measured, or all if there are fewer.
-        labels: `"model"` for the Fisher information proper, whose labels the model
-            draws itself; it must be trained with a (sparse) categorical crossentropy or
-            the mean squared error. `"data"` for the empirical one, which serves with
-            any loss.
+        decay: Number in [0, 1]. The matrices of earlier tasks are multiplied by it when
+            a task ends.
+        examples: Positive integer, the most examples of a task that the matrices are
+            measured on. If there are more, some are drawn.
+        labels: `"model"` for the Fisher information proper: the model draws the labels
+            itself. Each of its outputs must have a (binary, categorical or sparse
+            categorical) crossentropy, the mean squared error, or no loss. `"data"` for
+            the empirical Fisher information, with any loss, also with losses that the
+            model adds itself.
         temperature: Positive number by which the logits are divided, with
-            `labels="model"` and a crossentropy. With 1 hardly any but the examples
-            count of which the model is not sure; the larger, the more all do.
-        every: Positive integer, after how many steps the kernels are pulled back.
+            `labels="model"` and a crossentropy. With 1 hardly any examples count except
+            those that the model is not sure of; with more, all do.
+        every: Positive integer, the number of steps after which kernels are pulled
+            back.
         largest: Positive integer, the most inputs or outputs that have a matrix.
         name: Name of the optimizer.
 
@@ -103,16 +106,16 @@ class Gram(Consolidation):
 
     def __init__(
         self,
-        optimizer="rmsprop",
-        strength=0.5,
-        decay=1.0,
-        examples=1024,
-        labels="model",
-        temperature=4.0,
-        every=50,
-        largest=3000,
-        name="gram",
-    ):
+        optimizer: "keras.optimizers.Optimizer | str" = "rmsprop",
+        strength: float = 0.5,
+        decay: float = 1.0,
+        examples: int = 1024,
+        labels: str = "model",
+        temperature: float = 4.0,
+        every: int = 50,
+        largest: int = 3000,
+        name: str = "gram",
+    ) -> None:
         super().__init__(optimizer, strength, name)
         self.decay = check_number("decay", decay, most=1.0)
         self.every = check_integer("every", every)
@@ -141,28 +144,29 @@ class Gram(Consolidation):
             for v in variables
         ]
 
-    def rise(self, i):
+    def rise(self, i: int) -> Any:
         """Returns `tr((W - W*)^T L (W - W*) R)`; see `Consolidation.rise()`."""
         left, right = self.factors[i]
         weights = ops.multiply(left.values[:, None], right.values)
         return ops.sum(ops.multiply(weights, ops.square(self._coordinates(i))))
 
-    def end_task(self, model, data=None):
+    def end_task(self, model: keras.Model, data: Any = None) -> None:
         """Measures the matrices of the task that has just been learned.
 
         Args:
             model: The model that was trained.
-            data: The task's training data: batches `(inputs, targets)`, as a
-                `tf.data.Dataset` or anything else to iterate over; or a tuple of two
-                arrays (or dictionaries of arrays). With `labels="model"` the targets
-                are not looked at.
+            data: The task's training data, in any form that `fit()` takes: batches
+                `(x, y)` or `(x, y, sample_weight)`, as a `tf.data.Dataset`, a
+                `PyDataset`, a list or a generator; or a tuple of arrays, or of lists
+                or dictionaries of arrays. With `labels="model"` the targets matter
+                only where the loss ignores a class.
 
         Raises:
-            TypeError: `data` is neither.
-            ValueError: Nothing has been trained yet, or another model; `data` is empty,
-                not of the model's shapes or gives gradients that are not finite;
-                `labels="model"`, and the loss is not one of those above. Nothing
-                changes then.
+            TypeError: `data` is in no such form.
+            ValueError: Nothing has been trained yet, or another model was; `data` is
+                empty, has other shapes than the model, or gives gradients that are not
+                finite; `labels="model"` and an output has another loss. Nothing has
+                changed then.
         """
         self._check_trained(model)
         moved = [each for each in self.moved if each is not None]
@@ -264,7 +268,7 @@ class Gram(Consolidation):
             for each in (rows, ops.transpose(rows))
         ]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "decay": self.decay,

@@ -1,6 +1,9 @@
 """Synaptic intelligence."""
 
+from typing import Any
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_psp._core.checks import check_number
@@ -9,22 +12,24 @@ from keras_psp.consolidation.consolidation import Consolidation
 
 @keras.saving.register_keras_serializable(package="keras_psp")
 class SynapticIntelligence(Consolidation):
-    """Synaptic intelligence: weights are important that have brought the loss down.
+    """Synaptic intelligence: a weight is important if it has brought the loss down.
 
-    While a task is learned, each weight's part in the fall of the loss is added up,
-    `path_i = -sum_t g_i(t) (w_i(t + 1) - w_i(t))` with the gradient `g` of the loss
-    alone. At the task's end
+    While a task is learned, the optimizer adds up each weight's share in the fall of
+    the loss, `path_i = -sum_t g_i(t) (w_i(t + 1) - w_i(t))`, where `g` is the gradient
+    of the loss alone. When the task ends,
 
     ```
     importance_i += max(path_i, 0) / ((w_i - anchor_i)^2 + damping)
     ```
 
-    and the anchor is where the task ended. The `strength` is twice the paper's c.
+    and the weights become the anchors. With `gradient_accumulation_steps` the gradient
+    is the mean over the accumulated batches. The `strength` is twice the paper's c.
 
     Args:
         optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
         strength: Number, at least 0: how much the penalty weighs beside the loss.
-        damping: Positive number, for weights that hardly moved; the paper's xi.
+        damping: Positive number, the paper's xi. It bounds the importance of weights
+            that hardly moved.
         name: Name of the optimizer.
 
     Raises:
@@ -48,7 +53,13 @@ class SynapticIntelligence(Consolidation):
         [Zenke et al., 2017](https://arxiv.org/abs/1703.04200), equations 3 to 5.
     """
 
-    def __init__(self, optimizer="rmsprop", strength=10.0, damping=0.1, name="si"):
+    def __init__(
+        self,
+        optimizer: "keras.optimizers.Optimizer | str" = "rmsprop",
+        strength: float = 10.0,
+        damping: float = 0.1,
+        name: str = "si",
+    ) -> None:
         super().__init__(optimizer, strength, name)
         self.damping = check_number("damping", damping)
         if self.damping == 0:
@@ -68,25 +79,44 @@ class SynapticIntelligence(Consolidation):
             gain = ops.multiply(ops.cast(gradient, old.dtype), gone)
             self.paths[i].assign_add(gain)
 
-    def end_task(self, model=None, data=None):
+    def end_task(self, model: keras.Model | None = None, data: Any = None) -> None:
         """Makes the weights important that have learned the task.
 
         Args:
-            model: The model that was trained; not looked at.
-            data: Its data; not looked at.
+            model: The model that was trained. It is only needed if the optimizer has
+                been loaded from a file and has not trained since.
+            data: Not used: the importances come from the steps.
+
+        Raises:
+            ValueError: Nothing has been trained yet, or another model was; a path is
+                not finite. Nothing has changed then.
         """
-        for variable, anchor, importance, path in zip(
+        if model is not None:
+            self._check_trained(model)
+        elif not self.built:
+            raise ValueError("No task has been trained yet: nothing is important.")
+        gains = []
+        for variable, anchor, path in zip(
+            self._trainable_variables, self.anchors, self.paths, strict=True
+        ):
+            moved = ops.square(ops.subtract(variable, anchor))
+            gains.append(ops.maximum(path, 0.0) / ops.add(moved, self.damping))
+            if not np.isfinite(ops.convert_to_numpy(gains[-1])).all():
+                raise ValueError(
+                    "The weights and their paths must be finite; nothing has been "
+                    f"consolidated. Received: NaN or inf in those of {variable.path!r}"
+                )
+        for variable, anchor, importance, path, gain in zip(
             self._trainable_variables,
             self.anchors,
             self.importances,
             self.paths,
+            gains,
             strict=True,
         ):
-            moved = ops.square(ops.subtract(variable, anchor))
-            gain = ops.maximum(path, 0.0) / ops.add(moved, self.damping)
             importance.assign_add(gain)
             path.assign(ops.zeros(path.shape, path.dtype))
             anchor.assign(ops.copy(variable.value))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "damping": self.damping}
