@@ -320,7 +320,8 @@ class TaskModel(keras.Model):
     @property
     def _unknown(self) -> Literal["raise", "mark"]:
         """What becomes of an unknown task where nothing is trained."""
-        eager = keras.backend.backend() == "torch" or self.run_eagerly
+        torch = keras.backend.backend() == "torch"
+        eager = self.run_eagerly or (torch and not self.jit_compile)
         return "raise" if eager else "mark"
 
     def _check(self, unknown: Literal["raise", "mark"]) -> InputCheck:

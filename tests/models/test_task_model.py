@@ -3,6 +3,7 @@
 import pickle
 import signal
 import threading
+import time
 
 import keras
 import numpy as np
@@ -204,10 +205,14 @@ def test_an_interrupt_waits_for_the_step():
     callback = WholeSteps()
     callback.on_train_batch_begin(0)
     signal.raise_signal(signal.SIGINT)  # The step goes on ...
+    time.sleep(0.01)  # Python handles signals between two instructions.
     with pytest.raises(KeyboardInterrupt):  # ... unless it is interrupted twice.
         signal.raise_signal(signal.SIGINT)
+        time.sleep(0.01)
+    callback._interrupted = False
     callback.on_train_batch_begin(1)
     signal.raise_signal(signal.SIGINT)
+    time.sleep(0.01)
     with pytest.raises(KeyboardInterrupt):
         callback.on_train_batch_end(1)
     assert signal.getsignal(signal.SIGINT) is handler
