@@ -182,7 +182,8 @@ class Gram(Consolidation):
         for i, (new_left, new_right) in enumerate(found):
             size = _trace(new_left)
             if size > 0:
-                self._add(*self.factors[i], new_left / size, new_right / size, size)
+                left, right = self.factors[i]
+                self._add(left, right, new_left / size, new_right / size, size)
             self.anchors[i].assign(ops.copy(self._trainable_variables[i].value))
 
     def _add(self, left, right, new_left, new_right, new_size):
