@@ -90,6 +90,14 @@ def _read_once(task):
     return answer
 
 
+def is_compiling_torch():
+    """Whether torch traces a function now, for `torch.compile` or `torch.export`."""
+    return (
+        keras.backend.backend() == "torch"
+        and sys.modules["torch"].compiler.is_compiling()
+    )
+
+
 def _is_traced():
     """Whether torch records a program, from tensors whose values are only a sample.
 

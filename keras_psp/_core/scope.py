@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import threading
 from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
@@ -27,6 +28,9 @@ class _Opened(NamedTuple):
 _opened: contextvars.ContextVar[_Opened | None] = contextvars.ContextVar(
     "keras_psp.task", default=None
 )
+# `torch.compile` cannot trace context variables and would break its graph at each.
+# Scopes that are opened in what it compiles stand here.
+_opened_in_graph = threading.local()
 
 
 @contextlib.contextmanager
@@ -76,11 +80,30 @@ def task(task: Any) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if isinstance(value, (int, np.ndarray)):
             stack.enter_context(backend.trace_for(value))
-        token = _opened.set(_Opened(value, backend.current_graph()))
+        stack.enter_context(_open(_Opened(value, backend.current_graph())))
+        yield
+
+
+@contextlib.contextmanager
+def _open(opened: _Opened) -> Iterator[None]:
+    outer = getattr(_opened_in_graph, "innermost", None)
+    if outer is not None or backend.is_compiling_torch():
+        _opened_in_graph.innermost = opened
+        try:
+            yield
+        finally:
+            _opened_in_graph.innermost = outer
+    else:
+        token = _opened.set(opened)
         try:
             yield
         finally:
             _opened.reset(token)
+
+
+def _innermost() -> _Opened | None:
+    in_graph = getattr(_opened_in_graph, "innermost", None)
+    return _opened.get() if in_graph is None else in_graph
 
 
 def reopened(given: Any) -> contextlib.AbstractContextManager:
@@ -105,7 +128,7 @@ def argument(name: str) -> Any:
     Raises:
         ValueError: There is no scope.
     """
-    opened = _opened.get()
+    opened = _innermost()
     if opened is None:
         raise ValueError(
             f"{name!r} must be called with a `task`, or inside "
@@ -134,7 +157,7 @@ def current(inputs: Any) -> Any:
     Raises:
         ValueError: There is no scope.
     """
-    opened = _opened.get()
+    opened = _innermost()
     if opened is None:
         if is_symbolic():
             return 0  # A model is being built or loaded: any task has the same shapes.

@@ -1,6 +1,6 @@
 """What every superposed layer is that is a product with a kernel."""
 
-import contextvars
+import threading
 from typing import Any
 
 from keras import ops
@@ -8,7 +8,9 @@ from keras import ops
 from keras_psp._core.task import Task
 from keras_psp.layers._superposed import Superposed
 
-_bare: contextvars.ContextVar = contextvars.ContextVar("bare", default=None)
+# `layer` is the one whose product alone Keras computes now. No context variable:
+# `torch.compile` cannot trace them.
+_bare = threading.local()
 
 
 class SuperposedDense(Superposed):
@@ -41,11 +43,11 @@ class SuperposedDense(Superposed):
         if self.base is None and self.task_bias is None:
             outputs = super().quantized_call(bound, training=training)
             return task.mask(outputs)
-        token = _bare.set(self)  # What is to be added comes before the activation.
+        _bare.layer = self  # What is to be added comes before the activation.
         try:
             outputs = super().quantized_call(bound, training=training)
         finally:
-            _bare.reset(token)
+            _bare.layer = None
         if self.base is not None:
             base = self.multiply(inputs, self.base_kernel)
             outputs = ops.add(outputs, ops.cast(base, outputs.dtype))
@@ -58,7 +60,7 @@ class SuperposedDense(Superposed):
     @property
     def activation(self) -> Any:
         """The activation; `None` while Keras computes the quantized product alone."""
-        return None if _bare.get() is self else self._activation
+        return None if getattr(_bare, "layer", None) is self else self._activation
 
     @activation.setter
     def activation(self, activation: Any) -> None:

@@ -16,27 +16,29 @@ class WholeSteps(keras.callbacks.Callback):
 
     def __init__(self) -> None:
         super().__init__()
-        self._handler: Any = None
-        self._interrupted = False
+        self._handler: Any = None  # Of the interrupts that are held back.
+        self._interrupted: Any = None  # The handler of the one that came.
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        # Only the main thread gets signals. Their handler may not be Python's.
+        # Only the main thread gets signals. A handler that is not Python's, or none
+        # (a process in the background ignores them), stays as it is.
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.getsignal(signal.SIGINT)
-            if self._handler is not None:
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler):
+                self._handler = handler
                 signal.signal(signal.SIGINT, self._interrupt)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._restore()
-        if self._interrupted:
-            self._interrupted = False
-            raise KeyboardInterrupt
+        handler, self._interrupted = self._interrupted, None
+        if handler is not None:
+            handler(signal.SIGINT, None)
 
     def on_train_end(self, logs: Any = None) -> None:
         self._restore()
 
     def _interrupt(self, number: int, frame: Any) -> None:
-        self._interrupted = True
+        self._interrupted = self._handler
         self._restore()
 
     def _restore(self) -> None:

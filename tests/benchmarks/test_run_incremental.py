@@ -13,7 +13,9 @@ SMALL = IncrementalConfig(
     tasks=3,
     steps=20,
     batch_size=32,
-    width=0.0625,
+    # Fewer channels crash torch 2.13 on one thread: oneDNN writes out of bounds in the
+    # gradients of a 1x1 convolution with strides on channels_last.
+    width=0.125,
     learning_rate=3e-3,
 )
 

@@ -200,25 +200,49 @@ def test_targets_that_do_not_fit_cost_nothing(method):
     model.fit({"image": X, "task": T}, Y, verbose=0)
 
 
-def test_an_interrupt_waits_for_the_step():
-    handler = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def sigint():
+    """Sets the handler of interrupts, which a process in the background ignores."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_waits_for_the_step(sigint):
+    sigint(signal.default_int_handler)
     callback = WholeSteps()
     callback.on_train_batch_begin(0)
     signal.raise_signal(signal.SIGINT)  # The step goes on ...
-    time.sleep(0.01)  # Python handles signals between two instructions.
     with pytest.raises(KeyboardInterrupt):  # ... unless it is interrupted twice.
         signal.raise_signal(signal.SIGINT)
-        time.sleep(0.01)
-    callback._interrupted = False
-    callback.on_train_batch_begin(1)
-    signal.raise_signal(signal.SIGINT)
-    time.sleep(0.01)
+        time.sleep(0.01)  # Python handles signals between two instructions.
     with pytest.raises(KeyboardInterrupt):
-        callback.on_train_batch_end(1)
-    assert signal.getsignal(signal.SIGINT) is handler
-    callback.on_train_batch_begin(2)
-    callback.on_train_batch_end(2)
-    assert signal.getsignal(signal.SIGINT) is handler
+        callback.on_train_batch_end(0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    callback.on_train_batch_begin(1)
+    callback.on_train_batch_end(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_other_handlers_of_interrupts_stay(sigint):
+    came = []
+
+    def handler(number, frame):
+        came.append(number)
+
+    sigint(handler)
+    callback = WholeSteps()
+    callback.on_train_batch_begin(0)
+    signal.raise_signal(signal.SIGINT)
+    assert not came
+    callback.on_train_batch_end(0)
+    assert came == [signal.SIGINT]
+    sigint(signal.SIG_IGN)
+    callback.on_train_batch_begin(1)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    signal.raise_signal(signal.SIGINT)
+    callback.on_train_batch_end(1)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_an_interrupted_fit_leaves_a_whole_model():

@@ -148,7 +148,7 @@ def test_command_and_report(tmp_path, capsys):
     out = capsys.readouterr().out
     assert len(re.findall(r"trial [12] of 9: units", out)) == 2
     (best, kept) = re.search(
-        r"best of 2: units (\d+): .* task 0, which is (\S+) % of what it had", out
+        r"best of 2: units (\d+): .* task 0, which is (\S+) % of what it was", out
     ).groups()
     (again,) = re.findall(r"again: +keras-psp (.*)", out)
     assert again == f"run permuted --tasks 2 --steps 5 --units {best} --depth 1"
