@@ -61,6 +61,7 @@ def test_brackets_in_a_path_are_printed(tmp_path, capsys):
     assert f"left out: The result is damaged: '{folder}/two/result.json'" in out
 
 
+@pytest.mark.once
 def test_a_suite_resumes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     configs = [
@@ -83,6 +84,7 @@ def test_a_suite_resumes(tmp_path, monkeypatch, capsys):
     assert f"written: {folder / 'report.html'}" in capsys.readouterr().out
 
 
+@pytest.mark.once
 def test_a_run_resumes(tmp_path, capsys):
     arguments = [*RUN, "--output", str(tmp_path / "run")]
     assert cli.main(arguments) == 0
@@ -156,6 +158,7 @@ def test_help_teaches(arguments, capsys):
     assert "--context" in out and "identity" in out
 
 
+@pytest.mark.once
 def test_another_backend_in_its_own_process(tmp_path):
     other = "torch" if BACKEND == "jax" else "jax"
     arguments = [*RUN, "--backend", other, "--output", str(tmp_path / "run")]
@@ -189,6 +192,7 @@ def test_missing_matplotlib_is_named(monkeypatch, capsys, tmp_path):
     assert os.listdir(run) == ["result.json"]
 
 
+@pytest.mark.once
 def test_progress_on_a_terminal_and_none_elsewhere():
     def shown(**options):
         with open(os.devnull, "w") as nowhere:

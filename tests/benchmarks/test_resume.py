@@ -10,7 +10,6 @@ import time
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
 
 from keras_psp import benchmarks
 from keras_psp.benchmarks import PermutedConfig
@@ -79,6 +78,7 @@ run(CONFIGS["ewc"], output=sys.argv[1], resume=True)
 """
 
 
+@pytest.mark.once
 def test_killed_at_any_moment(tmp_path):
     whole = run(EWC)
     folder, here = tmp_path / "run", os.path.dirname(__file__)
@@ -94,6 +94,7 @@ def test_killed_at_any_moment(tmp_path):
     assert os.listdir(folder) == ["result.json"]
 
 
+@pytest.mark.once
 def test_nothing_to_resume_begins_anew(tmp_path):
     config = dataclasses.replace(SMALL, tasks=1)
     equal(run(config, output=tmp_path, resume=True), run(config))
@@ -103,6 +104,7 @@ def test_nothing_to_resume_begins_anew(tmp_path):
         run(config, output=tmp_path / "mine", resume=True)
 
 
+@pytest.mark.once
 def test_without_resume_it_begins_anew(tmp_path):
     interrupt(SMALL, tmp_path, 2)
     with pytest.raises(FileExistsError, match="not empty"):
@@ -127,6 +129,7 @@ def test_another_config_is_told_by_its_fields(tmp_path):
         run(SMALL, resume=True)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"visits": 1}'])
 def test_a_damaged_checkpoint_is_named(content, tmp_path):
     interrupt(SMALL, tmp_path, 1)
@@ -149,6 +152,7 @@ def test_a_damaged_checkpoint_is_named(content, tmp_path):
         run(SMALL, output=tmp_path, resume=True)
 
 
+@pytest.mark.once
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     interrupt(SMALL, tmp_path, 2)
     before = sorted(os.listdir(tmp_path))
@@ -176,6 +180,7 @@ def flip(path, at):
     path.write_bytes(content)
 
 
+@pytest.mark.once
 def test_a_flipped_bit_is_found(tmp_path):
     interrupt(SMALL, tmp_path, 1)
     (weights,) = tmp_path.glob("*.weights.h5")
@@ -198,6 +203,7 @@ def test_a_flipped_bit_is_found(tmp_path):
     equal(run(SMALL, output=tmp_path, resume=True), run(SMALL))
 
 
+@pytest.mark.once
 def test_weights_of_another_folder_are_not_read(tmp_path):
     interrupt(SMALL, tmp_path, 1)
     progress = tmp_path / "progress.json"
@@ -218,6 +224,7 @@ def test_weights_of_another_folder_are_not_read(tmp_path):
             run(SMALL, output=damaged, resume=True)
 
 
+@pytest.mark.once
 def test_a_second_run_is_kept_out_of_the_folder(tmp_path):
     refused = []
 
@@ -235,6 +242,7 @@ def test_a_second_run_is_kept_out_of_the_folder(tmp_path):
     equal(run(config, output=tmp_path, resume=True), result)
 
 
+@pytest.mark.once
 def test_what_a_kill_leaves_before_the_first_checkpoint(tmp_path):
     config = dataclasses.replace(SMALL, tasks=1, steps=2)
     whole = run(config)
@@ -259,6 +267,7 @@ def test_what_a_kill_leaves_before_the_first_checkpoint(tmp_path):
     assert os.listdir(tmp_path / "lock") == ["result.json"]
 
 
+@pytest.mark.once
 def test_files_of_others_stay(tmp_path):
     config = dataclasses.replace(SMALL, tasks=2, steps=2)
     names = ["my-progress.json", "my-visit-1.weights.h5", "progress.json.bak"]
@@ -274,6 +283,7 @@ def two_tasks():
     return config, run(config)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "operation, full_at",
     # The lock; the beginning, the checkpoint's two files, the result.
@@ -300,7 +310,7 @@ def test_a_disk_that_is_full_at_any_write(
     assert os.listdir(tmp_path) == ["result.json"]
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="Kills are tried on one backend")
+@pytest.mark.once
 def test_killed_at_file_operations():
     command = [sys.executable, os.path.join(os.path.dirname(__file__), "kills.py")]
     done = subprocess.run([*command, "--kills", "4"], capture_output=True, text=True)

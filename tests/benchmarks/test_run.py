@@ -44,6 +44,7 @@ def test_matrix_is_the_models_accuracy(result):
         assert matrix[2, j] == pytest.approx(logs["accuracy"], abs=0.006)
 
 
+@pytest.mark.once
 def test_same_seed_same_matrix(result):
     again = run(SMALL)
     np.testing.assert_array_equal(again.accuracy_matrix, result.accuracy_matrix)
@@ -51,6 +52,7 @@ def test_same_seed_same_matrix(result):
     assert not np.array_equal(other.accuracy_matrix, result.accuracy_matrix)
 
 
+@pytest.mark.once
 def test_superposition_keeps_what_the_standard_network_forgets():
     config = PermutedConfig(tasks=5, steps=150, units=128, depth=2, learning_rate=1e-3)
     binary = run(config)
@@ -160,6 +162,7 @@ run(config, output=sys.argv[1], overwrite=True, callbacks=[Tell()])
 """
 
 
+@pytest.mark.once
 def test_killed_run_leaves_the_old_result(result, tmp_path):
     result.save(tmp_path)
     command = [sys.executable, "-c", RUN, str(tmp_path)]
@@ -177,6 +180,7 @@ def test_killed_run_leaves_the_old_result(result, tmp_path):
     assert RunResult.load(tmp_path) == result
 
 
+@pytest.mark.once
 def test_tensorboard_has_the_average_accuracy(tmp_path):
     config = dataclasses.replace(SMALL, tasks=2, steps=5)
     run(config, output=tmp_path / "run", tensorboard=True)
@@ -259,6 +263,7 @@ class Hidden(PermutedConfig):
         return model
 
 
+@pytest.mark.once
 def test_ones_own_consolidation_is_told_of_the_end_of_a_task(tmp_path):
     Own.ended.clear()
     config = Own(tasks=3, steps=3, units=8, depth=1)

@@ -39,6 +39,7 @@ def test_it_is_a_run_like_any_other(result, folder):
     assert rows[0]["system"] == "superposed (binary)"
 
 
+@pytest.mark.once
 def test_separate_networks_forget_nothing(folder):
     config = dataclasses.replace(
         SMALL, separate=True, context="identity", head="shared", norm="shared"

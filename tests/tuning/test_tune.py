@@ -40,6 +40,7 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.once
 def test_a_killed_search_comes_to_the_same_trials(tmp_path, monkeypatch):
     whole = tuning.tune(CONFIG, tmp_path / "whole", SPACE, trials=2)
     assert len(whole) == 2 and len({str(one) for one in chosen(whole)}) == 2
@@ -94,6 +95,7 @@ def test_a_killed_search_comes_to_the_same_trials(tmp_path, monkeypatch):
             tuning.tune(output=folder, resume=True, **arguments)
 
 
+@pytest.mark.once
 def test_hyperband_learns_more_tasks_with_the_best(tmp_path):
     config = PermutedConfig(tasks=3, steps=5, depth=1, units=8)
     space = {"learning_rate": [1e-5, 1e-4, 1e-2]}
@@ -111,6 +113,7 @@ def test_hyperband_learns_more_tasks_with_the_best(tmp_path):
     assert hypermodel.config(hp) == RotatingConfig(cycles=3, units=8)
 
 
+@pytest.mark.once
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_bayesian_optimization_goes_on_from_what_it_found(tmp_path, monkeypatch):
     # A run whose result is told by its config: there is one best.
@@ -176,6 +179,7 @@ def test_command_and_report(tmp_path, capsys):
     assert "search is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_a_failed_trial_is_told_and_the_next_one_run(tmp_path, capsys):
     # The identity has nothing to learn.
     arguments = [*TUNE, "--units", "8", "--trials", "2", "--output", str(tmp_path)]
@@ -254,6 +258,7 @@ def test_without_keras_tuner_it_is_named(monkeypatch, capsys):
     assert 'pip install "keras-psp[tune]"' in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_two_workers_share_a_search(tmp_path, monkeypatch, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
