@@ -185,7 +185,8 @@ class TaskModel(keras.Model):
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        given["x"] = checked(given.get("x"), self._check("raise"))
+        check = self._check("raise")
+        given["x"] = checked(given.get("x"), check)
         if given.get("validation_data") is not None:
             given["validation_data"] = self._check_validation(given["validation_data"])
         callbacks = given.get("callbacks")
@@ -193,33 +194,38 @@ class TaskModel(keras.Model):
             callbacks = [*(keras.tree.flatten(callbacks or [])), WholeSteps()]
         given["callbacks"] = callbacks
         advise(self, getattr(self, "optimizer", None))
-        with self._guarded():
+        with self._guarded(check):
             return super().fit(**given)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        check = self._check(self._unknown)
         if not kwargs.get("_use_cached_eval_dataset"):  # Which `fit()` has checked.
-            x = checked(x, self._check(self._unknown))
-        with self._guarded():
+            x = checked(x, check)
+        with self._guarded(check):
             return super().evaluate(x, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        x = checked(x, self._check(self._unknown))
-        with self._guarded():
+        check = self._check(self._unknown)
+        x = checked(x, check)
+        with self._guarded(check):
             return super().predict(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        x = self._check("raise")(x)
-        with self._guarded():
+        check = self._check("raise")
+        x = check(x)
+        with self._guarded(check):
             return super().train_on_batch(x, *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        x = self._check(self._unknown)(x)
-        with self._guarded():
+        check = self._check(self._unknown)
+        x = check(x)
+        with self._guarded(check):
             return super().test_on_batch(x, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
-        x = self._check(self._unknown)(x)
-        with self._guarded():
+        check = self._check(self._unknown)
+        x = check(x)
+        with self._guarded(check):
             return super().predict_on_batch(x)
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
@@ -336,9 +342,10 @@ class TaskModel(keras.Model):
         return checked(data, check)
 
     @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, check: InputCheck) -> Iterator[None]:
         """Where Keras' compiled steps run: one thread at a time on JAX, see there."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(check.plain_errors())
             if keras.backend.backend() == "jax":
                 stack.enter_context(_locks.setdefault(self, threading.RLock()))
             stack.enter_context(kept_weights(self))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import BACKEND
 from keras import ops
+from test_data import trainer_forms
 
 import keras_psp
 from keras_psp.layers import PSPDense
@@ -198,6 +199,16 @@ def test_targets_that_do_not_fit_cost_nothing(method):
     for a, b in zip(before[: len(model.weights)], after, strict=False):
         np.testing.assert_array_equal(a, b)
     model.fit({"image": X, "task": T}, Y, verbose=0)
+
+
+@trainer_forms
+def test_a_bad_batch_is_named_as_it_was_found(form):
+    """TensorFlow has errors of its own for what fails while it reads."""
+    model = make()
+    batches = [({"image": X, "task": task}, Y) for task in (T, np.full(12, 7))]
+    with pytest.raises(ValueError, match=r"`task` must lie in \[0, 3\).*task=7"):
+        model.fit(form(batches), steps_per_epoch=2, shuffle=False, verbose=0)
+    assert np.isfinite(model.predict({"image": X, "task": T}, verbose=0)).all()
 
 
 @pytest.fixture
