@@ -458,6 +458,14 @@ def test_lists_are_read_in_the_order_of_names():
         checked([X, T], check)
 
 
+def test_tensors_stay_tensors():
+    """Keras refuses a mixture of arrays and tensors in a call."""
+    given = keras.tree.map_structure(keras.ops.convert_to_tensor, GOOD)
+    found = checked(given, InputCheck(TASK_INPUTS, NUM_TASKS))
+    assert all(keras.ops.is_tensor(value) for value in found.values())
+    assert_same(keras.tree.map_structure(reader.to_numpy, found), GOOD)
+
+
 def test_soft_contexts_are_checked():
     inputs = {**TASK_INPUTS, "task": keras.KerasTensor((None, NUM_TASKS))}
     check = InputCheck(inputs, NUM_TASKS)
