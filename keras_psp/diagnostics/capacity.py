@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -78,7 +79,9 @@ class Capacity:
         return "\n".join(lines)
 
 
-def capacity(model_or_widths, tolerance=0.05, consolidation="none") -> Capacity:
+def capacity(
+    model_or_widths: Any, tolerance: float = 0.05, consolidation: str = "none"
+) -> Capacity:
     """Says how many tasks layers have room for, at an interference put up with.
 
     ```

@@ -1,6 +1,7 @@
 """How much each task of a model reads of what the others store."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -82,7 +83,9 @@ class Interference:
         return "\n".join(lines)
 
 
-def interference(model, data=None, models=None) -> Interference:
+def interference(
+    model: keras.Model, data: Any = None, models: Any = None
+) -> Interference:
     """Measures how much each task reads of what the others store, layer by layer.
 
     ```

@@ -1,6 +1,7 @@
 """What a model of many tasks takes, against a model for each."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from keras_psp._core.memory import count_bytes
 from keras_psp._reading.counterparts import leaf_layers
@@ -88,7 +89,7 @@ class Memory:
         return "\n".join(lines)
 
 
-def memory(model) -> Memory:
+def memory(model: Any) -> Memory:
     """Counts the bytes of a model's weights, against a model for each of its tasks.
 
     ```
