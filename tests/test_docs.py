@@ -32,7 +32,12 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", MODULES)
+def once_if_slow(name):
+    slow = name.startswith(("keras_psp.benchmarks", "keras_psp.tuning"))
+    return pytest.param(name, marks=[pytest.mark.once] if slow else [])
+
+
+@pytest.mark.parametrize("name", map(once_if_slow, MODULES))
 def test_docstring_examples(name):
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module)

@@ -183,7 +183,7 @@ def map_examples(function, inputs, kernels, index):
 
         def one(example):
             inputs, task = example
-            return function(inputs[None], ops.take(kernels, task, axis=0))[0]
+            return function(inputs[None], take_rows(kernels, task))[0]
 
         return ops.map(one, (inputs, index))
     torch = sys.modules["torch"]
@@ -192,6 +192,29 @@ def map_examples(function, inputs, kernels, index):
     shares = torch.split(inputs[order], counts.tolist())
     outputs = map(function, shares, kernels[tasks])
     return torch.cat(list(outputs))[torch.argsort(order)]
+
+
+def take_rows(bank, index):
+    """Returns rows of a bank; on TensorFlow with a dense gradient.
+
+    TensorFlow's own is sparse, with a slice for each example. Keras' optimizers square
+    each slice apart, so that Adam takes other steps than on JAX and torch where a row
+    has several examples.
+
+    Args:
+        bank: Tensor or variable of shape `(num_tasks, ...)`.
+        index: Integer, or int32 tensor of shape `(...)`.
+
+    Returns:
+        Tensor of the shape of `index`, followed by that of a row.
+    """
+    bank = ops.convert_to_tensor(bank)
+    is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(bank.dtype))
+    if keras.backend.backend() == "tensorflow" and is_float:
+        from keras_psp._core import tensorflow_branch
+
+        return tensorflow_branch.take_rows(bank, index)
+    return ops.take(bank, index, axis=0)
 
 
 def gather_last(inputs, order):

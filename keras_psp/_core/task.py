@@ -12,6 +12,7 @@ from keras_psp._core.backend import cond
 from keras_psp._core.backend import holds_one_task
 from keras_psp._core.backend import is_readable
 from keras_psp._core.backend import remember_source
+from keras_psp._core.backend import take_rows
 from keras_psp._core.private import is_symbolic
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import is_soft
@@ -108,7 +109,7 @@ class Task:
         if self.is_soft:
             rows = ops.tensordot(ops.cast(self.index, like.dtype), bank, axes=1)
         else:
-            rows = ops.take(bank, self.index, axis=0)
+            rows = take_rows(bank, self.index)
         rank, shape = len(like.shape), list(bank.shape[1:])
         if axis is not None:
             shape += [1] * (rank - 1 - axis % rank)

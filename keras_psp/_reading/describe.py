@@ -113,8 +113,13 @@ def tensors_in(values: Any) -> list[keras.KerasTensor]:
 
 
 def _own_attributes(layer):
-    every = vars(layer).items()
-    return [(name, value) for name, value in every if name not in _of_every_layer()]
+    return [
+        (name, value)
+        for name, value in vars(layer).items()
+        # TensorFlow marks what it has saved or tracked with names such as
+        # `_self_unconditional_dependency_names`.
+        if name not in _of_every_layer() and not name.startswith("_self_")
+    ]
 
 
 @functools.cache
@@ -134,7 +139,9 @@ def _is_plain(value):
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
-    tensor = ops.is_tensor(value) and not isinstance(value, keras.KerasTensor)
+    if isinstance(value, (keras.KerasTensor, keras.Variable)):
+        return False  # On TensorFlow, variables are tensors too.
+    tensor = ops.is_tensor(value)
     return isinstance(value, PLAIN) or (tensor and hasattr(value, "__array__"))
 
 

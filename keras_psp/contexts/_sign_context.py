@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_psp._core.backend import take_rows
 from keras_psp._core.task import align
 from keras_psp._core.task_index import is_soft
 from keras_psp.contexts._sign_hash import hash_words
@@ -88,7 +89,7 @@ class SignContext(Context):
             signs = ops.matmul(weights, self._look_up(None, inputs.dtype))
         elif len(getattr(index, "shape", ())) == 1 and self.num_tasks <= batch:
             # To unpack each task's signs once is less than each example's.
-            signs = ops.take(self._look_up(None, inputs.dtype), index, axis=0)
+            signs = take_rows(self._look_up(None, inputs.dtype), index)
         else:
             signs = self._look_up(index, inputs.dtype)
         return align(signs, inputs)
@@ -109,7 +110,7 @@ class SignContext(Context):
             bits = self._hash(ops, ops.expand_dims(index, -1))
             return ops.cast(2 * bits - 1, dtype)
         bank = self.contexts
-        rows = bank if index is None else ops.take(bank, index, axis=0)
+        rows = bank if index is None else take_rows(bank, index)
         if self.storage == "bytes":
             return ops.cast(rows, dtype)
         bits = unpack(ops, ops.cast(rows, "int32"), 8, self.num_signs)

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.backend import take_rows
 from keras_psp._core.task import align
 from keras_psp._core.task_index import is_soft
 from keras_psp.contexts import _random_numbers as random_numbers
@@ -81,12 +82,12 @@ class Complex(Context):
         bank = ops.convert_to_tensor(self.contexts)
         if not self.learnable:
             if not is_soft(index):
-                return ops.unstack(ops.take(bank, index, axis=0), axis=-2)
+                return ops.unstack(take_rows(bank, index), axis=-2)
             bank = ops.arctan2(bank[:, 1], bank[:, 0])
         if is_soft(index):
             phases = ops.matmul(ops.cast(index, bank.dtype), bank)
         else:
-            phases = ops.take(bank, index, axis=0)
+            phases = take_rows(bank, index)
         return ops.cos(phases), ops.sin(phases)
 
     def _turn(self, inputs, index, direction):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.backend import take_rows
 from keras_psp._core.task import Task
 from keras_psp.contexts import _random_numbers as random_numbers
 from keras_psp.contexts.context import Context
@@ -79,7 +80,7 @@ class Rotation(Context):
 def _rotate(inputs, index, matrices, axes):
     """Multiplies with the matrices, or if `axes` are swapped with their transposes."""
     if len(getattr(index, "shape", ())) == 0:
-        matrix = ops.transpose(ops.take(matrices, index, axis=0), axes)
+        matrix = ops.transpose(take_rows(matrices, index), axes)
         return ops.matmul(inputs, ops.cast(matrix, inputs.dtype))
 
     # The gradient of a rotation is the rotation back. Left to itself JAX keeps the

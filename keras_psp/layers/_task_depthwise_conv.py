@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_psp._core.backend import depthwise_convolve
+from keras_psp._core.backend import take_rows
 from keras_psp.layers._patches import patches
 from keras_psp.layers._task_rows import TaskRows
 
@@ -55,7 +56,7 @@ class TaskDepthwiseConv(TaskRows):
         def one(task):
             return depthwise_convolve(
                 inputs,
-                ops.take(kernel, task.index, axis=0),
+                take_rows(kernel, task.index),
                 self.strides,
                 self.padding,
                 self.data_format,
@@ -67,7 +68,7 @@ class TaskDepthwiseConv(TaskRows):
             *_, channels, multiplier = kernel.shape
             met = patches(ops.moveaxis(inputs, self._channel_axis, -1), self)
             numbers = ops.reshape(
-                ops.take(kernel, task.index, axis=0),
+                take_rows(kernel, task.index),
                 (-1, len(met), *(1,) * self.rank, channels, multiplier),
             )
             outputs = sum(

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_psp._core.backend import take_rows
 from keras_psp.layers._task_rows import TaskRows
 
 
@@ -133,7 +134,7 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
                 if known is not None:
                     known = ops.logical_and(ops.ones_like(index, "bool"), known)
             means, variances = self._update(x, index, known, mask, means, variances)
-        mean, variance = (ops.take(rows, index, axis=0) for rows in (means, variances))
+        mean, variance = (take_rows(rows, index) for rows in (means, variances))
         scale = ops.rsqrt(variance + self.epsilon)
         if self.scale:
             scale = scale * self._affine(self.gamma, index, x.dtype)
@@ -155,7 +156,7 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
 
     def _affine(self, weight, index, dtype):
         weight = ops.cast(weight, dtype)
-        return ops.take(weight, index, axis=0) if self.affine_per_task else weight
+        return take_rows(weight, index) if self.affine_per_task else weight
 
     def _update(self, x, index, known, mask, means, variances):
         """Updates the running statistics, and returns those to normalize with."""
@@ -178,7 +179,7 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         divisor = ops.maximum(total, 1.0)
         task_mean = sum_by_task(count * mean) / divisor
         # The variance within the examples, and that of their means.
-        apart = ops.square(mean - ops.take(task_mean, index[:, 0], axis=0))
+        apart = ops.square(mean - take_rows(task_mean, index[:, 0]))
         task_variance = sum_by_task(count * (variance + apart)) / divisor
         present = total > 1.0
         for weight, new in (

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_psp._core.backend import take_rows
 from keras_psp.layers._task_rows import TaskRows
 
 
@@ -82,12 +83,12 @@ class TaskDense(TaskRows, keras.layers.Dense):
         rank = len(inputs.shape)
 
         def one(task):
-            return ops.matmul(inputs, ops.take(kernel, task.index, axis=0))
+            return ops.matmul(inputs, take_rows(kernel, task.index))
 
         def mixed():
             x = inputs if rank > 2 else ops.expand_dims(inputs, 1)
             ones = (1,) * (len(x.shape) - 3)
-            kernels = ops.take(kernel, task.index, axis=0)
+            kernels = take_rows(kernel, task.index)
             outputs = ops.matmul(
                 x, ops.reshape(kernels, (-1, *ones, *kernel.shape[1:]))
             )

@@ -51,7 +51,13 @@ def equal(a, b):
     assert a.ahead == b.ahead
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "gram" else [pytest.mark.once])
+        for name in CONFIGS
+    ],
+)
 def test_the_matrix_is_as_if_nothing_had_happened(name, tmp_path):
     config = CONFIGS[name]
     whole = run(config)

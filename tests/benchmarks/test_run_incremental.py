@@ -7,6 +7,8 @@ from keras_psp.benchmarks import IncrementalConfig
 from keras_psp.benchmarks import report
 from keras_psp.benchmarks import run
 
+pytestmark = pytest.mark.once
+
 SMALL = IncrementalConfig(
     source="digits",
     classes_per_task=2,
@@ -39,7 +41,6 @@ def test_it_is_a_run_like_any_other(result, folder):
     assert rows[0]["system"] == "superposed (binary)"
 
 
-@pytest.mark.once
 def test_separate_networks_forget_nothing(folder):
     config = dataclasses.replace(
         SMALL, separate=True, context="identity", head="shared", norm="shared"

@@ -7,7 +7,9 @@ from layer_checks import draw
 from layer_checks import functional
 from layer_checks import to_numpy
 
+from keras_psp.layers import PSPDense
 from keras_psp.layers import TaskDense
+from keras_psp.layers import TaskLayerNormalization
 
 SHAPES = ((10, 6), (10, 3, 6), (10, 2, 3, 6))
 
@@ -116,3 +118,31 @@ def test_what_it_cannot_do_it_says():
         make()(np.ones((2, 6), "float32"), np.ones((2, NUM_TASKS), "float32"))
     with pytest.raises(ValueError, match="num_tasks=0"):
         TaskDense(2, num_tasks=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TaskDense(4, NUM_TASKS),
+        lambda: PSPDense(4, NUM_TASKS, bias_per_task=True),
+        lambda: TaskLayerNormalization(NUM_TASKS),
+    ],
+)
+def test_adam_sees_one_gradient_a_row(make):
+    """TensorFlow's sparse gradients have a slice for each example of a task."""
+    x, _ = draw((12, 4))
+    task = (np.arange(12) % 2).astype("int32")
+    layer = make()
+    model = functional(layer, x.shape)
+    model.compile(keras.optimizers.Adam(0.01, epsilon=1e-12), "mse")
+    before = [to_numpy(w) for w in layer.trainable_variables]
+    y = np.random.default_rng(1).normal(size=(12, 4)).astype("float32")
+    model.fit({"image": x, "task": task}, y, batch_size=12, verbose=0)
+    rows = 0
+    for weight, old in zip(layer.trainable_variables, before, strict=True):
+        if len(weight.shape) > 1 and weight.shape[0] == NUM_TASKS:
+            moved = np.abs(to_numpy(weight) - old)
+            np.testing.assert_allclose(moved[:2], 0.01, rtol=1e-3)
+            assert not moved[2:].any()
+            rows += 1
+    assert rows

@@ -79,6 +79,7 @@ def test_mixed_tasks_equal_task_by_task_compiled():
         assert (np.abs(y[:, None] - y[None]).max(axis=-1) > 1e-3).sum() == 12
 
 
+@pytest.mark.once
 def test_one_task_trained_leaves_the_others_norms_bit_for_bit(tmp_path):
     model, inputs = make(width=0.03), draw()
     inputs["task"][:] = 2

@@ -61,6 +61,7 @@ def test_every_task_begins_as_the_model(make, options, tmp_path):
     np.testing.assert_array_equal(grown, again)
 
 
+@pytest.mark.once
 def test_an_application_of_keras():
     keras.utils.set_random_seed(0)
     model = keras.applications.MobileNetV2(
@@ -163,6 +164,7 @@ def test_what_cannot_be_converted_is_listed():
             keras.layers.Dense(2, name="dense"),
         ]
     )
+    _ = model.layers[1].non_trainable_variables  # After which TensorFlow tracks it.
     with pytest.warns(UserWarning, match=r"'own_slope' \(PReLU\).*'own' \(Own.*share"):
         converted = keras_psp.convert(model, NUM_TASKS)
     assert type(converted.get_layer("own")) is OwnDense

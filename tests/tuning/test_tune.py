@@ -168,7 +168,7 @@ def test_command_and_report(tmp_path, capsys):
     page = (folder / "report.html").read_text()
     text = (folder / "report.md").read_text()
     for content in (page, text):
-        assert "By KerasTuner (random), over units 8, 16." in content
+        assert "KerasTuner (random) has searched units 8, 16." in content
     best_row, row = re.findall(r"^\| units (.*)", text, re.M)
     assert best_row.startswith(f"{best} | **{100 * found.average_accuracy:.1f}** | ")
     assert f"| {100 * worse.average_accuracy:.1f} | " in row
