@@ -37,7 +37,7 @@ def once_if_slow(name):
     return pytest.param(name, marks=[pytest.mark.once] if slow else [])
 
 
-@pytest.mark.parametrize("name", map(once_if_slow, MODULES))
+@pytest.mark.parametrize("name", list(map(once_if_slow, MODULES)))
 def test_docstring_examples(name):
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module)
