@@ -61,6 +61,15 @@ class SignContext(Context):
             return np.packbits(bits.astype("uint8"), axis=-1, bitorder="little")
         return (2 * bits - 1).astype("int8")
 
+    def take_seed(self, seed: int) -> None:
+        if self.storage == "seed" and seed != self.seed:
+            raise ValueError(
+                "The file's signs are computed from another seed: build the model with "
+                f"it. Received: a file of seed={seed} for a context of "
+                f"seed={self.seed}"
+            )
+        super().take_seed(seed)
+
     def count_signs(self, width: int) -> int:
         """Returns how many signs a task has for `width` inputs."""
         return width

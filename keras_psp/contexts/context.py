@@ -296,10 +296,17 @@ class Context(TaskLayer, keras.layers.Layer):
     def save_own_variables(self, store: Any) -> None:
         for variable in self.weights:
             store[f"{type(self).__name__}.{variable.name}"] = variable
+        length = max(1, -(-self.seed.bit_length() // 8))
+        seed = np.frombuffer(self.seed.to_bytes(length, "little"), "uint8")
+        store[f"{type(self).__name__}.seed"] = seed
 
     def load_own_variables(self, store: Any) -> None:
         names = [f"{type(self).__name__}.{v.name}" for v in self.weights]
-        if sorted(store.keys()) != sorted(names):
+        seed = f"{type(self).__name__}.seed"
+        if seed in store.keys():  # Release 0.1 did not write it.
+            value = np.asarray(store[seed], "uint8").tobytes()
+            self.take_seed(int.from_bytes(value, "little"))
+        if sorted({*store.keys()} - {seed}) != sorted(names):
             raise ValueError(
                 f"These are not the weights of {self.num_tasks} tasks' "
                 f"{type(self).__name__} contexts: expected {names}. "
@@ -307,6 +314,17 @@ class Context(TaskLayer, keras.layers.Layer):
             )
         for variable, name in zip(self.weights, names, strict=True):
             variable.assign(store[name])
+
+    def take_seed(self, seed: int) -> None:
+        """Goes on with the seed of a file: tasks that are added are drawn with it.
+
+        Args:
+            seed: Non-negative integer.
+
+        Raises:
+            ValueError: The present tasks' contexts depend on the seed too.
+        """
+        self.seed = seed
 
     def _check_built(self):
         if not self.built:

@@ -19,12 +19,14 @@ from keras_psp._core.checks import check_integer
 from keras_psp._core.data import InputCheck
 from keras_psp._core.data import check_batch
 from keras_psp._core.data import checked
+from keras_psp._core.private import children
 from keras_psp._core.private import entry_layer
 from keras_psp._core.private import kept_weights
 from keras_psp._core.task import as_index
 from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import check_task_type
 from keras_psp._core.task_layer import find_task_layers
+from keras_psp.contexts.context import Context
 from keras_psp.models._whole_steps import WholeSteps
 from keras_psp.optimizers._advise import advise
 from keras_psp.optimizers._grow import check_can_grow
@@ -230,12 +232,15 @@ class TaskModel(keras.Model):
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         before = [np.array(w) for w in self.get_weights()]
+        seeds = [(context, context.seed) for context in _contexts_in(self)]
         try:
             return super().load_weights(filepath, *args, **kwargs)
         except Exception:
             # Keras loads layer after layer, and may find only then that one of them
             # is of another family, or size.
             self.set_weights(before)
+            for context, seed in seeds:
+                context.seed = seed
             raise
 
     def save_own_variables(self, store: Any) -> None:
@@ -350,6 +355,14 @@ class TaskModel(keras.Model):
                 stack.enter_context(_locks.setdefault(self, threading.RLock()))
             stack.enter_context(kept_weights(self))
             yield
+
+
+def _contexts_in(layer: keras.layers.Layer) -> Iterator[Context]:
+    for child in children(layer):
+        if isinstance(child, Context):
+            yield child
+        else:
+            yield from _contexts_in(child)
 
 
 def _is_chosen(layer: keras.layers.Layer, filters: Any) -> bool:

@@ -211,3 +211,35 @@ def test_unknown_task_is_nan_for_its_example_alone(rng):
         return
     logits = model.predict(inputs, verbose=0)
     assert np.isnan(logits[6]).all() and np.isfinite(np.delete(logits, 6, 0)).all()
+
+
+def test_weights_bring_their_seed_or_are_refused(tmp_path):
+    def make(seed, context):
+        return mlp((8,), 4, num_tasks=3, units=6, depth=1, context=context, seed=seed)
+
+    path = tmp_path / "model.weights.h5"
+    x = {"image": np.ones((3, 8), "float32"), "task": np.arange(3, dtype="int32")}
+    first, other = make(1, "hadamard"), make(2**70, "hadamard")
+    other.save_weights(path)
+    first.load_weights(path)
+    for model in (first, other):  # Added tasks are drawn with the seed of the others.
+        model.add_tasks(1)
+    for a, b in zip(find_contexts(first), find_contexts(other), strict=True):
+        assert a.seed == b.seed
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(a.contexts), ops.convert_to_numpy(b.contexts)
+        )
+
+    computed = contexts.Binary(3, storage="seed")
+    first, other = make(1, computed), make(2, computed)
+    before = first.predict(x, verbose=0)
+    other.save_weights(path)
+    with pytest.raises(ValueError, match="another seed.*seed=.*seed="):
+        first.load_weights(path)
+    np.testing.assert_array_equal(first.predict(x, verbose=0), before)
+    first.save_weights(path)
+    first.load_weights(path)
+
+
+def find_contexts(model):
+    return [layer.context for layer in model.layers if hasattr(layer, "context")]
