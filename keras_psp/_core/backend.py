@@ -208,12 +208,10 @@ def take_rows(bank, index):
     Returns:
         Tensor of the shape of `index`, followed by that of a row.
     """
-    bank = ops.convert_to_tensor(bank)
-    is_float = keras.backend.is_float_dtype(keras.backend.standardize_dtype(bank.dtype))
-    if keras.backend.backend() == "tensorflow" and is_float:
-        from keras_psp._core import tensorflow_branch
-
-        return tensorflow_branch.take_rows(bank, index)
+    if keras.backend.backend() == "tensorflow":
+        # The gradient of a reshape is dense. Unlike a gradient of one's own, it
+        # leaves nothing in exported programs.
+        bank = ops.reshape(bank, bank.shape)
     return ops.take(bank, index, axis=0)
 
 
