@@ -31,7 +31,7 @@ class BlockSigns(keras_psp.contexts.Context):
         return np.array(signs, "int8")
 
     def bind(self, inputs, index):
-        rows = ops.take(self.contexts, index, axis=0)
+        rows = self.rows_of(index)
         signs = ops.repeat(rows, self.block, axis=-1)[..., : inputs.shape[-1]]
         if len(signs.shape) == 2:  # A sign for each example: (batch, 1, ..., M).
             middle = (1,) * (len(inputs.shape) - 2)

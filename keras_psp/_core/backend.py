@@ -106,9 +106,7 @@ def _is_traced():
     """
     torch = sys.modules["torch"]
     return (
-        torch.compiler.is_compiling()  # Also while `torch.export` runs.
-        or torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
+        is_compiling_torch() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
     )
 
 

@@ -141,8 +141,8 @@ def _is_plain(value):
         return all(map(_is_plain, value.values()))
     if isinstance(value, (keras.KerasTensor, keras.Variable)):
         return False  # On TensorFlow, variables are tensors too.
-    tensor = ops.is_tensor(value)
-    return isinstance(value, PLAIN) or (tensor and hasattr(value, "__array__"))
+    is_array = ops.is_tensor(value) and hasattr(value, "__array__")
+    return is_array or isinstance(value, PLAIN)
 
 
 def _without_names(config, is_layer=True):

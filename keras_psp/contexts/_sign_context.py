@@ -61,14 +61,14 @@ class SignContext(Context):
             return np.packbits(bits.astype("uint8"), axis=-1, bitorder="little")
         return (2 * bits - 1).astype("int8")
 
-    def take_seed(self, seed: int) -> None:
+    def _take_seed(self, seed):
         if self.storage == "seed" and seed != self.seed:
             raise ValueError(
                 "The file's signs are computed from another seed: build the model with "
                 f"it. Received: a file of seed={seed} for a context of "
                 f"seed={self.seed}"
             )
-        super().take_seed(seed)
+        super()._take_seed(seed)
 
     def count_signs(self, width: int) -> int:
         """Returns how many signs a task has for `width` inputs."""
@@ -118,8 +118,7 @@ class SignContext(Context):
                 index = np.arange(self.num_tasks, dtype="int32")
             bits = self._hash(ops, ops.expand_dims(index, -1))
             return ops.cast(2 * bits - 1, dtype)
-        bank = self.contexts
-        rows = bank if index is None else take_rows(bank, index)
+        rows = self.contexts if index is None else self.rows_of(index)
         if self.storage == "bytes":
             return ops.cast(rows, dtype)
         bits = unpack(ops, ops.cast(rows, "int32"), 8, self.num_signs)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.backend import take_rows
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.private import replace_weight
@@ -123,6 +124,20 @@ class Context(TaskLayer, keras.layers.Layer):
     def unbind(self, inputs: Any, index: Any) -> Any:
         """Computes `x C_k^T`; arguments and result as for `bind()`."""
         raise NotImplementedError
+
+    def rows_of(self, index: Any) -> Any:
+        """Looks up what `draw()` has drawn for tasks; `bind()` needs it.
+
+        On TensorFlow the gradient of `ops.take()` has a slice for each example, and
+        Adam would train learnable contexts otherwise than on JAX and torch.
+
+        Args:
+            index: Integer, or int32 tensor of shape `()` or `(batch,)`.
+
+        Returns:
+            Tensor of the shape of `index`, followed by that of a row.
+        """
+        return take_rows(self.contexts, index)
 
     def mix(self, inputs: Any, weights: Any) -> Any:
         """Computes `x` bound to a mixture of contexts, `x (sum_k w_k C_k)`.
@@ -303,27 +318,20 @@ class Context(TaskLayer, keras.layers.Layer):
     def load_own_variables(self, store: Any) -> None:
         names = [f"{type(self).__name__}.{v.name}" for v in self.weights]
         seed = f"{type(self).__name__}.seed"
-        if seed in store.keys():  # Release 0.1 did not write it.
-            value = np.asarray(store[seed], "uint8").tobytes()
-            self.take_seed(int.from_bytes(value, "little"))
         if sorted({*store.keys()} - {seed}) != sorted(names):
             raise ValueError(
                 f"These are not the weights of {self.num_tasks} tasks' "
                 f"{type(self).__name__} contexts: expected {names}. "
                 f"Received: {list(store.keys())}"
             )
+        if seed in store.keys():  # Release 0.1.0 did not write it.
+            value = np.asarray(store[seed], "uint8").tobytes()
+            self._take_seed(int.from_bytes(value, "little"))
         for variable, name in zip(self.weights, names, strict=True):
             variable.assign(store[name])
 
-    def take_seed(self, seed: int) -> None:
-        """Goes on with the seed of a file: tasks that are added are drawn with it.
-
-        Args:
-            seed: Non-negative integer.
-
-        Raises:
-            ValueError: The present tasks' contexts depend on the seed too.
-        """
+    def _take_seed(self, seed):
+        """Goes on with the seed of a file: tasks that are added are drawn with it."""
         self.seed = seed
 
     def _check_built(self):

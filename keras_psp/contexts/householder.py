@@ -5,7 +5,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_psp._core.backend import take_rows
 from keras_psp._core.checks import check_integer
 from keras_psp._core.task import align
 from keras_psp.contexts import _random_numbers as random_numbers
@@ -85,7 +84,7 @@ class Householder(Context):
         return {**super().get_config(), "reflections": self.reflections}
 
     def _reflect(self, inputs, index, order):
-        vectors = take_rows(self.contexts, index)
+        vectors = self.rows_of(index)
         # A sum of squares is more than float16 can hold.
         precise = keras.backend.result_type(vectors.dtype, "float32")
         vectors = ops.normalize(ops.cast(vectors, precise), axis=-1)

@@ -69,7 +69,7 @@ class Permutation(Context):
         return _gather(inputs, ops.argsort(self._look_up(index), axis=-1))
 
     def _look_up(self, index):
-        return ops.cast(ops.take(self.contexts, index, axis=0), "int32")
+        return ops.cast(self.rows_of(index), "int32")
 
 
 def _gather(inputs, order):

@@ -196,38 +196,35 @@ class TaskModel(keras.Model):
             callbacks = [*(keras.tree.flatten(callbacks or [])), WholeSteps()]
         given["callbacks"] = callbacks
         advise(self, getattr(self, "optimizer", None))
-        with self._guarded(check):
+        with check.plain_errors(), self._guarded():
             return super().fit(**given)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         check = self._check(self._unknown)
         if not kwargs.get("_use_cached_eval_dataset"):  # Which `fit()` has checked.
             x = checked(x, check)
-        with self._guarded(check):
+        with check.plain_errors(), self._guarded():
             return super().evaluate(x, *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         check = self._check(self._unknown)
         x = checked(x, check)
-        with self._guarded(check):
+        with check.plain_errors(), self._guarded():
             return super().predict(x, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        check = self._check("raise")
-        x = check(x)
-        with self._guarded(check):
+        x = self._check("raise")(x)
+        with self._guarded():
             return super().train_on_batch(x, *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        check = self._check(self._unknown)
-        x = check(x)
-        with self._guarded(check):
+        x = self._check(self._unknown)(x)
+        with self._guarded():
             return super().test_on_batch(x, *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
-        check = self._check(self._unknown)
-        x = check(x)
-        with self._guarded(check):
+        x = self._check(self._unknown)(x)
+        with self._guarded():
             return super().predict_on_batch(x)
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
@@ -347,10 +344,9 @@ class TaskModel(keras.Model):
         return checked(data, check)
 
     @contextlib.contextmanager
-    def _guarded(self, check: InputCheck) -> Iterator[None]:
+    def _guarded(self) -> Iterator[None]:
         """Where Keras' compiled steps run: one thread at a time on JAX, see there."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(check.plain_errors())
             if keras.backend.backend() == "jax":
                 stack.enter_context(_locks.setdefault(self, threading.RLock()))
             stack.enter_context(kept_weights(self))

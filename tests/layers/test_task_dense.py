@@ -7,6 +7,9 @@ from layer_checks import draw
 from layer_checks import functional
 from layer_checks import to_numpy
 
+from keras_psp.contexts import Binary
+from keras_psp.contexts import Complex
+from keras_psp.contexts import Householder
 from keras_psp.layers import PSPDense
 from keras_psp.layers import TaskDense
 from keras_psp.layers import TaskLayerNormalization
@@ -126,6 +129,9 @@ def test_what_it_cannot_do_it_says():
         lambda: TaskDense(4, NUM_TASKS),
         lambda: PSPDense(4, NUM_TASKS, bias_per_task=True),
         lambda: TaskLayerNormalization(NUM_TASKS),
+        lambda: PSPDense(4, context=Binary(NUM_TASKS, learnable=True)),
+        lambda: PSPDense(4, context=Householder(NUM_TASKS, learnable=True)),
+        lambda: PSPDense(4, context=Complex(NUM_TASKS, learnable=True)),
     ],
 )
 def test_adam_sees_one_gradient_a_row(make):
