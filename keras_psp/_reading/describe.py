@@ -113,13 +113,8 @@ def tensors_in(values: Any) -> list[keras.KerasTensor]:
 
 
 def _own_attributes(layer):
-    return [
-        (name, value)
-        for name, value in vars(layer).items()
-        # TensorFlow marks what it has saved or tracked with names such as
-        # `_self_unconditional_dependency_names`.
-        if name not in _of_every_layer() and not name.startswith("_self_")
-    ]
+    every = vars(layer).items()
+    return [(name, value) for name, value in every if name not in _of_every_layer()]
 
 
 @functools.cache

@@ -164,7 +164,6 @@ def test_what_cannot_be_converted_is_listed():
             keras.layers.Dense(2, name="dense"),
         ]
     )
-    _ = model.layers[1].non_trainable_variables  # After which TensorFlow tracks it.
     with pytest.warns(UserWarning, match=r"'own_slope' \(PReLU\).*'own' \(Own.*share"):
         converted = keras_psp.convert(model, NUM_TASKS)
     assert type(converted.get_layer("own")) is OwnDense
