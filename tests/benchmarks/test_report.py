@@ -203,6 +203,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     assert float(lines[0]["average_accuracy"]) == pytest.approx(0.85)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("sizes", [(50,), (2, 3), (1,), (4,) * 4])
 def test_plots_are_pictures(tmp_path, sizes):
     from matplotlib.image import imread

@@ -32,6 +32,7 @@ def test_pipeline_standardizes():
     assert abs(pixels.mean()) < 1e-4 and abs(pixels.std() - 1) < 1e-4
 
 
+@pytest.mark.once
 @pytest.mark.skipif(
     not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist")),
     reason="MNIST is not on this machine",

@@ -119,3 +119,6 @@ MODELS = (
     attentive,
     of_all_ranks,
 )
+
+# What is slow to compile, and built of what the others are built of.
+SLOW = (attentive, of_all_ranks)

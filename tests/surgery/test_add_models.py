@@ -13,7 +13,14 @@ from keras_psp.surgery import remove_models
 
 @pytest.mark.parametrize(
     "make, with_base",
-    [(make, bool(i % 2)) for i, make in enumerate(small_models.MODELS)],
+    [
+        pytest.param(
+            make,
+            bool(i % 2),
+            marks=[pytest.mark.once] if make in small_models.SLOW else [],
+        )
+        for i, make in enumerate(small_models.MODELS)
+    ],
 )
 def test_models_come_later_and_go_again(make, with_base):
     base = draw_weights(make(), 9) if with_base else None
@@ -126,7 +133,14 @@ def errors(one, models, data):
     ]
 
 
-@pytest.mark.parametrize("share", ["one distribution", "turned", "turned, all data"])
+@pytest.mark.parametrize(
+    "share",
+    [
+        "turned",
+        pytest.param("one distribution", marks=pytest.mark.once),
+        pytest.param("turned, all data", marks=pytest.mark.once),
+    ],
+)
 def test_a_model_added_with_data_leaves_the_others(share, tmp_path):
     base, models, rng = fine_tuned(5)
     data = [rng.normal(size=(300, 32)).astype("float32") for _ in models]

@@ -141,6 +141,7 @@ def test_bayesian_optimization_goes_on_from_what_it_found(tmp_path, monkeypatch)
     assert len(tried) == 8 and distances[4:].max() < distances[:4].min()
 
 
+@pytest.mark.once
 def test_command_and_report(tmp_path, capsys):
     folder = tmp_path / "search"
     arguments = [*TUNE, *UNITS, "--output", str(folder)]
