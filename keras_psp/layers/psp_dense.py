@@ -67,16 +67,17 @@ class PSPDense(SuperposedDense, keras.layers.Dense):
         context: Any = "binary",
         base: bool = False,
         bias_per_task: bool = False,
+        rank: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(units, **kwargs)
         self.set_context(context, num_tasks)
-        self.set_base_and_bias(base, bias_per_task)
+        self.set_parts(base, bias_per_task, rank)
 
     def build(self, input_shape: Any) -> None:
         self.build_context(input_shape[-1])
         super().build(input_shape)
-        self.build_base_and_bias((self.units,))
+        self.build_parts((self.units,))
 
     def multiply(self, inputs: Any, kernel: Any) -> Any:
         return ops.matmul(inputs, kernel)

@@ -75,7 +75,8 @@ class PSPMultiHeadAttention(SuperposedAttention, keras.layers.MultiHeadAttention
         context: Any = "binary",
         base: bool = False,
         bias_per_task: bool = False,
+        rank: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_heads, key_dim, **kwargs)
-        self.set_projections(context, num_tasks, base, bias_per_task)
+        self.set_projections(context, num_tasks, base, bias_per_task, rank)
