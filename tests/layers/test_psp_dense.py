@@ -37,11 +37,25 @@ def make_base(**kwargs):
     return fill(make_binary(**options, **kwargs), SHAPES[1])
 
 
+def make_low_rank(**kwargs):
+    return fill(make_binary(rank=2, **kwargs), SHAPES[0])
+
+
+def make_base_and_low_rank(**kwargs):
+    return make_base(rank=3, **kwargs)
+
+
 def make_identity(**kwargs):
     return make_binary(context="identity", **kwargs)
 
 
-CASES = [(make_binary, SHAPES[0]), (make_learnable, SHAPES[2]), (make_base, SHAPES[1])]
+CASES = [
+    (make_binary, SHAPES[0]),
+    (make_learnable, SHAPES[2]),
+    (make_base, SHAPES[1]),
+    (make_low_rank, SHAPES[0]),
+    (make_base_and_low_rank, SHAPES[1]),
+]
 
 
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)

@@ -42,7 +42,7 @@ def make(context="rotation", dtype=None, **kwargs):
 
 
 def make_base(**kwargs):
-    return make(base=True, bias_per_task=True, **kwargs)
+    return make(base=True, bias_per_task=True, rank=2, **kwargs)
 
 
 def weights(projection, k):
