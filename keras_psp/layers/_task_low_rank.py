@@ -14,11 +14,11 @@ from keras_psp.layers._task_rows import TaskRows
 class TaskLowRank(TaskRows, keras.layers.Layer):
     """Holds the factors `A_k`, `(M, rank)`, and `B_k`, `(rank, N)`, of each task.
 
-    As in LoRA, `B_k` is zero at first, so that `A_k B_k` changes nothing.
+    As in LoRA, `B_k` starts as zero, so that a new `A_k B_k` changes nothing.
 
     Args:
         num_tasks: Positive integer, the number of tasks.
-        rank: Positive integer, the most that is allowed is the least of M and N.
+        rank: Positive integer, at most the smaller of M and N.
         **kwargs: `keras.layers.Layer` arguments.
 
     Reference:

@@ -37,6 +37,10 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
             `base_kernel`, zeros at first, and is not trained.
         bias_per_task: Boolean, whether each task has a bias of its own. An optimizer
             with momentum goes on moving it for a while after the task's last example.
+        rank: Integer, the rank of a part `A_k B_k` that each task has of its own, so
+            that task k sees `C_k W + A_k B_k`. Or `None`. `B_k` starts as zero: a new
+            layer answers as it would without it. Inputs and outputs
+            may then share no dimension of the kernel.
         **kwargs: `keras.layers.EinsumDense` arguments.
 
     Call arguments:
@@ -68,6 +72,7 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
 
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3.
+        `rank`: [Hu et al., 2021](https://arxiv.org/abs/2106.09685), equation 3.
     """
 
     bias_axes: Any
