@@ -272,10 +272,11 @@ def test_regularizers_and_constraints_are_denses():
     assert np.linalg.norm(to_numpy(layer.kernel), axis=0).max() < 0.1 + 1e-6
 
 
-def test_jit_compiled_training_and_unknown_tasks():
+@pytest.mark.parametrize("make", [make_binary, make_low_rank])
+def test_jit_compiled_training_and_unknown_tasks(make):
     x, task = draw((10, 6))
     task[4] = NUM_TASKS
-    model = functional(make_binary(), x.shape)
+    model = functional(make(), x.shape)
     model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=True)
     y = model.predict({"image": x, "task": task}, verbose=0)
     assert np.isnan(y[4]).all() and np.isfinite(np.delete(y, 4, axis=0)).all()
