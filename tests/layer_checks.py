@@ -52,8 +52,12 @@ def fill(layer, shape):
 
 
 def shares(layer, k):
-    """What task k has beside the superposed kernel: a base kernel and a bias."""
+    """What task k has beside the superposed kernel: `W_0 + A_k B_k` and a bias."""
     base = 0.0 if layer.base is None else to_numpy(layer.base_kernel)
+    if layer.low_rank is not None:
+        first, second = layer.low_rank.first, layer.low_rank.second
+        own = to_numpy(first)[k] @ to_numpy(second)[k]
+        base = base + to_numpy(layer.kernel_of_rows(own))
     if layer.task_bias is not None:
         return base, to_numpy(layer.task_bias.bias)[k]
     return base, 0.0 if layer.bias is None else to_numpy(layer.bias)

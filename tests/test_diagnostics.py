@@ -384,6 +384,7 @@ def test_parts_of_memory():
     assert result.parts == {
         "kernels": kernels,
         "base_kernels": kernels,
+        "low_rank": 0,
         "contexts": 3 * (3 * 3 * 2 + 64),
         "task_state": 3 * 4 * (4 + 4 * 4 + 3),
         "shared": 4 * 4,

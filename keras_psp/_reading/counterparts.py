@@ -40,6 +40,7 @@ OURS = (
     "context_over",
     "base",
     "bias_per_task",
+    "rank",
     "affine_per_task",
 )
 COUNTERPARTS = {

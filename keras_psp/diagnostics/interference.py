@@ -114,7 +114,8 @@ def interference(
             inputs, or batches of these. Defaults to the same 64 examples for every
             task, uniform in [0, 1): what contexts do to inputs that are not negative.
         models: List of the K plain models that were superposed. From their kernels the
-            base kernel is taken away, if the model has one.
+            base kernel and each task's part of low rank are taken away, if the model
+            has them.
 
     Returns:
         An `Interference`: its `layers` have a `name`, a `width` M, `energies`, float64
@@ -213,10 +214,13 @@ def _kernels(graph, layers, num_tasks, models):
     # Of the others, layers may go by other names.
     every = [leaf_layers(each) for each in (graph.layers, *plain)]
     alike = {id(first): rest for first, *rest in zip(*every, strict=True)}
-    return [[_difference(layer, each) for each in alike[id(layer)]] for layer in layers]
+    return [
+        [_difference(layer, each, k) for k, each in enumerate(alike[id(layer)])]
+        for layer in layers
+    ]
 
 
-def _difference(layer, plain):
+def _difference(layer, plain, task):
     kernel = getattr(plain, "kernel", None)
     if kernel is None or tuple(kernel.shape) != tuple(layer.kernel.shape):
         raise ValueError(
@@ -224,9 +228,8 @@ def _difference(layer, plain):
             f"shapes. Received: {plain.name!r} for {layer.name!r}"
         )
     rows = kernel_rows(layer, kernel)
-    if layer.base_kernel is None:
-        return rows
-    return rows - kernel_rows(layer, layer.base_kernel)
+    beside = layer.kernel_beside(task)
+    return rows if beside is None else rows - kernel_rows(layer, beside)
 
 
 def _bound_inputs(graph, layers, data):

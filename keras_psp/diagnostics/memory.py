@@ -11,7 +11,7 @@ from keras_psp.diagnostics import _plots as plots
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
 
-PARTS = ("kernels", "base_kernels", "contexts", "task_state", "shared")
+PARTS = ("kernels", "base_kernels", "low_rank", "contexts", "task_state", "shared")
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ def memory(model: Any) -> Memory:
     ```
     kernels         of superposed layers, with what a LoRA or quantization adds
     base_kernels    that superposed kernels are added to
+    low_rank        kernels of a low rank that each task has of its own, by `rank=`
     contexts        that are stored: those made of a seed take nothing
     task_state      what has a row for each task: biases, scales, statistics, and
                     kernels that are not superposed
@@ -103,9 +104,9 @@ def memory(model: Any) -> Memory:
 
     in the dtypes that they are stored in. K models of one task each, as `extract()`
     makes them, have the kernels and what is shared K times, the state of the tasks
-    once, and no base kernels and no contexts. (It makes the kernel of a complex layer a
-    real one of twice the size; here K such layers are counted as they are.) A context
-    or layer that is used several times is counted where it is first.
+    once, and no base kernels, no low rank and no contexts. (It makes the kernel of a
+    complex layer a real one of twice the size; here K such layers are counted as they
+    are.) A context or layer that is used several times is counted where it is first.
 
     Args:
         model: `keras_psp.models.TaskModel` of K tasks.
@@ -152,6 +153,7 @@ def _parts_of(layer):
         known = {id(weight): "contexts" for weight in layer.context.weights}
         for child, part in (
             (layer.base, "base_kernels"),
+            (layer.low_rank, "low_rank"),
             (layer.task_bias, "task_state"),
         ):
             if child is not None:

@@ -13,6 +13,7 @@ from keras_psp._core.private import replace_weight
 from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp.layers._task_bias import TaskBias
+from keras_psp.layers._task_low_rank import TaskLowRank
 
 
 class BaseKernel(keras.layers.Layer):
@@ -86,10 +87,9 @@ class Superposed(TaskLayer, LeafLayer):
     """Mixin of the layers that bind their inputs to a task's context.
 
     It stands before a Keras layer among the bases. `__init__` calls `set_context()`,
-    and `set_base_and_bias()` if the layer can have a base kernel and biases for each
-    task; `build()` calls `build_context()` and `build_base_and_bias()`; and `call()`
-    computes with what `bind_inputs()` returns, or by `call_bound()` all that Keras'
-    layer does.
+    and `set_parts()` if there can be something beside the superposed kernel; `build()`
+    calls `build_context()` and `build_parts()`; and `call()` computes with what
+    `bind_inputs()` returns, or by `call_bound()` all that Keras' layer does.
     """
 
     # The Keras layer's.
@@ -105,17 +105,26 @@ class Superposed(TaskLayer, LeafLayer):
         name: dict[str, Any] = {"name": "context"} if isinstance(context, str) else {}
         self.context = contexts.get(context, num_tasks=num_tasks, **name)
         self.base: BaseKernel | None = None
+        self.low_rank: TaskLowRank | None = None
         self.task_bias: TaskBias | None = None
 
-    def set_base_and_bias(self, base: bool, bias_per_task: bool) -> None:
-        """Sets what all tasks share, and what none do.
+    def set_parts(self, base: bool, bias_per_task: bool, rank: int | None) -> None:
+        """Sets what there is beside the superposed kernel.
 
         Args:
             base: Boolean, whether there is a fixed kernel beside the superposed one.
             bias_per_task: Boolean, whether each task has a bias of its own.
+            rank: Positive integer, the rank of the kernel that each task has of its
+                own, or `None`.
         """
+        # Keras tells the children later changes of `trainable` alone.
+        options = {"dtype": self.dtype_policy, "trainable": self.trainable}
         if base:
             self.base = BaseKernel(name="base", dtype=self.dtype_policy)
+        if rank is not None:
+            self.low_rank = TaskLowRank(
+                self.num_tasks, rank, name="low_rank", **options
+            )
         if bias_per_task and self.use_bias:
             self.task_bias = TaskBias(
                 self.num_tasks,
@@ -123,8 +132,7 @@ class Superposed(TaskLayer, LeafLayer):
                 self.bias_regularizer,
                 self.bias_constraint,
                 name="task_bias",
-                dtype=self.dtype_policy,
-                trainable=self.trainable,  # Later, Keras tells the children.
+                **options,
             )
             self.use_bias = False  # The Keras layer's own.
 
@@ -144,8 +152,8 @@ class Superposed(TaskLayer, LeafLayer):
         See `Context.add_tasks()`; it returns the layer itself.
         """
         self.context.add_tasks(n)
-        if self.task_bias is not None:
-            self.task_bias.add_tasks(n)
+        for rows in self._task_rows:
+            rows.add_tasks(n)
         return self
 
     def remove_tasks(self, *, n: int) -> Self:
@@ -154,8 +162,8 @@ class Superposed(TaskLayer, LeafLayer):
         See `Context.remove_tasks()`; it returns the layer itself.
         """
         self.context.remove_tasks(n=n)
-        if self.task_bias is not None:
-            self.task_bias.remove_tasks(n=n)
+        for rows in self._task_rows:
+            rows.remove_tasks(n=n)
         return self
 
     def can_quantize(self, mode: Any) -> bool:
@@ -193,8 +201,8 @@ class Superposed(TaskLayer, LeafLayer):
                 f"needs one of its own. Received: a layer of {width}"
             )
 
-    def build_base_and_bias(self, bias_shape: Any) -> None:
-        """Builds what `set_base_and_bias()` has set.
+    def build_parts(self, bias_shape: Any) -> None:
+        """Builds what `set_parts()` has set.
 
         Args:
             bias_shape: The shape of one task's bias, which broadcasts against the
@@ -202,6 +210,9 @@ class Superposed(TaskLayer, LeafLayer):
         """
         if self.base is not None:
             self.base.build(self.kernel.shape)
+        if self.low_rank is not None:
+            kernel = keras.KerasTensor(self.kernel.shape)
+            self.low_rank.build(self.kernel_rows(kernel).shape)
         if self.task_bias is not None:
             self.task_bias.build(bias_shape)
 
@@ -218,7 +229,7 @@ class Superposed(TaskLayer, LeafLayer):
         return ops.reshape(inputs, (-1, 1, inputs.shape[-1]))
 
     def task_kernel(self, index: Any) -> Any:
-        """Returns the kernel that one task sees: `C_k W`, and the base kernel.
+        """Returns the kernel that one task sees: `C_k W`, and what is beside it.
 
         Args:
             index: Integer or scalar int32 tensor, a task.
@@ -229,7 +240,14 @@ class Superposed(TaskLayer, LeafLayer):
         # C W = (W^T C^T)^T
         rows = self.kernel_rows(self.kernel)
         rows = self._transform_rows(self.context.unbind, rows, index)
-        kernel = self.kernel_of_rows(rows)
+        kernel, beside = self.kernel_of_rows(rows), self.kernel_beside(index)
+        return kernel if beside is None else ops.add(kernel, beside)
+
+    def kernel_beside(self, index: Any) -> Any:
+        """Returns what one task sees beside `C_k W`: `W_0 + A_k B_k`, or `None`."""
+        if self.low_rank is None:
+            return self.base_kernel
+        kernel = self.kernel_of_rows(self.low_rank.kernel_rows(index))
         return kernel if self.base is None else ops.add(kernel, self.base_kernel)
 
     def unbind_rows(self, rows: Any, index: Any) -> Any:
@@ -247,6 +265,24 @@ class Superposed(TaskLayer, LeafLayer):
     def bind_inputs(self, inputs: Any, index: Any) -> Any:
         """Computes what the kernel is multiplied with; see `Context.transform()`."""
         return self.context.transform(inputs, index)
+
+    def multiply_first(self, inputs: Any, rows: Any) -> Any:
+        """Multiplies with rows `(M, n)`; returns `(batch, ..., n)`."""
+        return ops.matmul(inputs, rows)
+
+    def multiply_second(self, products: Any, rows: Any) -> Any:
+        """Multiplies what `multiply_first()` returned with `(n, N)`, to outputs."""
+        return ops.matmul(products, rows)
+
+    def _multiply_low_rank(self, inputs, task):
+        return self.low_rank.multiply(
+            inputs, task, self.multiply_first, self.multiply_second
+        )
+
+    @property
+    def _task_rows(self):
+        children = (self.low_rank, self.task_bias)
+        return [child for child in children if child is not None]
 
     def _transform_rows(self, transform, rows, index):
         # The context binds all rows, or as many at each place.
@@ -266,6 +302,8 @@ class Superposed(TaskLayer, LeafLayer):
         }
         if self.base is not None:
             config["base"] = True
+        if self.low_rank is not None:
+            config["rank"] = self.low_rank.rank
         if self.task_bias is not None:
             config["bias_per_task"] = True
             if "use_bias" in config:

@@ -42,7 +42,12 @@ class SuperposedAttention(TaskLayer):
     """
 
     def set_projections(
-        self, context: Any, num_tasks: int | None, base: bool, bias_per_task: bool
+        self,
+        context: Any,
+        num_tasks: int | None,
+        base: bool,
+        bias_per_task: bool,
+        rank: int | None,
     ) -> None:
         """Sets what the projections are to be; see `keras_psp.layers.PSPEinsumDense`.
 
@@ -51,6 +56,7 @@ class SuperposedAttention(TaskLayer):
             num_tasks: Positive integer, or `None` if the context knows it.
             base: Boolean.
             bias_per_task: Boolean.
+            rank: Positive integer or `None`.
         """
         context = contexts.get(context, num_tasks=num_tasks)
         # A copy, for it grows with the layer; and hidden from Keras, which would wait
@@ -59,6 +65,7 @@ class SuperposedAttention(TaskLayer):
         self._example = SimpleNamespace(context=context)
         self.base = base
         self.bias_per_task = bias_per_task
+        self.rank = rank if rank is None else check_integer("rank", rank)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if type(value) is keras.layers.EinsumDense:
@@ -71,6 +78,7 @@ class SuperposedAttention(TaskLayer):
                     "context": own[PROJECTIONS.index(name)],
                     "base": self.base,
                     "bias_per_task": self.bias_per_task,
+                    "rank": self.rank,
                 }
             )
         super().__setattr__(name, value)
@@ -165,4 +173,6 @@ class SuperposedAttention(TaskLayer):
             config["base"] = True
         if self.bias_per_task:
             config["bias_per_task"] = True
+        if self.rank is not None:
+            config["rank"] = self.rank
         return config

@@ -32,6 +32,7 @@ class SuperposedConv(Superposed):
         context_over: str = "kernel",
         base: bool = False,
         bias_per_task: bool = False,
+        rank: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(filters, kernel_size, **kwargs)
@@ -47,7 +48,12 @@ class SuperposedConv(Superposed):
                 "Groups of filters have no kernel that is bound over channels, to add "
                 f"a base to. Received: groups={self.groups}, base=True"
             )
-        self.set_base_and_bias(base, bias_per_task)
+        if rank is not None and self.groups > 1:
+            raise ValueError(
+                "Groups of filters see other channels each, and can have no `rank`. "
+                f"Received: groups={self.groups}, rank={rank}"
+            )
+        self.set_parts(base, bias_per_task, rank)
 
     def build(self, input_shape: Any) -> None:
         channels = input_shape[self._channel_axis]
@@ -60,7 +66,7 @@ class SuperposedConv(Superposed):
         if self.context_over == "kernel":
             channels = math.prod(self.kernel_size) * channels // self.groups
         self.build_context(channels)
-        self.build_base_and_bias((self.filters,))
+        self.build_parts((self.filters,))
 
     def call(self, inputs: Any, task: Any = None) -> Any:
         task = Task(task, self.num_tasks, inputs)
@@ -96,6 +102,13 @@ class SuperposedConv(Superposed):
         patches = self._patches(inputs)
         return ops.reshape(patches, (-1, *patches.shape[-2:]))
 
+    def multiply_first(self, inputs: Any, rows: Any) -> Any:
+        kernel = ops.reshape(rows, (*self.kernel.shape[:-1], rows.shape[-1]))
+        return ops.moveaxis(self._convolve(inputs, kernel), self._channel_axis, -1)
+
+    def multiply_second(self, products: Any, rows: Any) -> Any:
+        return ops.moveaxis(ops.matmul(products, rows), -1, self._channel_axis)
+
     def _by_task(self, inputs, task):
         """Convolves with the task's kernel if there is one task, and no more."""
 
@@ -113,6 +126,8 @@ class SuperposedConv(Superposed):
             if self.base is not None:
                 base = self._convolve(inputs, self.base_kernel)
                 outputs = ops.add(outputs, base)
+            if self.low_rank is not None:
+                outputs = ops.add(outputs, self._multiply_low_rank(inputs, task))
             return task.mask(outputs)
 
         def apart():
@@ -145,7 +160,7 @@ class SuperposedConv(Superposed):
 
     @property
     def _binds_kernel(self):
-        if self.base is not None:
+        if self.base is not None or self.low_rank is not None:
             return True  # One convolution, with the sum of the kernels.
         # To bind the inputs with no context costs nothing.
         return self.context_over == "kernel" and not isinstance(self.context, Identity)
@@ -170,6 +185,9 @@ class SuperposedConv(Superposed):
         every = self.context.unbind(every, ops.arange(self.num_tasks, dtype="int32"))
         every = ops.transpose(every, (0, 1, 3, 2))
         kernels = ops.reshape(every, (self.num_tasks, *self.kernel.shape))
+        if self.low_rank is not None:
+            own = self.low_rank.kernel_rows(ops.arange(self.num_tasks, dtype="int32"))
+            kernels = ops.add(kernels, ops.reshape(own, kernels.shape))
         return kernels if self.base is None else ops.add(kernels, self.base_kernel)
 
     def _patches(self, inputs):

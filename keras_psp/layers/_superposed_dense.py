@@ -40,7 +40,7 @@ class SuperposedDense(Superposed):
     ) -> Any:
         task = Task(task, self.num_tasks, inputs)
         bound = self.bind_inputs(inputs, task.index)
-        if self.base is None and self.task_bias is None:
+        if self.base is None and not self._task_rows:
             outputs = super().quantized_call(bound, training=training)
             return task.mask(outputs)
         _bare.layer = self  # What is to be added comes before the activation.
@@ -51,6 +51,9 @@ class SuperposedDense(Superposed):
         if self.base is not None:
             base = self.multiply(inputs, self.base_kernel)
             outputs = ops.add(outputs, ops.cast(base, outputs.dtype))
+        if self.low_rank is not None:
+            own = self._branch_low_rank(inputs, task)
+            outputs = ops.add(outputs, ops.cast(own, outputs.dtype))
         if self.task_bias is not None:
             outputs = self.task_bias.add_to(outputs, task)
         if self.activation is not None:
@@ -67,7 +70,8 @@ class SuperposedDense(Superposed):
         self._activation = activation
 
     def can_quantize(self, mode: Any) -> bool:
-        return mode in ("int8", "int4") or (mode == "float8" and self.base is None)
+        has_one_kernel = self.base is None and self.low_rank is None
+        return mode in ("int8", "int4") or (mode == "float8" and has_one_kernel)
 
     def quantize(
         self, mode: Any = None, type_check: bool = True, config: Any = None
@@ -84,17 +88,29 @@ class SuperposedDense(Superposed):
             self.base.round_to(self.dtype_policy)
 
     def _multiply_by_task(self, inputs, task):
-        def mixed():
+        def bound():
             bound = self.bind_inputs(inputs, task.index)
             return self.multiply(bound, self.kernel)
 
         if self.base is None:
-            return mixed()
+            outputs = bound()
+            if self.low_rank is not None:
+                outputs = ops.add(outputs, self._branch_low_rank(inputs, task))
+            return outputs
 
         def one(task):  # One product with the sum of the kernels.
             return self.multiply(inputs, self.task_kernel(task.index))
 
-        def both():
-            return ops.add(mixed(), self.multiply(inputs, self.base_kernel))
+        def mixed():
+            outputs = ops.add(bound(), self.multiply(inputs, self.base_kernel))
+            if self.low_rank is not None:
+                outputs = ops.add(outputs, self._multiply_low_rank(inputs, task))
+            return outputs
 
-        return task.branch(one, both)
+        return task.branch(one, mixed)
+
+    def _branch_low_rank(self, inputs, task):
+        def multiply(task=task):
+            return self._multiply_low_rank(inputs, task)
+
+        return task.branch(multiply, multiply)

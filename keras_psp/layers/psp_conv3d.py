@@ -37,6 +37,9 @@ class PSPConv3D(SuperposedConv, keras.layers.Conv3D):
             `base_kernel`, zeros at first, and is not trained.
         bias_per_task: Boolean, whether each task has a bias of its own. An optimizer
             with momentum goes on moving it for a while after the task's last example.
+        rank: Integer, the rank of a part `A_k B_k` that each task has of its own, so
+            that task k sees `C_k W + A_k B_k`. Or `None`. `B_k` starts as zero: a new
+            layer answers as it would without it. It needs `groups=1`.
         **kwargs: `keras.layers.Conv3D` arguments.
 
     Call arguments:
@@ -67,4 +70,5 @@ class PSPConv3D(SuperposedConv, keras.layers.Conv3D):
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3 and
         section 4.3.
+        `rank`: [Hu et al., 2021](https://arxiv.org/abs/2106.09685), equation 3.
     """

@@ -31,6 +31,9 @@ class PSPDense(SuperposedDense, keras.layers.Dense):
             `base_kernel`, zeros at first, and is not trained.
         bias_per_task: Boolean, whether each task has a bias of its own. An optimizer
             with momentum goes on moving it for a while after the task's last example.
+        rank: Integer, the rank of a part `A_k B_k` that each task has of its own, so
+            that task k sees `C_k W + A_k B_k`. Or `None`. `B_k` starts as zero: a new
+            layer answers as it would without it.
         **kwargs: `keras.layers.Dense` arguments.
 
     Call arguments:
@@ -58,6 +61,7 @@ class PSPDense(SuperposedDense, keras.layers.Dense):
 
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3.
+        `rank`: [Hu et al., 2021](https://arxiv.org/abs/2106.09685), equation 3.
     """
 
     def __init__(
@@ -67,16 +71,17 @@ class PSPDense(SuperposedDense, keras.layers.Dense):
         context: Any = "binary",
         base: bool = False,
         bias_per_task: bool = False,
+        rank: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(units, **kwargs)
         self.set_context(context, num_tasks)
-        self.set_base_and_bias(base, bias_per_task)
+        self.set_parts(base, bias_per_task, rank)
 
     def build(self, input_shape: Any) -> None:
         self.build_context(input_shape[-1])
         super().build(input_shape)
-        self.build_base_and_bias((self.units,))
+        self.build_parts((self.units,))
 
     def multiply(self, inputs: Any, kernel: Any) -> Any:
         return ops.matmul(inputs, kernel)

@@ -37,6 +37,10 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
             `base_kernel`, zeros at first, and is not trained.
         bias_per_task: Boolean, whether each task has a bias of its own. An optimizer
             with momentum goes on moving it for a while after the task's last example.
+        rank: Integer, the rank of a part `A_k B_k` that each task has of its own, so
+            that task k sees `C_k W + A_k B_k`. Or `None`. `B_k` starts as zero: a new
+            layer answers as it would without it. Inputs and outputs
+            may then share no dimension of the kernel.
         **kwargs: `keras.layers.EinsumDense` arguments.
 
     Call arguments:
@@ -68,6 +72,7 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
 
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3.
+        `rank`: [Hu et al., 2021](https://arxiv.org/abs/2106.09685), equation 3.
     """
 
     bias_axes: Any
@@ -81,12 +86,13 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         context: Any = "binary",
         base: bool = False,
         bias_per_task: bool = False,
+        rank: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(equation, output_shape, **kwargs)
         self.set_context(context, num_tasks)
         self.use_bias = self.bias_axes is not None
-        self.set_base_and_bias(base, bias_per_task)
+        self.set_parts(base, bias_per_task, rank)
 
     def build(self, input_shape: Any) -> None:
         inputs, kernel, outputs = _letters(self.equation, len(input_shape))
@@ -106,11 +112,18 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         # In all three, what is not summed over, what each has a product of its own
         # for, and what is summed over; in the kernel the other way round.
         own = [x for x in kernel if x in inputs and x in outputs]
+        if own and self.low_rank is not None:
+            raise ValueError(
+                "An equation whose inputs and outputs share dimensions of the kernel "
+                "has a product for each of them, and can have no `rank`. Received: "
+                f"equation={self.equation!r}, rank={self.low_rank.rank}"
+            )
         rest = [x for x in inputs if x not in summed + own]
         self._input_order = [inputs.index(x) for x in rest + own + summed]
-        rest = [x for x in kernel if x not in summed + own]
-        self._kernel_order = [kernel.index(x) for x in summed + own + rest]
+        new = [x for x in kernel if x not in summed + own]
+        self._kernel_order = [kernel.index(x) for x in summed + own + new]
         self._num_summed, self._num_own = len(summed), len(own)
+        self._equations = _split(inputs, summed, rest, new, outputs)
         self.build_context(math.prod(sizes))
         bias_axes, bias_shape = self.bias_axes, None
         if self.task_bias is not None:
@@ -120,7 +133,7 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
             self.bias_axes = None  # Keras would add one that tasks share.
         super().build(input_shape)
         self.bias_axes = bias_axes
-        self.build_base_and_bias(bias_shape)
+        self.build_parts(bias_shape)
 
     def multiply(self, inputs: Any, kernel: Any) -> Any:
         return ops.einsum(self.equation, inputs, kernel)
@@ -137,15 +150,28 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         return ops.reshape(ops.transpose(kernel, self._kernel_order), (self._width, -1))
 
     def kernel_of_rows(self, rows: Any) -> Any:
-        order = self._kernel_order
-        rows = ops.reshape(rows, [self.kernel.shape[axis] for axis in order])
-        return ops.transpose(rows, np.argsort(order).tolist())
+        rows = ops.reshape(rows, self._kernel_sizes)
+        return ops.transpose(rows, np.argsort(self._kernel_order).tolist())
 
     def input_rows(self, inputs: Any) -> Any:
         x = ops.transpose(inputs, self._input_order)
         own = x.shape[len(x.shape) - self._num_summed - self._num_own :]
         own = own[: self._num_own]
         return ops.reshape(x, (-1, math.prod(own), self._width))
+
+    def multiply_first(self, inputs: Any, rows: Any) -> Any:
+        sizes = self._kernel_sizes[: self._num_summed]
+        rows = ops.reshape(rows, (*sizes, rows.shape[-1]))
+        return ops.einsum(self._equations[0], inputs, rows)
+
+    def multiply_second(self, products: Any, rows: Any) -> Any:
+        sizes = self._kernel_sizes[self._num_summed :]
+        rows = ops.reshape(rows, (rows.shape[0], *sizes))
+        return ops.einsum(self._equations[1], products, rows)
+
+    @property
+    def _kernel_sizes(self):
+        return [self.kernel.shape[axis] for axis in self._kernel_order]
 
     @property
     def _width(self):
@@ -161,6 +187,15 @@ def sums_over_inputs(equation: str, rank: Any) -> Any:
     if inputs[0] in kernel or inputs[0] != outputs[:1]:
         return False
     return any(x in inputs and x not in outputs for x in kernel)
+
+
+def _split(inputs, summed, rest, new, outputs):
+    """The products with two factors of a kernel, whose inner dimension comes last."""
+    used = {*inputs, *new, *outputs}
+    inner = next(x for x in string.ascii_letters if x not in used)
+    summed, rest, new = map("".join, (summed, rest, new))
+    first = f"{inputs},{summed}{inner}->{rest}{inner}"
+    return first, f"{rest}{inner},{inner}{new}->{outputs}"
 
 
 def _letters(equation, rank):

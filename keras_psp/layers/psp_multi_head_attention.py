@@ -32,6 +32,9 @@ class PSPMultiHeadAttention(SuperposedAttention, keras.layers.MultiHeadAttention
             and not trained.
         bias_per_task: Boolean, whether each task has biases of its own. An optimizer
             with momentum goes on moving them for a while after the task's last example.
+        rank: Integer, the rank of a part `A_k B_k` that each task has of its own in
+            each projection, so that task k sees `C_k W + A_k B_k`. Or `None`. `B_k`
+            starts as zero: a new layer answers as it would without it.
         **kwargs: `keras.layers.MultiHeadAttention` arguments.
 
     Call arguments:
@@ -65,6 +68,7 @@ class PSPMultiHeadAttention(SuperposedAttention, keras.layers.MultiHeadAttention
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3, of the
         projections of [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762),
         section 3.2.2.
+        `rank`: [Hu et al., 2021](https://arxiv.org/abs/2106.09685), equation 3.
     """
 
     def __init__(
@@ -75,7 +79,8 @@ class PSPMultiHeadAttention(SuperposedAttention, keras.layers.MultiHeadAttention
         context: Any = "binary",
         base: bool = False,
         bias_per_task: bool = False,
+        rank: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_heads, key_dim, **kwargs)
-        self.set_projections(context, num_tasks, base, bias_per_task)
+        self.set_projections(context, num_tasks, base, bias_per_task, rank)

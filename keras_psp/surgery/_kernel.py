@@ -24,7 +24,8 @@ class Kernel:
 
     Args:
         superposed: The superposed layer. Its base kernel, if it has one, is that of the
-            model that the others were trained from.
+            model that the others were trained from. A task's part of low rank stays
+            what it is.
         layers: List of the K Keras layers.
         first: Integer, the task of the first of them.
     """
@@ -39,9 +40,12 @@ class Kernel:
         self.layers = layers
         self.first = first
         self.rows = [kernel_rows(superposed, layer.kernel) for layer in layers]
-        self.base = 0.0 * self.rows[0]
-        if superposed.base_kernel is not None:
-            self.base = kernel_rows(superposed, superposed.base_kernel)
+        # What each task sees beside the superposed kernel.
+        self.beside = [0.0 * rows for rows in self.rows]
+        for i in range(len(layers)):
+            beside = superposed.kernel_beside(first + i)
+            if beside is not None:
+                self.beside[i] = kernel_rows(superposed, beside)
 
     def add_up(self, sign: int = 1) -> None:
         """Adds `sum_k C_k^T D_k` to the kernel. `D_k` is the difference from the base.
@@ -50,8 +54,8 @@ class Kernel:
             sign: 1 to add, -1 to subtract.
         """
         total = sum(
-            unbind_rows(self.superposed, rows - self.base, k)
-            for k, rows in enumerate(self.rows, self.first)
+            unbind_rows(self.superposed, change, k)
+            for k, change in enumerate(self._changes, self.first)
         )
         kernel = self.superposed.kernel
         self._set(kernel, kernel_rows(self.superposed, kernel) + sign * total)
@@ -63,7 +67,7 @@ class Kernel:
             `sqrt(sum_k |D_k|^2) / |W_j|`, the mean over these tasks j: the size of the
             change relative to the outputs, for inputs without a preferred direction.
         """
-        change = np.sqrt(sum(np.sum(np.square(x - self.base)) for x in self.rows))
+        change = np.sqrt(sum(np.sum(np.square(each)) for each in self._changes))
         present = [
             np.linalg.norm(
                 ops.convert_to_numpy(self.superposed.task_kernel(k)).astype("float64")
@@ -97,11 +101,11 @@ class Kernel:
             # Inputs that are all zero show nothing. Then only the kernels count.
             mean = np.trace(gram, axis1=1, axis2=2)[:, None, None] / size
             share = np.where(mean > 0, ridge * mean, 1.0) * np.eye(size)
-            own, base = (
+            own, beside = (
                 np.moveaxis(np.reshape(rows, (size, groups, -1)), 1, 0)
-                for rows in (self.rows[k], self.base)
+                for rows in (self.rows[k], self.beside[k])
             )
-            wanted = cross @ own - gram @ base + share @ (own - base)
+            wanted = cross @ own - gram @ beside + share @ (own - beside)
             gram = gram + share
             half = self._unbind(gram, k)  # C^T G; its transpose is G C.
             full = self._unbind(np.swapaxes(half, 1, 2), k)
@@ -123,8 +127,13 @@ class Kernel:
         shape = self.rows[0].shape
         self._set(superposed.kernel, np.reshape(solved[:size], shape))
         if superposed.base_kernel is not None:
+            base = kernel_rows(superposed, superposed.base_kernel)
             change = np.reshape(solved[size:], shape)
-            self._set(superposed.base_kernel, self.base + change)
+            self._set(superposed.base_kernel, base + change)
+
+    @property
+    def _changes(self):
+        return [x - y for x, y in zip(self.rows, self.beside, strict=True)]
 
     def _unbind(self, rows, task):
         """Returns `C_k^T R` for the rows `R` of each group."""

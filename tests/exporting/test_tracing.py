@@ -15,7 +15,7 @@ NUM_TASKS = 3
 def build(rows: bool = True) -> TaskModel:
     image = keras.Input((4,), name="image")
     task = keras.Input((), dtype="int32", name="task")
-    x = PSPDense(4, NUM_TASKS, base=True, bias_per_task=rows)(image, task)
+    x = PSPDense(4, NUM_TASKS, base=True, bias_per_task=rows, rank=2)(image, task)
     if rows:
         x = TaskDense(3, NUM_TASKS)(x, task)
     model = TaskModel({"image": image, "task": task}, x)

@@ -51,7 +51,7 @@ def attend(x, task):
 LAYERS = {
     **{family: dense(family) for family in sorted(contexts.FAMILIES)},
     "base-bias": lambda x, task: layers.PSPDense(
-        UNITS, NUM_TASKS, base=True, bias_per_task=True
+        UNITS, NUM_TASKS, base=True, bias_per_task=True, rank=2
     )(x, task),
     "complex-dense": lambda x, task: layers.PSPComplexDense(
         UNITS // 2, num_tasks=NUM_TASKS

@@ -37,11 +37,25 @@ def make_base(**kwargs):
     return fill(make_binary(**options, **kwargs), SHAPES[1])
 
 
+def make_low_rank(**kwargs):
+    return fill(make_binary(rank=2, **kwargs), SHAPES[0])
+
+
+def make_base_and_low_rank(**kwargs):
+    return make_base(rank=3, **kwargs)
+
+
 def make_identity(**kwargs):
     return make_binary(context="identity", **kwargs)
 
 
-CASES = [(make_binary, SHAPES[0]), (make_learnable, SHAPES[2]), (make_base, SHAPES[1])]
+CASES = [
+    (make_binary, SHAPES[0]),
+    (make_learnable, SHAPES[2]),
+    (make_base, SHAPES[1]),
+    (make_low_rank, SHAPES[0]),
+    (make_base_and_low_rank, SHAPES[1]),
+]
 
 
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
@@ -258,10 +272,11 @@ def test_regularizers_and_constraints_are_denses():
     assert np.linalg.norm(to_numpy(layer.kernel), axis=0).max() < 0.1 + 1e-6
 
 
-def test_jit_compiled_training_and_unknown_tasks():
+@pytest.mark.parametrize("make", [make_binary, make_low_rank])
+def test_jit_compiled_training_and_unknown_tasks(make):
     x, task = draw((10, 6))
     task[4] = NUM_TASKS
-    model = functional(make_binary(), x.shape)
+    model = functional(make(), x.shape)
     model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=True)
     y = model.predict({"image": x, "task": task}, verbose=0)
     assert np.isnan(y[4]).all() and np.isfinite(np.delete(y, 4, axis=0)).all()

@@ -6,6 +6,7 @@ from layer_checks import NUM_TASKS
 from layer_checks import draw
 from layer_checks import fill
 from layer_checks import functional
+from layer_checks import shares
 from layer_checks import to_numpy
 
 from keras_psp.layers import PSPDense
@@ -35,6 +36,10 @@ def make_base(**kwargs):
     return make(base=True, bias_per_task=True, **kwargs)
 
 
+def make_low_rank(**kwargs):
+    return make_base(rank=2, **kwargs)
+
+
 def make_output(**kwargs):
     return make("output", context="permutation", bias_per_task=True, **kwargs)
 
@@ -47,16 +52,10 @@ def reference(layer, x, k):
     """With the inputs bound, dimension by dimension."""
     inputs, kernel, _ = layer.equation.replace("->", ",").split(",")
     matrix = to_numpy(layer.context.bind_kernel(np.eye(layer._width), k))
-    w = to_numpy(layer.kernel)
-    rows = [to_numpy(layer.kernel_of_rows(matrix @ to_numpy(layer.kernel_rows(w))))]
-    if layer.base is not None:
-        rows.append(to_numpy(layer.base_kernel))
-    y = np.einsum(layer.equation, x, sum(rows))
-    if layer.task_bias is not None:
-        y = y + to_numpy(layer.task_bias.bias)[k]
-    elif layer.bias is not None:
-        y = y + to_numpy(layer.bias)
-    return np.tanh(y)
+    rows = matrix @ to_numpy(layer.kernel_rows(to_numpy(layer.kernel)))
+    kernel = to_numpy(layer.kernel_of_rows(rows))
+    base, bias = shares(layer, k)
+    return np.tanh(np.einsum(layer.equation, x, base + kernel) + bias)
 
 
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
@@ -64,6 +63,7 @@ def reference(layer, x, k):
     "make, name",
     [
         (make_base, "projection"),
+        (make_low_rank, "projection"),
         (make_output, "output"),
         (make_own, "own"),
     ],
@@ -78,9 +78,12 @@ def test_bound_inputs_are_a_bound_kernel(name):
     x, task = draw(EQUATIONS[name][-1])
     expected = [reference(layer, x[i : i + 1], k)[0] for i, k in enumerate(task)]
     np.testing.assert_allclose(to_numpy(layer(x, task)), expected, atol=1e-5)
-    with_base = make(name, base=True, bias_per_task=True)
-    expected = [reference(with_base, x[i : i + 1], k)[0] for i, k in enumerate(task)]
-    np.testing.assert_allclose(to_numpy(with_base(x, task)), expected, atol=1e-5)
+    for rank in (None, 1):
+        if rank is not None and name == "own":
+            continue
+        layer = make(name, base=rank is None, bias_per_task=True, rank=rank)
+        expected = [reference(layer, x[i : i + 1], k)[0] for i, k in enumerate(task)]
+        np.testing.assert_allclose(to_numpy(layer(x, task)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", EQUATIONS)
@@ -131,6 +134,8 @@ def test_bad_input():
         layer = PSPEinsumDense(equation, shape, num_tasks=3)
         with pytest.raises(ValueError, match="sum over dimensions of the inputs"):
             layer.build((10, 6))
+    with pytest.raises(ValueError, match="can have no `rank`.*bed,edh->beh.*rank=2"):
+        make("own", rank=2)
     layer = PSPEinsumDense("btd,tdh->bh", 4, num_tasks=3)
     with pytest.raises(ValueError, match="summed over must be known"):
         layer.build((10, None, 6))

@@ -45,6 +45,10 @@ def make_base(**kwargs):
     return make(base=True, bias_per_task=True, **kwargs)
 
 
+def make_low_rank(**kwargs):
+    return make_base(rank=2, **kwargs)
+
+
 def weights(projection, k):
     kernel = to_numpy(projection.task_kernel(k))
     if projection.task_bias is not None:
@@ -67,7 +71,7 @@ def reference(layer, x, k):
 
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
 def test_layer(check):
-    check(make_base, reference, SHAPE)
+    check(make_low_rank, reference, SHAPE)
 
 
 MULTI, GROUPS = (2, 3), (3, 4, 2)
@@ -233,5 +237,7 @@ def test_bad_arguments():
         PSPMultiHeadAttention(2, 3)
     with pytest.raises(ValueError, match="Unknown context family"):
         PSPMultiHeadAttention(2, 3, num_tasks=2, context="binaries")
+    with pytest.raises(ValueError, match="`rank` must be at most 6 for kernels"):
+        PSPMultiHeadAttention(2, 3, num_tasks=2, rank=7)(x, x, task=0)
     with pytest.raises(ValueError, match="hold at most"):
         PSPMultiHeadAttention(2, 3, num_tasks=9, context="hadamard")(x, x, task=0)

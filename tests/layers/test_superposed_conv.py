@@ -96,7 +96,7 @@ def reference(layer, x, k):
         x = x @ matrix
     base, bias = shares(layer, k)
     y = convolve(layer, x, kernel)
-    if layer.base is not None:
+    if np.ndim(base):
         y = y + convolve(layer, original, base)
     first = layer.data_format == "channels_first"
     shape = (-1, *(1,) * (x.ndim - 2)) if first else (-1,)
@@ -146,6 +146,19 @@ def make_base_over_channels(**kwargs):
     return fill(layer, SHAPE)
 
 
+def make_low_rank(**kwargs):
+    options = {"strides": 2, "padding": "same", "base": True, "bias_per_task": True}
+    layer = PSPConv2D(4, 3, NUM_TASKS, activation="tanh", rank=2, **options, **kwargs)
+    return fill(layer, SHAPE)
+
+
+def make_low_rank_over_channels(**kwargs):
+    options = {"padding": "causal", "context_over": "channels", **kwargs}
+    return fill(
+        PSPConv1D(3, 2, NUM_TASKS, rank=2, activation="tanh", **options), SHAPES[1]
+    )
+
+
 def make_causal(**kwargs):
     return make_strided(rank=1, padding="causal", **kwargs)
 
@@ -162,6 +175,8 @@ def make_volume(**kwargs):
         (make_learnable, 2),
         (make_base, 2),
         (make_base_over_channels, 2),
+        (make_low_rank, 2),
+        (make_low_rank_over_channels, 1),
         (make_causal, 1),
         (make_volume, 3),
     ],
@@ -358,24 +373,33 @@ def test_bad_arguments():
         layer = make_binary()
         layer(np.ones((1, 4, 4, 2), "float32"), 0)
         layer(np.ones((1, 4, 4, 3), "float32"), 0)
+    with pytest.raises(ValueError, match="can have no `rank`.*groups=2, rank=1"):
+        PSPConv2D(4, 3, NUM_TASKS, groups=2, rank=1)
     context = contexts.Binary(NUM_TASKS)
     make_binary(context=context)(np.ones((1, 4, 4, 2), "float32"), 0)
     with pytest.raises(ValueError, match="18 inputs.*a layer of 36"):
         make_binary(context=context)(np.ones((1, 4, 4, 4), "float32"), 0)
 
 
-@pytest.mark.parametrize("context_over, base", [("kernel", False), ("channels", True)])
-def test_kernels_or_patches_are_bound_to_equal_answers(context_over, base):
+@pytest.mark.parametrize(
+    "context_over, base, rank",
+    [("kernel", False, None), ("channels", True, None), ("kernel", False, 2)],
+)
+def test_kernels_or_patches_are_bound_to_equal_answers(context_over, base, rank):
     """Patches where there are more tasks than examples, and kernels where not."""
     x, task = draw(SHAPE)
     answers = []
     for num_tasks in (NUM_TASKS, len(x) + 1):
-        layer = PSPConv2D(4, 3, num_tasks, "rotation", context_over, base)
+        layer = PSPConv2D(4, 3, num_tasks, "rotation", context_over, base, rank=rank)
         layer.build(SHAPE)
         rng = np.random.default_rng(0)
         for weight in layer.weights:
             if weight.name == "kernel":
                 weight.assign(rng.normal(size=weight.shape))
+        if rank is not None:
+            for weight in layer.low_rank.weights:
+                rows = rng.normal(size=(len(x) + 1, *weight.shape[1:]))
+                weight.assign(rows[:num_tasks])
         answers.append(to_numpy(layer(x, task)))
     np.testing.assert_allclose(*answers, rtol=1e-5, atol=1e-5)
     one_by_one = [to_numpy(layer(x[i : i + 1], int(k)))[0] for i, k in enumerate(task)]
