@@ -103,12 +103,23 @@ def _rename_in_onnx(old, new, names):
 
 
 def _rename_in_openvino(old, new, names):
-    """Copies an OpenVINO file, and gives its outputs their names."""
+    """Copies an OpenVINO file, and gives its outputs their names.
+
+    TensorFlow calls what a model returns `Identity`, `Identity_1` and so on. OpenVINO
+    has these in an order of its own, and also returns what nothing in its graph reads:
+    of attention, a size.
+    """
     import openvino
 
     program = openvino.Core().read_model(old)
-    for output, name in zip(program.outputs, names, strict=True):
-        output.tensor.set_names({name})
+    known = {f"Identity_{i}:0": name for i, name in enumerate(names)}
+    known["Identity:0"] = known.pop("Identity_0:0")
+    for result in program.get_results():
+        found = known.keys() & result.output(0).names
+        if found:
+            result.output(0).tensor.set_names({known[name] for name in found})
+        else:
+            program.remove_result(result)
     openvino.serialize(program, new)
 
 

@@ -40,12 +40,6 @@ class Kernel:
         self.layers = layers
         self.first = first
         self.rows = [kernel_rows(superposed, layer.kernel) for layer in layers]
-        # What each task sees beside the superposed kernel.
-        self.beside = [0.0 * rows for rows in self.rows]
-        for i in range(len(layers)):
-            beside = superposed.kernel_beside(first + i)
-            if beside is not None:
-                self.beside[i] = kernel_rows(superposed, beside)
 
     def add_up(self, sign: int = 1) -> None:
         """Adds `sum_k C_k^T D_k` to the kernel. `D_k` is the difference from the base.
@@ -55,7 +49,7 @@ class Kernel:
         """
         total = sum(
             unbind_rows(self.superposed, change, k)
-            for k, change in enumerate(self._changes, self.first)
+            for k, change in enumerate(self._changes(), self.first)
         )
         kernel = self.superposed.kernel
         self._set(kernel, kernel_rows(self.superposed, kernel) + sign * total)
@@ -67,7 +61,7 @@ class Kernel:
             `sqrt(sum_k |D_k|^2) / |W_j|`, the mean over these tasks j: the size of the
             change relative to the outputs, for inputs without a preferred direction.
         """
-        change = np.sqrt(sum(np.sum(np.square(each)) for each in self._changes))
+        change = np.sqrt(sum(np.sum(np.square(each)) for each in self._changes()))
         present = [
             np.linalg.norm(
                 ops.convert_to_numpy(self.superposed.task_kernel(k)).astype("float64")
@@ -103,7 +97,7 @@ class Kernel:
             share = np.where(mean > 0, ridge * mean, 1.0) * np.eye(size)
             own, beside = (
                 np.moveaxis(np.reshape(rows, (size, groups, -1)), 1, 0)
-                for rows in (self.rows[k], self.beside[k])
+                for rows in (self.rows[k], self._beside(k))
             )
             wanted = cross @ own - gram @ beside + share @ (own - beside)
             gram = gram + share
@@ -131,9 +125,17 @@ class Kernel:
             change = np.reshape(solved[size:], shape)
             self._set(superposed.base_kernel, base + change)
 
-    @property
+    def _beside(self, i):
+        """Returns the rows of what the i-th layer's task sees beside the kernel."""
+        beside = self.superposed.kernel_beside(self.first + i)
+        if beside is None:
+            return np.zeros_like(self.rows[i])
+        return kernel_rows(self.superposed, beside)
+
     def _changes(self):
-        return [x - y for x, y in zip(self.rows, self.beside, strict=True)]
+        """Yields each layer's rows, without what its task sees beside the kernel."""
+        for i, rows in enumerate(self.rows):
+            yield rows - self._beside(i)
 
     def _unbind(self, rows, task):
         """Returns `C_k^T R` for the rows `R` of each group."""
