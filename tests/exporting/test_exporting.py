@@ -449,7 +449,7 @@ OUTPUTS = {
     "dict": (lambda a, b: {"price": a, "churn": b}, ["churn", "price"]),
     "nested": (lambda a, b: {"z": [b, a], "y": b}, ["y", "z_0", "z_1"]),
     "lists": (lambda a, b: [[b, a], a], ["output_0_0", "output_0_1", "output_1"]),
-    # Formats have an order of their own for the tenth; OpenVINO returns more than these.
+    # Formats may sort `_10` before `_2`; OpenVINO returns more than these.
     "many": (
         lambda a, b: [_attend(b), *(keras.layers.Rescaling(i)(a) for i in range(12))],
         [f"output_{i}" for i in range(13)],
