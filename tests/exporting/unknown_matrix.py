@@ -164,9 +164,10 @@ RUNTIMES = {
 }
 QUICK = ("binary", "conv-kernel", "task-batch-norm")
 # What a runtime cannot hold, and `export()` refuses: OpenVINO a matrix for each task in
-# batches of any size, all three the bits that Keras looks at in `argmax()`.
+# batches of any size, all three the bits that Keras looks at in `argmax()`. OpenVINO's
+# first answer behind a `TaskDepthwiseConv` that several layers read is not initialized.
 LEFT_OUT = {
-    "openvino": {"rotation", "task-dense", "argmax"},
+    "openvino": {"rotation", "task-dense", "depthwise", "argmax"},
     "onnx": {"argmax"},
     "litert": {"argmax"},
 }
