@@ -44,11 +44,21 @@ def draw(shape, seed=0):
 def fill(layer, shape):
     """Builds a layer and gives all weights but the contexts numbers of their own."""
     layer.build(shape)
-    rng = np.random.default_rng(1)
-    for weight in layer.weights:
-        if weight is not layer.context.contexts:
-            weight.assign(rng.normal(scale=0.5, size=weight.shape))
+    fill_weights(layer)
     return layer
+
+
+def fill_weights(layer, seed=1):
+    """Gives numbers to all weights of a built layer but signs and other contexts."""
+    rng = np.random.default_rng(seed)
+    for weight in layer.weights:
+        if weight.name == "contexts":
+            continue
+        if weight.dtype == "uint8":
+            weight.assign(rng.integers(0, 256, size=weight.shape))
+        else:  # Scales belong to codes of up to 127.
+            size = 0.02 if weight.name.endswith("scale") else 0.5
+            weight.assign(rng.normal(scale=size, size=weight.shape))
 
 
 def shares(layer, k):

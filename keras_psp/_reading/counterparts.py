@@ -41,6 +41,8 @@ OURS = (
     "base",
     "bias_per_task",
     "rank",
+    "core",
+    "bits",
     "affine_per_task",
 )
 COUNTERPARTS = {
@@ -124,24 +126,32 @@ def is_altered(layer: keras.layers.Layer) -> bool:
 def make_superposed(
     layer: keras.layers.Layer,
     num_tasks: int,
-    new_context: Callable[[], Context],
+    new_context: Callable[[], Context | None],
     base: bool,
     context_over: str,
+    rank: int | str | None = None,
+    core: Any = None,
+    bits: Any = None,
 ) -> keras.layers.Layer:
     """Returns the counterpart of a Keras layer, not built.
 
     Args:
         layer: Keras layer for which `can_convert()` is true.
         num_tasks: Positive integer.
-        new_context: Function that returns a new context for one more layer.
+        new_context: Function that returns a new context for one more layer, or `None`
+            for a layer without a superposed kernel.
         base: Whether the counterpart has a base kernel.
         context_over: What a convolution's context acts on, see `PSPConv2D`. Groups of
             filters always bind their kernels.
+        rank: See `PSPDense`, for the layers that have kernels.
+        core: As `rank`.
+        bits: As `rank`.
     """
     config = {**get_config(layer), "num_tasks": num_tasks}
     counterpart: Any = COUNTERPARTS[type(layer)]
     if issubclass(counterpart, (Superposed, SuperposedAttention)):
         config |= {"context": new_context(), "base": base, "bias_per_task": True}
+        config |= {"rank": rank, "core": core, "bits": bits}
         if issubclass(counterpart, SuperposedConv) and layer.groups == 1:
             config["context_over"] = context_over
     elif counterpart is TaskBatchNormalization:
@@ -252,7 +262,8 @@ def _pairs(layer, plain):
 def copy_flags(weights: Sequence[Any], copies: Sequence[Any]) -> None:
     """Makes the copies of weights trainable, or not, as the weights are."""
     for weight, copy in zip(weights, copies, strict=True):
-        if hasattr(weight, "trainable"):  # A complex kernel is made of two weights.
+        # A complex kernel is made of two weights, others of a base and low rank.
+        if hasattr(weight, "trainable") and copy is not None:
             copy.trainable = weight.trainable
 
 

@@ -20,13 +20,19 @@ def check_task_model(model: Any) -> None:
 def find_superposed_layers(model: TaskModel) -> list[Superposed]:
     """Returns the superposed layers of a model and of the models inside it.
 
+    A layer with `context=None` superposes nothing, and is not among them.
+
     Raises:
         TypeError: `model` is not a `TaskModel`.
         ValueError: It has none.
     """
     check_task_model(model)
     layers = leaf_layers(Graph(model, takes_task=True).layers)
-    layers = [layer for layer in layers if isinstance(layer, Superposed)]
+    layers = [
+        layer
+        for layer in layers
+        if isinstance(layer, Superposed) and layer.context is not None
+    ]
     if not layers:
         raise ValueError(
             "`model` must have a superposed layer, such as `PSPDense`. Received: "

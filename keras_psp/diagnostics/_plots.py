@@ -13,6 +13,7 @@ GREY = "#999999"
 LABELS = {
     "kernels": "superposed kernels",
     "base_kernels": "base kernels",
+    "core": "cores",
     "low_rank": "low rank",
     "contexts": "contexts",
     "task_state": "each task's own",
@@ -133,7 +134,7 @@ def draw_memory(memory):
     size, unit = _unit(max(memory.total, memory.separate))
     small, small_unit = _unit(max(layer.total for layer in layers))
     places, start, starts = np.arange(len(layers)), 0.0, np.zeros(len(layers))
-    for color, (part, count) in zip(COLORS[:6], memory.parts.items(), strict=True):
+    for color, (part, count) in zip(COLORS, memory.parts.items(), strict=True):
         if not count:
             continue
         whole.bar(0, count / size, bottom=start, color=color, label=LABELS[part])

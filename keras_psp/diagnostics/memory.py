@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+
 from keras_psp._core.memory import count_bytes
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
@@ -11,7 +13,15 @@ from keras_psp.diagnostics import _plots as plots
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
 
-PARTS = ("kernels", "base_kernels", "low_rank", "contexts", "task_state", "shared")
+PARTS = (
+    "kernels",
+    "base_kernels",
+    "core",
+    "low_rank",
+    "contexts",
+    "task_state",
+    "shared",
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ def memory(model: Any) -> Memory:
     ```
     kernels         of superposed layers, with what a LoRA or quantization adds
     base_kernels    that superposed kernels are added to
+    core            kernels with a small core for each task, by `core=`
     low_rank        kernels of a low rank that each task has of its own, by `rank=`
     contexts        that are stored: those made of a seed take nothing
     task_state      what has a row for each task: biases, scales, statistics, and
@@ -102,11 +113,13 @@ def memory(model: Any) -> Memory:
     shared          all else, of which there is one for all tasks
     ```
 
-    in the dtypes that they are stored in. K models of one task each, as `extract()`
-    makes them, have the kernels and what is shared K times, the state of the tasks
-    once, and no base kernels, no low rank and no contexts. (It makes the kernel of a
-    complex layer a real one of twice the size; here K such layers are counted as they
-    are.) A context or layer that is used several times is counted where it is first.
+    in the dtypes that they are stored in; parts in few bits with their scales. K models
+    of one task each, as `extract()` makes them, have the kernels and what is shared K
+    times, the state of the tasks once, and no base kernels, cores, low rank and
+    contexts. A layer with `context=None` has a float kernel in each of them. (A complex
+    layer becomes a real one with a kernel of twice the size there; here K such layers
+    are counted as they are.) A context or layer that is used several times is counted
+    where it is first.
 
     Args:
         model: `keras_psp.models.TaskModel` of K tasks.
@@ -141,18 +154,27 @@ def memory(model: Any) -> Memory:
                 seen.add(id(weight))
                 sizes[part] += count_bytes([weight])
         if any(sizes.values()):
-            one = model.num_tasks * (sizes["kernels"] + sizes["shared"])
+            kernel = sizes["kernels"] or _extracted_kernel(layer)
+            one = model.num_tasks * (kernel + sizes["shared"])
             layers.append(LayerMemory(layer.name, sizes, one + sizes["task_state"]))
     return Memory(model.num_tasks, tuple(layers))
+
+
+def _extracted_kernel(layer):
+    """Returns the bytes of the kernel that a layer without a superposed one sees."""
+    if not isinstance(layer, Superposed) or layer.context is not None:
+        return 0
+    return count_bytes([keras.KerasTensor(layer.kernel_shape, layer.variable_dtype)])
 
 
 def _parts_of(layer):
     """Returns a list of each weight of a layer, with the part that it belongs to."""
     known = {}
     if isinstance(layer, Superposed):
-        known = {id(weight): "contexts" for weight in layer.context.weights}
         for child, part in (
+            (layer.context, "contexts"),
             (layer.base, "base_kernels"),
+            (layer.core, "core"),
             (layer.low_rank, "low_rank"),
             (layer.task_bias, "task_state"),
         ):

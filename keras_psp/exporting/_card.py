@@ -36,7 +36,7 @@ def describe(
         "contexts": {
             layer.name: keras.saving.serialize_keras_object(layer.context)
             for layer in layers
-            if isinstance(layer, Superposed)
+            if isinstance(layer, Superposed) and layer.context is not None
         },
         "inputs": {
             name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype)}

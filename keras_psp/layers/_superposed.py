@@ -1,6 +1,7 @@
 """What every superposed layer is, beside the Keras layer it replaces."""
 
-import math
+import functools
+from collections.abc import Iterable
 from typing import Any
 from typing import Self
 
@@ -8,79 +9,56 @@ import keras
 from keras import ops
 
 from keras_psp import contexts
+from keras_psp._core.checks import check_fewer_tasks
+from keras_psp._core.checks import check_integer
 from keras_psp._core.private import LeafLayer
-from keras_psp._core.private import replace_weight
 from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
+from keras_psp.layers._base_kernel import BaseKernel
+from keras_psp.layers._few_bits import QUANTIZATION
+from keras_psp.layers._few_bits import check_bits_of
 from keras_psp.layers._task_bias import TaskBias
+from keras_psp.layers._task_core import TaskCore
+from keras_psp.layers._task_core import check_core
 from keras_psp.layers._task_low_rank import TaskLowRank
+from keras_psp.layers._task_low_rank import check_rank
 
 
-class BaseKernel(keras.layers.Layer):
-    """Holds a kernel that all tasks share; Keras saves a child layer's weights.
+def check_parts(
+    context: Any, num_tasks: Any, base: bool, rank: Any, core: Any, bits: Any
+) -> dict[str, int | None]:
+    """Checks the arguments that say what there is beside a superposed kernel.
 
-    It is not trained: every task would move it for all the others. Quantized, it is
-    integers with a scale for each of its outputs.
+    Returns:
+        Dictionary of the bits of `"base"`, `"core"` and `"rank"`.
+
+    Raises:
+        TypeError: An argument is of the wrong type.
+        ValueError: A number is out of range, or there would be no kernel at all.
     """
-
-    def build(self, shape: Any) -> None:
-        self._shape = tuple(shape)
-        if self.quantization_mode is None:
-            self._kernel = self.add_weight(
-                name="kernel", shape=shape, initializer="zeros", trainable=False
+    if rank is not None:
+        check_rank(rank)
+    if core is not None:
+        check_core(core)
+    if context is None:
+        if num_tasks is None:
+            raise ValueError(
+                "`num_tasks` is needed where there is no context. Received: "
+                "context=None, num_tasks=None"
             )
-        else:
-            self._add_integers()
+        check_integer("num_tasks", num_tasks)
+        if not base and rank is None and core is None:
+            raise ValueError(
+                "Without a context there must be a `base`, a `rank` or a `core`. "
+                "Received: context=None, base=False, rank=None, core=None"
+            )
+    parts = {"base": bool(base), "core": core is not None, "rank": rank is not None}
+    return check_bits_of(bits, parts)
 
-    @property
-    def kernel(self) -> Any:
-        """The kernel; a tensor of it, if it is quantized."""
-        if self.quantization_mode is None:
-            return self._kernel
-        rows = ops.convert_to_tensor(self._kernel)
-        if self.quantization_mode == "int4":
-            rows = keras.quantizers.unpack_int4(rows, self._num_rows, axis=0)
-        kernel = ops.divide(ops.cast(rows, self.scale.dtype), self.scale)
-        return ops.cast(ops.reshape(kernel, self._shape), self.compute_dtype)
 
-    def quantize(
-        self, mode: Any = None, type_check: bool = True, config: Any = None
-    ) -> None:
-        """Does nothing: the layer that it belongs to calls `round_to()`."""
-
-    def round_to(self, policy: Any) -> None:
-        """Turns the kernel into integers, for a quantized dtype policy."""
-        rows = ops.reshape(self._kernel, (self._num_rows, self._shape[-1]))
-        most = {"int8": 127, "int4": 7}[policy.quantization_mode]
-        rows, scale = keras.quantizers.abs_max_quantize(
-            rows, axis=0, value_range=(-most, most), to_numpy=True
-        )
-        if policy.quantization_mode == "int4":
-            rows = keras.quantizers.pack_int4(ops.convert_to_tensor(rows), axis=0)[0]
-        old, self.dtype_policy = self._kernel, policy
-        replace_weight(self, old, self._add_integers)
-        self._kernel.assign(rows)
-        self.scale.assign(scale)
-
-    @property
-    def _num_rows(self):
-        return math.prod(self._shape[:-1])
-
-    def _add_integers(self):
-        rows = self._num_rows
-        if self.quantization_mode == "int4":
-            rows = -(-rows // 2)  # Two numbers share a byte.
-        fixed = {"trainable": False, "autocast": False}
-        self._kernel = self.add_weight(
-            name="kernel",
-            shape=(rows, self._shape[-1]),
-            initializer="zeros",
-            dtype="int8",
-            **fixed,
-        )
-        self.scale = self.add_weight(
-            name="scale", shape=(1, self._shape[-1]), initializer="ones", **fixed
-        )
+def add_up(tensors: Iterable[Any]) -> Any:
+    """Returns the sum of tensors of one shape."""
+    return functools.reduce(ops.add, tensors)
 
 
 class Superposed(TaskLayer, LeafLayer):
@@ -93,37 +71,72 @@ class Superposed(TaskLayer, LeafLayer):
     """
 
     # The Keras layer's.
-    kernel: Any
     name: Any
-
     use_bias: bool
 
     def set_context(self, context: Any, num_tasks: int | None) -> None:
-        """Makes `context` (name, config or `Context`) the layer's own."""
+        """Makes `context` the layer's own.
+
+        Args:
+            context: Name, config or `Context`; or `None` for no superposed kernel.
+            num_tasks: Positive integer, or `None` if the context knows it.
+        """
+        self.base: BaseKernel | None = None
+        self.core: TaskCore | None = None
+        self.low_rank: TaskLowRank | None = None
+        self.task_bias: TaskBias | None = None
+        self.context: Any = None
+        if context is None:
+            self._num_tasks = num_tasks  # Which `set_parts()` checks.
+            return
         # One name for every context made here, so that the path of its weights is
         # the same in every process: distribution layouts and checkpoints match on it.
         name: dict[str, Any] = {"name": "context"} if isinstance(context, str) else {}
         self.context = contexts.get(context, num_tasks=num_tasks, **name)
-        self.base: BaseKernel | None = None
-        self.low_rank: TaskLowRank | None = None
-        self.task_bias: TaskBias | None = None
 
-    def set_parts(self, base: bool, bias_per_task: bool, rank: int | None) -> None:
+    def set_parts(
+        self,
+        base: bool,
+        bias_per_task: bool,
+        rank: int | str | None,
+        core: Any = None,
+        bits: Any = None,
+    ) -> None:
         """Sets what there is beside the superposed kernel.
 
         Args:
             base: Boolean, whether there is a fixed kernel beside the superposed one.
             bias_per_task: Boolean, whether each task has a bias of its own.
             rank: Positive integer, the rank of the kernel that each task has of its
-                own, or `None`.
+                own, or `"full"` for a whole one, or `None`.
+            core: Positive integer, or a pair of these: the size of the core that each
+                task has between two factors that tasks share; or `None`.
+            bits: Integer in [1, 8], or a dictionary of these for `"base"`, `"core"`
+                and `"rank"`: how many bits their numbers are stored in. Or `None`.
         """
+        few = check_parts(self.context, self.num_tasks, base, rank, core, bits)
+        if self.context is None and self.quantization_mode is not None:
+            raise ValueError(
+                "Without a context there is no kernel that Keras quantizes; use `bits`."
+                f" Received: context=None, dtype={self.dtype_policy.name!r}"
+            )
         # Keras tells the children later changes of `trainable` alone.
         options = {"dtype": self.dtype_policy, "trainable": self.trainable}
         if base:
-            self.base = BaseKernel(name="base", dtype=self.dtype_policy)
+            self.base = BaseKernel(
+                self.kernel_rows,
+                self.kernel_of_rows,
+                bits=few["base"],
+                name="base",
+                dtype=self.dtype_policy,
+            )
+        if core is not None:
+            self.core = TaskCore(
+                self.num_tasks, core, few["core"], name="core", **options
+            )
         if rank is not None:
             self.low_rank = TaskLowRank(
-                self.num_tasks, rank, name="low_rank", **options
+                self.num_tasks, rank, few["rank"], name="low_rank", **options
             )
         if bias_per_task and self.use_bias:
             self.task_bias = TaskBias(
@@ -137,21 +150,39 @@ class Superposed(TaskLayer, LeafLayer):
             self.use_bias = False  # The Keras layer's own.
 
     @property
+    def kernel(self) -> Any:
+        """The superposed kernel; `None` without a context."""
+        return None if self.context is None else super().kernel
+
+    @property
+    def kernel_shape(self) -> tuple:
+        """The shape of the kernel that a task sees."""
+        return self._kernel_shape if self.context is None else tuple(self.kernel.shape)
+
+    @property
+    def own_kernels(self) -> list:
+        """What holds the kernels that each task has of its own."""
+        return [each for each in (self.core, self.low_rank) if each is not None]
+
+    @property
     def base_kernel(self) -> Any:
         """The kernel that all tasks share, or `None`."""
         return None if self.base is None else self.base.kernel
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks the layer's context holds."""
-        return self.context.num_tasks
+        """How many tasks the layer holds."""
+        return self._num_tasks if self.context is None else self.context.num_tasks
 
     def add_tasks(self, n: int) -> Self:
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
 
         See `Context.add_tasks()`; it returns the layer itself.
         """
-        self.context.add_tasks(n)
+        if self.context is None:
+            self._num_tasks += check_integer("n", n)
+        else:
+            self.context.add_tasks(n)
         for rows in self._task_rows:
             rows.add_tasks(n)
         return self
@@ -161,14 +192,45 @@ class Superposed(TaskLayer, LeafLayer):
 
         See `Context.remove_tasks()`; it returns the layer itself.
         """
-        self.context.remove_tasks(n=n)
+        if self.context is None:
+            self._num_tasks -= check_fewer_tasks(n, self.num_tasks)
+        else:
+            self.context.remove_tasks(n=n)
         for rows in self._task_rows:
             rows.remove_tasks(n=n)
         return self
 
     def can_quantize(self, mode: Any) -> bool:
-        """Whether Keras' `quantize()` can turn the layer's kernels into integers."""
-        return False
+        """Whether `quantize()` can turn the layer's kernels into integers."""
+        return self.context is None and mode in QUANTIZATION and bool(self._floats)
+
+    def quantize(
+        self, mode: Any = None, type_check: bool = True, config: Any = None
+    ) -> None:
+        """Quantizes the superposed kernel as Keras does, and rounds what is beside it.
+
+        Without a context, the parts that are floats get 8 bits (`"int8"`) or 4
+        (`"int4"`).
+
+        Raises:
+            NotImplementedError: The layer cannot be quantized in this mode, or has no
+                floats left. Nothing has changed then.
+        """
+        name = mode if config is None else config.mode
+        if not self.can_quantize(name):
+            raise NotImplementedError(
+                f"A {type(self).__name__} cannot be quantized to {name!r}. "
+                f"Received: {self.name!r}"
+            )
+        floats = self._floats
+        if self.context is not None:
+            # Keras refuses its subclasses, which might compute something else.
+            super().quantize(mode, type_check=False, config=config)
+            if self.base in floats:
+                floats.remove(self.base)
+                self.base.round_to(self.dtype_policy)
+        for part in floats:
+            part.round_to_bits(QUANTIZATION[name])
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         """Refuses Keras' LoRA for a built layer: every task would read it.
@@ -176,6 +238,11 @@ class Superposed(TaskLayer, LeafLayer):
         Its inner dimension is far smaller than the layer's, so that tasks do not
         average out in it.
         """
+        if self.context is None:
+            raise ValueError(
+                "Without a context there is no kernel that a LoRA could be added to; "
+                f"use `rank`. Received: {self.name!r}"
+            )
         if self.built and self.num_tasks > 1:
             raise ValueError(
                 "A LoRA on a superposed layer would move all tasks as much as the one "
@@ -186,10 +253,20 @@ class Superposed(TaskLayer, LeafLayer):
 
     def check_can_hold(self, num_tasks: int) -> None:
         """Raises a `ValueError` if the context cannot hold `num_tasks`."""
-        self.context.check_can_hold(num_tasks)
+        if self.context is not None:
+            self.context.check_can_hold(num_tasks)
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds a weight, as Keras does; without a context no superposed kernel."""
+        if self.context is None and kwargs.get("name") == "kernel":
+            self._kernel_shape = tuple(kwargs["shape"])
+            return None
+        return super().add_weight(*args, **kwargs)
 
     def build_context(self, width: int) -> None:
         """Builds the context of `width` numbers, or checks it if it has been built."""
+        if self.context is None:
+            return
         if not self.trainable:  # Keras tells the children later changes alone.
             self.context.trainable = False
         if not self.context.built:
@@ -209,10 +286,9 @@ class Superposed(TaskLayer, LeafLayer):
                 layer's outputs for one example.
         """
         if self.base is not None:
-            self.base.build(self.kernel.shape)
-        if self.low_rank is not None:
-            kernel = keras.KerasTensor(self.kernel.shape)
-            self.low_rank.build(self.kernel_rows(kernel).shape)
+            self.base.build(self.kernel_shape)
+        for own in self.own_kernels:
+            own.build(self.kernel_rows(keras.KerasTensor(self.kernel_shape)).shape)
         if self.task_bias is not None:
             self.task_bias.build(bias_shape)
 
@@ -237,18 +313,24 @@ class Superposed(TaskLayer, LeafLayer):
         Returns:
             Tensor like `kernel`.
         """
+        beside = self.kernel_beside(index)
+        if self.context is None:
+            return ops.convert_to_tensor(beside)
         # C W = (W^T C^T)^T
         rows = self.kernel_rows(self.kernel)
         rows = self._transform_rows(self.context.unbind, rows, index)
-        kernel, beside = self.kernel_of_rows(rows), self.kernel_beside(index)
+        kernel = self.kernel_of_rows(rows)
         return kernel if beside is None else ops.add(kernel, beside)
 
     def kernel_beside(self, index: Any) -> Any:
-        """Returns what one task sees beside `C_k W`: `W_0 + A_k B_k`, or `None`."""
-        if self.low_rank is None:
-            return self.base_kernel
-        kernel = self.kernel_of_rows(self.low_rank.kernel_rows(index))
-        return kernel if self.base is None else ops.add(kernel, self.base_kernel)
+        """Returns what one task sees beside `C_k W`, or `None` if there is nothing.
+
+        That is `W_0 + A core_k V^T + A_k B_k`, or those of these that there are.
+        """
+        kernels = [] if self.base is None else [self.base_kernel]
+        for own in self.own_kernels:
+            kernels.append(self.kernel_of_rows(own.kernel_rows(index)))
+        return add_up(kernels) if kernels else None
 
     def unbind_rows(self, rows: Any, index: Any) -> Any:
         """Returns `C_k^T W` for the `(M, N)` rows of `kernel_rows()`, of any N."""
@@ -271,18 +353,29 @@ class Superposed(TaskLayer, LeafLayer):
         return ops.matmul(inputs, rows)
 
     def multiply_second(self, products: Any, rows: Any) -> Any:
-        """Multiplies what `multiply_first()` returned with `(n, N)`, to outputs."""
-        return ops.matmul(products, rows)
+        """Multiplies what `multiply_first()` returned with `(n, N)`, to outputs.
 
-    def _multiply_low_rank(self, inputs, task):
-        return self.low_rank.multiply(
-            inputs, task, self.multiply_first, self.multiply_second
-        )
+        Without rows it only gives it the shape of the outputs.
+        """
+        return products if rows is None else ops.matmul(products, rows)
+
+    def _multiply_own(self, inputs, task):
+        """Returns the inputs' products with each of the tasks' own kernels, a list."""
+        return [
+            own.multiply(inputs, task, self.multiply_first, self.multiply_second)
+            for own in self.own_kernels
+        ]
 
     @property
     def _task_rows(self):
-        children = (self.low_rank, self.task_bias)
-        return [child for child in children if child is not None]
+        bias = [] if self.task_bias is None else [self.task_bias]
+        return [*self.own_kernels, *bias]
+
+    @property
+    def _floats(self):
+        """What is beside the superposed kernel and not stored in few bits."""
+        parts = [part for part in (self.base, *self.own_kernels) if part is not None]
+        return [part for part in parts if part.bits is None]
 
     def _transform_rows(self, transform, rows, index):
         # The context binds all rows, or as many at each place.
@@ -291,19 +384,39 @@ class Superposed(TaskLayer, LeafLayer):
         x = ops.transpose(transform(ops.transpose(x, (0, 2, 1)), index), (0, 2, 1))
         return ops.reshape(x, rows.shape)
 
+    def save_own_variables(self, store: Any) -> None:
+        if self.context is None:  # Keras would save a kernel.
+            keras.layers.Layer.save_own_variables(self, store)
+        else:
+            super().save_own_variables(store)
+
+    def load_own_variables(self, store: Any) -> None:
+        if self.context is None:
+            keras.layers.Layer.load_own_variables(self, store)
+        else:
+            super().load_own_variables(store)
+
     def get_config(self) -> dict[str, Any]:
         context = keras.saving.serialize_keras_object(self.context)
-        # `build()` builds it, and so gives its weights the same path as in a new layer.
-        context.pop("build_config", None)
+        if context is not None:
+            # `build()` builds it, and so gives its weights the same path as in a new
+            # layer.
+            context.pop("build_config", None)
         config = {
             **super().get_config(),
             "num_tasks": self.num_tasks,
             "context": context,
         }
+        bits = {}
         if self.base is not None:
-            config["base"] = True
+            config["base"], bits["base"] = True, self.base.bits
+        if self.core is not None:
+            config["core"], bits["core"] = self.core.size, self.core.bits
         if self.low_rank is not None:
-            config["rank"] = self.low_rank.rank
+            config["rank"], bits["rank"] = self.low_rank.rank, self.low_rank.bits
+        bits = {name: number for name, number in bits.items() if number is not None}
+        if bits:
+            config["bits"] = bits
         if self.task_bias is not None:
             config["bias_per_task"] = True
             if "use_bias" in config:

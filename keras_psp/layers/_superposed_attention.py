@@ -8,10 +8,12 @@ import keras
 
 from keras_psp import contexts
 from keras_psp._core import scope
+from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.task import task_argument
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp.contexts.families import series
+from keras_psp.layers._superposed import check_parts
 from keras_psp.layers.psp_einsum_dense import PSPEinsumDense
 
 # The attributes in which Keras keeps them, the last one of the outputs.
@@ -47,51 +49,86 @@ class SuperposedAttention(TaskLayer):
         num_tasks: int | None,
         base: bool,
         bias_per_task: bool,
-        rank: int | None,
+        rank: int | str | None,
+        core: Any = None,
+        bits: Any = None,
     ) -> None:
         """Sets what the projections are to be; see `keras_psp.layers.PSPEinsumDense`.
 
         Args:
-            context: What shows, but for its seed, the context of each.
+            context: What shows, but for its seed, the context of each, or `None`.
             num_tasks: Positive integer, or `None` if the context knows it.
             base: Boolean.
             bias_per_task: Boolean.
-            rank: Positive integer or `None`.
+            rank: Positive integer, `"full"`, or `None`.
+            core: Positive integer, a pair of these, or `None`.
+            bits: Integer, dictionary or `None`.
         """
-        context = contexts.get(context, num_tasks=num_tasks)
-        # A copy, for it grows with the layer; and hidden from Keras, which would wait
-        # in vain for it to be built.
-        context = type(context).from_config(context.get_config())
+        check_parts(context, num_tasks, base, rank, core, bits)
+        if context is not None:
+            context = contexts.get(context, num_tasks=num_tasks)
+            # A copy, for it grows with the layer; and hidden from Keras, which would
+            # wait in vain for it to be built.
+            context = type(context).from_config(context.get_config())
         self._example = SimpleNamespace(context=context)
+        self._num_tasks = num_tasks
         self.base = base
         self.bias_per_task = bias_per_task
-        self.rank = rank if rank is None else check_integer("rank", rank)
+        self.rank = rank
+        self.core = core
+        self._bits = bits
 
     def __setattr__(self, name: str, value: Any) -> None:
         if type(value) is keras.layers.EinsumDense:
-            own = series(
-                self.context, self.num_tasks, len(PROJECTIONS), seed=self.context.seed
-            )
+            context = self.context
+            if context is not None:
+                own = series(
+                    context, self.num_tasks, len(PROJECTIONS), seed=context.seed
+                )
+                context = own[PROJECTIONS.index(name)]
             value = PSPEinsumDense.from_config(
                 {
                     **value.get_config(),
-                    "context": own[PROJECTIONS.index(name)],
+                    "context": context,
+                    "num_tasks": self.num_tasks,
                     "base": self.base,
                     "bias_per_task": self.bias_per_task,
                     "rank": self.rank,
+                    "core": self.core,
+                    "bits": self._bits,
                 }
             )
         super().__setattr__(name, value)
 
     @property
     def context(self) -> Any:
-        """What shows the context of each projection, and is never built itself."""
+        """What shows the context of each projection, and is never built itself.
+
+        `None` if they have none.
+        """
         return self._example.context
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks the projections' contexts hold."""
-        return self.context.num_tasks
+        """How many tasks the projections hold."""
+        return self._num_tasks if self.context is None else self.context.num_tasks
+
+    @property
+    def bits(self) -> Any:
+        """The bits that the projections' parts are stored in; see `PSPEinsumDense`.
+
+        Raises:
+            ValueError: They are not the same in all projections.
+        """
+        if not self.built:
+            return self._bits
+        bits = [layer.get_config().get("bits") for layer in projections(self)]
+        if any(each != bits[0] for each in bits):
+            raise ValueError(
+                "All projections of an attention must be stored in the same bits. "
+                f"Received: {bits} in {self.name!r}"
+            )
+        return bits[0]
 
     def add_tasks(self, n: int) -> Self:
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
@@ -99,7 +136,11 @@ class SuperposedAttention(TaskLayer):
         See `Context.add_tasks()`; it returns the layer itself.
         """
         self.check_can_hold(self.num_tasks + check_integer("n", n))
-        for layer in (self.context, *projections(self)):
+        if self.context is None:
+            self._num_tasks += n
+        else:
+            self.context.add_tasks(n)
+        for layer in projections(self):
             layer.add_tasks(n)
         return self
 
@@ -108,7 +149,11 @@ class SuperposedAttention(TaskLayer):
 
         See `Context.remove_tasks()`; it returns the layer itself.
         """
-        for layer in (self.context, *projections(self)):
+        if self.context is None:
+            self._num_tasks -= check_fewer_tasks(n, self.num_tasks)
+        else:
+            self.context.remove_tasks(n=n)
+        for layer in projections(self):
             layer.remove_tasks(n=n)
         return self
 
@@ -175,4 +220,8 @@ class SuperposedAttention(TaskLayer):
             config["bias_per_task"] = True
         if self.rank is not None:
             config["rank"] = self.rank
+        if self.core is not None:
+            config["core"] = self.core
+        if self.bits is not None:
+            config["bits"] = self.bits
         return config

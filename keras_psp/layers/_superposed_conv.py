@@ -13,6 +13,7 @@ from keras_psp._core.task import Task
 from keras_psp.contexts import Identity
 from keras_psp.layers._patches import patches
 from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._superposed import add_up
 
 CONTEXT_OVER = ("kernel", "channels")
 
@@ -32,7 +33,9 @@ class SuperposedConv(Superposed):
         context_over: str = "kernel",
         base: bool = False,
         bias_per_task: bool = False,
-        rank: int | None = None,
+        rank: int | str | None = None,
+        core: Any = None,
+        bits: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(filters, kernel_size, **kwargs)
@@ -43,17 +46,18 @@ class SuperposedConv(Superposed):
             )
         self.context_over = context_over
         self.set_context(context, num_tasks)
-        if base and context_over == "channels" and self.groups > 1:
+        is_over_channels = context is not None and context_over == "channels"
+        if base and is_over_channels and self.groups > 1:
             raise ValueError(
                 "Groups of filters have no kernel that is bound over channels, to add "
                 f"a base to. Received: groups={self.groups}, base=True"
             )
-        if rank is not None and self.groups > 1:
+        if (rank is not None or core is not None) and self.groups > 1:
             raise ValueError(
-                "Groups of filters see other channels each, and can have no `rank`. "
-                f"Received: groups={self.groups}, rank={rank}"
+                "Groups of filters see other channels each, and can have no `rank` and "
+                f"no `core`. Received: groups={self.groups}, rank={rank}, core={core}"
             )
-        self.set_parts(base, bias_per_task, rank)
+        self.set_parts(base, bias_per_task, rank, core, bits)
 
     def build(self, input_shape: Any) -> None:
         channels = input_shape[self._channel_axis]
@@ -96,18 +100,19 @@ class SuperposedConv(Superposed):
         return ops.reshape(kernel, (-1, self.filters))
 
     def kernel_of_rows(self, rows: Any) -> Any:
-        return ops.reshape(rows, self.kernel.shape)
+        return ops.reshape(rows, self.kernel_shape)
 
     def input_rows(self, inputs: Any) -> Any:
         patches = self._patches(inputs)
         return ops.reshape(patches, (-1, *patches.shape[-2:]))
 
     def multiply_first(self, inputs: Any, rows: Any) -> Any:
-        kernel = ops.reshape(rows, (*self.kernel.shape[:-1], rows.shape[-1]))
+        kernel = ops.reshape(rows, (*self.kernel_shape[:-1], rows.shape[-1]))
         return ops.moveaxis(self._convolve(inputs, kernel), self._channel_axis, -1)
 
     def multiply_second(self, products: Any, rows: Any) -> Any:
-        return ops.moveaxis(ops.matmul(products, rows), -1, self._channel_axis)
+        outputs = super().multiply_second(products, rows)
+        return ops.moveaxis(outputs, -1, self._channel_axis)
 
     def _by_task(self, inputs, task):
         """Convolves with the task's kernel if there is one task, and no more."""
@@ -116,19 +121,21 @@ class SuperposedConv(Superposed):
             # The kernel has far fewer numbers to mask than the outputs.
             return self._convolve(inputs, task.mask(self.task_kernel(task.index)))
 
-        def mixed():
+        def bound():
+            if self.context is None:
+                return []
             if self.context_over == "kernel":
                 patches = self.context.transform(self._patches(inputs), task.index)
-                outputs = self._multiply(patches, self.kernel_rows(self.kernel))
-            else:
-                bound = self.bind_inputs(inputs, task.index)
-                outputs = self._convolve(bound, self.kernel)
+                return [self._multiply(patches, self.kernel_rows(self.kernel))]
+            bound = self.bind_inputs(inputs, task.index)
+            return [self._convolve(bound, self.kernel)]
+
+        def mixed():
+            outputs = bound()
             if self.base is not None:
-                base = self._convolve(inputs, self.base_kernel)
-                outputs = ops.add(outputs, base)
-            if self.low_rank is not None:
-                outputs = ops.add(outputs, self._multiply_low_rank(inputs, task))
-            return task.mask(outputs)
+                outputs.append(self._convolve(inputs, self.base_kernel))
+            outputs += self._multiply_own(inputs, task)
+            return task.mask(add_up(outputs))
 
         def apart():
             kernels = self._task_kernels()
@@ -160,13 +167,18 @@ class SuperposedConv(Superposed):
 
     @property
     def _binds_kernel(self):
-        if self.base is not None or self.low_rank is not None:
+        if self.base is not None or self.own_kernels:
             return True  # One convolution, with the sum of the kernels.
         # To bind the inputs with no context costs nothing.
         return self.context_over == "kernel" and not isinstance(self.context, Identity)
 
     def _kernels_are_smaller(self, inputs):
-        """Whether all tasks' kernels have fewer numbers to bind than the patches."""
+        """Whether all tasks' kernels have fewer numbers to bind than the patches.
+
+        Whole kernels of the tasks' own are not multiplied with all inputs then.
+        """
+        if self.context is None and not getattr(self.low_rank, "is_full", False):
+            return False
         if not is_worth_mapping(inputs):
             return False
         batch, *shape = self.compute_output_shape(inputs.shape)
@@ -177,18 +189,22 @@ class SuperposedConv(Superposed):
         return self.num_tasks <= batch and self.filters <= places
 
     def _task_kernels(self):
-        """Returns the kernels that all tasks see, `(num_tasks, *kernel.shape)`."""
-        width = self.context.input_spec.axes[-1]
-        rows = ops.reshape(self.kernel, (-1, width, self.filters))
-        rows = ops.transpose(rows, (0, 2, 1))
-        every = ops.broadcast_to(rows, (self.num_tasks, *rows.shape))
-        every = self.context.unbind(every, ops.arange(self.num_tasks, dtype="int32"))
-        every = ops.transpose(every, (0, 1, 3, 2))
-        kernels = ops.reshape(every, (self.num_tasks, *self.kernel.shape))
-        if self.low_rank is not None:
-            own = self.low_rank.kernel_rows(ops.arange(self.num_tasks, dtype="int32"))
-            kernels = ops.add(kernels, ops.reshape(own, kernels.shape))
-        return kernels if self.base is None else ops.add(kernels, self.base_kernel)
+        """Returns the kernels that all tasks see, `(num_tasks, *kernel_shape)`."""
+        index = ops.arange(self.num_tasks, dtype="int32")
+        shape = (self.num_tasks, *self.kernel_shape)
+        kernels = [
+            ops.reshape(own.kernel_rows(index), shape) for own in self.own_kernels
+        ]
+        if self.context is not None:
+            width = self.context.input_spec.axes[-1]
+            rows = ops.reshape(self.kernel, (-1, width, self.filters))
+            rows = ops.transpose(rows, (0, 2, 1))
+            every = ops.broadcast_to(rows, (self.num_tasks, *rows.shape))
+            every = self.context.unbind(every, index)
+            kernels.append(ops.reshape(ops.transpose(every, (0, 1, 3, 2)), shape))
+        if self.base is not None:
+            kernels.append(self.base_kernel)
+        return add_up(kernels)
 
     def _patches(self, inputs):
         """What each filter of each group looks at, `(batch, *places, groups, M)`."""

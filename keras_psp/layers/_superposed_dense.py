@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_psp._core.task import Task
 from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._superposed import add_up
 
 # `layer` is the one whose product alone Keras computes now. No context variable:
 # `torch.compile` cannot trace them.
@@ -51,8 +52,8 @@ class SuperposedDense(Superposed):
         if self.base is not None:
             base = self.multiply(inputs, self.base_kernel)
             outputs = ops.add(outputs, ops.cast(base, outputs.dtype))
-        if self.low_rank is not None:
-            own = self._branch_low_rank(inputs, task)
+        if self.own_kernels:
+            own = self._branch_own(inputs, task)
             outputs = ops.add(outputs, ops.cast(own, outputs.dtype))
         if self.task_bias is not None:
             outputs = self.task_bias.add_to(outputs, task)
@@ -70,47 +71,36 @@ class SuperposedDense(Superposed):
         self._activation = activation
 
     def can_quantize(self, mode: Any) -> bool:
-        has_one_kernel = self.base is None and self.low_rank is None
+        if self.context is None:
+            return super().can_quantize(mode)
+        has_one_kernel = self.base is None and not self.own_kernels
         return mode in ("int8", "int4") or (mode == "float8" and has_one_kernel)
-
-    def quantize(
-        self, mode: Any = None, type_check: bool = True, config: Any = None
-    ) -> None:
-        name = mode if config is None else config.mode
-        if not self.can_quantize(name):
-            raise NotImplementedError(
-                f"A {type(self).__name__} cannot be quantized to {name!r}. "
-                f"Received: {self.name!r}"
-            )
-        # Keras refuses its subclasses, which might compute something else.
-        super().quantize(mode, type_check=False, config=config)
-        if self.base is not None:
-            self.base.round_to(self.dtype_policy)
 
     def _multiply_by_task(self, inputs, task):
         def bound():
+            if self.context is None:
+                return []
             bound = self.bind_inputs(inputs, task.index)
-            return self.multiply(bound, self.kernel)
+            return [self.multiply(bound, self.kernel)]
 
-        if self.base is None:
-            outputs = bound()
-            if self.low_rank is not None:
-                outputs = ops.add(outputs, self._branch_low_rank(inputs, task))
-            return outputs
+        if self.base is None and self.core is None:
+            if self.low_rank is None:
+                return add_up(bound())
+            return add_up([*bound(), self._branch_own(inputs, task)])
 
         def one(task):  # One product with the sum of the kernels.
             return self.multiply(inputs, self.task_kernel(task.index))
 
         def mixed():
-            outputs = ops.add(bound(), self.multiply(inputs, self.base_kernel))
-            if self.low_rank is not None:
-                outputs = ops.add(outputs, self._multiply_low_rank(inputs, task))
-            return outputs
+            products = bound()
+            if self.base is not None:
+                products.append(self.multiply(inputs, self.base_kernel))
+            return add_up([*products, *self._multiply_own(inputs, task)])
 
         return task.branch(one, mixed)
 
-    def _branch_low_rank(self, inputs, task):
+    def _branch_own(self, inputs, task):
         def multiply(task=task):
-            return self._multiply_low_rank(inputs, task)
+            return add_up(self._multiply_own(inputs, task))
 
         return task.branch(multiply, multiply)

@@ -85,6 +85,11 @@ class PSPComplexDense(Superposed, keras.layers.Layer):
         if kernel_initializer is None:
             kernel_initializer = keras.initializers.VarianceScaling(0.5, "fan_avg")
         self.units = check_integer("units", units)
+        if context is None:
+            raise ValueError(
+                "A PSPComplexDense has no kernel but the superposed one, and needs a "
+                "context. Received: context=None"
+            )
         self.set_context(context, num_tasks)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias

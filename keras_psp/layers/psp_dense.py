@@ -71,12 +71,14 @@ class PSPDense(SuperposedDense, keras.layers.Dense):
         context: Any = "binary",
         base: bool = False,
         bias_per_task: bool = False,
-        rank: int | None = None,
+        rank: int | str | None = None,
+        core: Any = None,
+        bits: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(units, **kwargs)
         self.set_context(context, num_tasks)
-        self.set_parts(base, bias_per_task, rank)
+        self.set_parts(base, bias_per_task, rank, core, bits)
 
     def build(self, input_shape: Any) -> None:
         self.build_context(input_shape[-1])

@@ -86,13 +86,15 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         context: Any = "binary",
         base: bool = False,
         bias_per_task: bool = False,
-        rank: int | None = None,
+        rank: int | str | None = None,
+        core: Any = None,
+        bits: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(equation, output_shape, **kwargs)
         self.set_context(context, num_tasks)
         self.use_bias = self.bias_axes is not None
-        self.set_parts(base, bias_per_task, rank)
+        self.set_parts(base, bias_per_task, rank, core, bits)
 
     def build(self, input_shape: Any) -> None:
         inputs, kernel, outputs = _letters(self.equation, len(input_shape))
@@ -112,11 +114,12 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         # In all three, what is not summed over, what each has a product of its own
         # for, and what is summed over; in the kernel the other way round.
         own = [x for x in kernel if x in inputs and x in outputs]
-        if own and self.low_rank is not None:
+        if own and self.own_kernels:
             raise ValueError(
                 "An equation whose inputs and outputs share dimensions of the kernel "
-                "has a product for each of them, and can have no `rank`. Received: "
-                f"equation={self.equation!r}, rank={self.low_rank.rank}"
+                "has a product for each of them, and can have no `rank` and no `core`. "
+                f"Received: equation={self.equation!r}, with "
+                f"{' and '.join(each.name for each in self.own_kernels)}"
             )
         rest = [x for x in inputs if x not in summed + own]
         self._input_order = [inputs.index(x) for x in rest + own + summed]
@@ -124,7 +127,8 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         self._kernel_order = [kernel.index(x) for x in summed + own + new]
         self._num_summed, self._num_own = len(summed), len(own)
         self._equations = _split(inputs, summed, rest, new, outputs)
-        self.build_context(math.prod(sizes))
+        self._width = math.prod(sizes)
+        self.build_context(self._width)
         bias_axes, bias_shape = self.bias_axes, None
         if self.task_bias is not None:
             full = self.compute_output_shape(input_shape)
@@ -166,16 +170,15 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
 
     def multiply_second(self, products: Any, rows: Any) -> Any:
         sizes = self._kernel_sizes[self._num_summed :]
+        if rows is None:
+            products = ops.reshape(products, (*ops.shape(products)[:-1], *sizes))
+            return ops.einsum(self._equations[2], products)
         rows = ops.reshape(rows, (rows.shape[0], *sizes))
         return ops.einsum(self._equations[1], products, rows)
 
     @property
     def _kernel_sizes(self):
-        return [self.kernel.shape[axis] for axis in self._kernel_order]
-
-    @property
-    def _width(self):
-        return self.context.input_spec.axes[-1]
+        return [self.kernel_shape[axis] for axis in self._kernel_order]
 
 
 def sums_over_inputs(equation: str, rank: Any) -> Any:
@@ -190,12 +193,16 @@ def sums_over_inputs(equation: str, rank: Any) -> Any:
 
 
 def _split(inputs, summed, rest, new, outputs):
-    """The products with two factors of a kernel, whose inner dimension comes last."""
+    """The products with two factors of a kernel, whose inner dimension comes last.
+
+    And the equation that takes the first for the whole product.
+    """
     used = {*inputs, *new, *outputs}
     inner = next(x for x in string.ascii_letters if x not in used)
     summed, rest, new = map("".join, (summed, rest, new))
     first = f"{inputs},{summed}{inner}->{rest}{inner}"
-    return first, f"{rest}{inner},{inner}{new}->{outputs}"
+    second = f"{rest}{inner},{inner}{new}->{outputs}"
+    return first, second, f"{rest}{new}->{outputs}"
 
 
 def _letters(equation, rank):

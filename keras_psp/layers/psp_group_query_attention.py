@@ -79,8 +79,10 @@ class PSPGroupQueryAttention(SuperposedAttention, keras.layers.GroupQueryAttenti
         context: Any = "binary",
         base: bool = False,
         bias_per_task: bool = False,
-        rank: int | None = None,
+        rank: int | str | None = None,
+        core: Any = None,
+        bits: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(head_dim, num_query_heads, num_key_value_heads, **kwargs)
-        self.set_projections(context, num_tasks, base, bias_per_task, rank)
+        self.set_projections(context, num_tasks, base, bias_per_task, rank, core, bits)
