@@ -6,10 +6,10 @@ import numpy as np
 from keras import ops
 
 from keras_psp._core.backend import take_rows
-from keras_psp._core.bits import unpack
 from keras_psp._core.task import align
 from keras_psp._core.task_index import is_soft
 from keras_psp.contexts._sign_hash import hash_words
+from keras_psp.contexts._sign_hash import unpack
 from keras_psp.contexts.context import Context
 
 STORAGE = ("bytes", "bits", "seed")

@@ -28,6 +28,25 @@ def hash_words(xp: Any, seed: int, tasks: Any, num_words: Any) -> Any:
     return _mix(xp, xp.add(rows, _mix(xp, xp.bitwise_xor(rows, keys[1:]))))
 
 
+def unpack(xp: Any, words: Any, bits: Any, count: Any) -> Any:
+    """Returns the first `count` bits of rows of words, the lowest bit first.
+
+    Args:
+        xp: `numpy` or `keras.ops`.
+        words: int32 of shape `(num_words,)` or `(rows, num_words)`.
+        bits: Integer, how many bits of a word count.
+        count: Integer.
+
+    Returns:
+        int32 of shape `(count,)` or `(rows, count)`, 0 or 1.
+    """
+    shifts = np.arange(bits, dtype="int32")
+    shifted = xp.right_shift(xp.expand_dims(words, -1), shifts)
+    unpacked = xp.bitwise_and(shifted, 1)
+    rows = (-1,) * (len(words.shape) - 1)
+    return xp.reshape(unpacked, (*rows, words.shape[-1] * bits))[..., :count]
+
+
 def _mix(xp, word):
     # The finalizer of MurmurHash3 (public domain, Austin Appleby), a bijection.
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, None)):

@@ -15,7 +15,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp._core.bits import unpack
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.private import replace_weight
@@ -112,7 +111,12 @@ def unpack_codes(xp: Any, packed: Any, bits: int, count: int) -> Any:
     codes, start = None, 0
     for width in _widths(bits):
         stop = start + -(-count * width // 8)
-        pieces = unpack(xp, packed[..., start:stop], 8, count, width)
+        # LiteRT knows no operations on bits.
+        shifts = 2 ** np.arange(0, 8, width, dtype="int32")
+        pieces = xp.floor_divide(xp.expand_dims(packed[..., start:stop], -1), shifts)
+        pieces = xp.mod(pieces, 2**width)
+        shape = (*packed.shape[:-1], (stop - start) * len(shifts))
+        pieces = xp.reshape(pieces, shape)[..., :count]
         if codes is None:
             codes = pieces
         else:
