@@ -30,7 +30,8 @@ class PSPConv3D(SuperposedConv, keras.layers.Conv3D):
         num_tasks: Positive integer, the number of tasks. May be left out where
             `context` knows it.
         context: Name of a context family, `keras_psp.contexts.Context`, or its
-            serialized form. Defaults to `"binary"`.
+            serialized form. Defaults to `"binary"`. `None`: there is no superposed
+            kernel, only `base`, `core` and `rank`, and `num_tasks` must be given.
         context_over: `"kernel"`, as in the paper, or `"channels"`.
         base: Boolean, whether there is a kernel `W_0` beside that every task sees as
             it is, so that task k sees `W_0 + C_k W`. It is the attribute
@@ -38,8 +39,16 @@ class PSPConv3D(SuperposedConv, keras.layers.Conv3D):
         bias_per_task: Boolean, whether each task has a bias of its own. An optimizer
             with momentum goes on moving it for a while after the task's last example.
         rank: Integer, the rank of a part `A_k B_k` that each task has of its own, so
-            that task k sees `C_k W + A_k B_k`. Or `None`. `B_k` starts as zero: a new
-            layer answers as it would without it. It needs `groups=1`.
+            that task k sees `C_k W + A_k B_k`. Or `"full"`, for a whole kernel of its
+            own. Or `None`. `B_k` starts as zero: a new layer answers as it would
+            without it. It needs `groups=1`.
+        core: Integer, or a pair `(R_in, R_out)`: the size of a core that each task has
+            of its own, between two factors that all tasks share, so that task k sees
+            `C_k W + A core_k V^T`. Or `None`. Cores start as zeros. It needs
+            `groups=1`.
+        bits: Integer in [1, 8]: the base, the core and the low rank are stored in so
+            many bits for each number, with scales, and are not trained. Or a dictionary
+            of integers for some of `"base"`, `"core"` and `"rank"`. Or `None`.
         **kwargs: `keras.layers.Conv3D` arguments.
 
     Call arguments:

@@ -26,15 +26,23 @@ class PSPMultiHeadAttention(SuperposedAttention, keras.layers.MultiHeadAttention
             `context` knows it.
         context: Name of a context family, or a `keras_psp.contexts.Context` or its
             serialized form that shows what each projection's own is to be, but for its
-            seed. Defaults to `"binary"`.
+            seed. Defaults to `"binary"`. `None`: there is no superposed kernel, only
+            `base`, `core` and `rank`, and `num_tasks` must be given.
         base: Boolean, whether each projection has a kernel `W_0` beside that every task
             sees as it is, so that task k sees `W_0 + C_k W`. They are zeros at first,
             and not trained.
         bias_per_task: Boolean, whether each task has biases of its own. An optimizer
             with momentum goes on moving them for a while after the task's last example.
         rank: Integer, the rank of a part `A_k B_k` that each task has of its own in
-            each projection, so that task k sees `C_k W + A_k B_k`. Or `None`. `B_k`
-            starts as zero: a new layer answers as it would without it.
+            each projection, so that task k sees `C_k W + A_k B_k`. Or `"full"`, for a
+            whole kernel of its own. Or `None`. `B_k` starts as zero: a new layer
+            answers as it would without it.
+        core: Integer, or a pair `(R_in, R_out)`: the size of a core that each task has
+            of its own, between two factors that all tasks share, so that task k sees
+            `C_k W + A core_k V^T`. Or `None`. Cores start as zeros.
+        bits: Integer in [1, 8]: the base, the core and the low rank are stored in so
+            many bits for each number, with scales, and are not trained. Or a dictionary
+            of integers for some of `"base"`, `"core"` and `"rank"`. Or `None`.
         **kwargs: `keras.layers.MultiHeadAttention` arguments.
 
     Call arguments:
