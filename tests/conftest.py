@@ -10,15 +10,24 @@ import keras
 import numpy as np
 import pytest
 
-# Few examples and always the same: every new shape is compiled anew. For more of them:
+BACKEND = keras.backend.backend()
+
+# Few examples and always the same: JAX compiles every new shape anew. For more of them:
 # pytest tests/contexts --hypothesis-profile=thorough
 hypothesis.settings.register_profile(
-    "suite", max_examples=25, deadline=None, derandomize=True, database=None
+    "suite",
+    max_examples=8 if BACKEND == "jax" else 25,
+    deadline=None,
+    derandomize=True,
+    database=None,
 )
 hypothesis.settings.register_profile("thorough", max_examples=1000, deadline=None)
 hypothesis.settings.load_profile("suite")
 
-BACKEND = keras.backend.backend()
+
+def once(*values):
+    """A parameter that is tested on one backend: it takes the same path on each."""
+    return pytest.param(*values, marks=pytest.mark.once)
 
 
 @pytest.fixture(autouse=True)

@@ -36,9 +36,11 @@ np.savez(folder + "/answers.npz", logits=logits, x=x, **weights, **bound)
 """
 
 
-@pytest.mark.parametrize(
-    "other", sorted({"jax", "tensorflow", "torch"} - {BACKEND}), ids=str
-)
+# Round in a ring; test_golden.py reads what all backends have written.
+OTHER = {"jax": "tensorflow", "tensorflow": "torch", "torch": "jax"}
+
+
+@pytest.mark.parametrize("other", [OTHER[BACKEND]])
 def test_written_by(other, tmp_path):
     environment = {**os.environ, "KERAS_BACKEND": other}
     command = [sys.executable, "-c", WRITE, str(tmp_path)]

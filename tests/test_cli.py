@@ -47,6 +47,7 @@ def test_run_report_list(tmp_path, monkeypatch, capsys):
     assert "formats:     tf_saved_model, onnx, " in out
 
 
+@pytest.mark.once
 def test_brackets_in_a_path_are_printed(tmp_path, capsys):
     folder = tmp_path / "[bold]my runs :smile:[/bold]"
     assert cli.main([*RUN, "--output", str(folder / "one")]) == 0
@@ -95,6 +96,7 @@ def test_a_run_resumes(tmp_path, capsys):
     assert "seed=0 there and seed=1 here" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_folder_is_overwritten_when_asked(tmp_path, capsys):
     arguments = [*RUN, "--output", str(tmp_path / "run")]
     assert cli.main(arguments) == 0
@@ -107,6 +109,7 @@ def test_folder_is_overwritten_when_asked(tmp_path, capsys):
     assert (tmp_path / "run" / "result.json").read_bytes() != before
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -141,6 +144,7 @@ def test_bad_input_is_told(arguments, message, capsys, tmp_path, monkeypatch):
     assert not [name for _, _, files in os.walk(tmp_path) for name in files]
 
 
+@pytest.mark.once
 def test_interrupted(monkeypatch, capsys, tmp_path):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -150,6 +154,7 @@ def test_interrupted(monkeypatch, capsys, tmp_path):
     assert "interrupted" in capsys.readouterr().err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "permuted", "--help"]])
 def test_help_teaches(arguments, capsys):
     with pytest.raises(SystemExit, match="0"):
@@ -170,6 +175,7 @@ def test_another_backend_in_its_own_process(tmp_path):
     assert content["backend"] == other
 
 
+@pytest.mark.once
 def test_missing_backend_is_named(monkeypatch, capsys):
     other = "torch" if BACKEND == "jax" else "jax"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -177,12 +183,14 @@ def test_missing_backend_is_named(monkeypatch, capsys):
     assert f"pip install {other}" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_missing_tensorboard_is_named(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert cli.main([*RUN, "--tensorboard", "--output", str(tmp_path / "run")]) == 2
     assert "pip install tensorboard" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_missing_matplotlib_is_named(monkeypatch, capsys, tmp_path):
     run = str(tmp_path / "run")
     assert cli.main([*RUN, "--output", run]) == 0

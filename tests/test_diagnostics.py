@@ -137,6 +137,7 @@ def test_energies_are_those_of_the_outputs(name, with_base, rng):
 FAMILIES = ("binary", "rotation", "signed_permutation")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("with_models", [False, True])
 def test_random_contexts_meet_the_prediction(with_models, rng):
     """All tasks read and store one direction: nothing but contexts tells them apart."""
@@ -163,6 +164,7 @@ def test_random_contexts_meet_the_prediction(with_models, rng):
     np.testing.assert_allclose(measure("hadamard").interference, 0.0, atol=1e-9)
 
 
+@pytest.mark.once
 def test_permutations_of_rectified_units_are_as_bad_as_measured():
     def measure(family):
         model = mlp((64,), 10, num_tasks=3, units=256, depth=1, context=family)
@@ -412,6 +414,7 @@ def test_memory_of_other_dtypes():
 # Capacity
 
 
+@pytest.mark.once
 def test_capacity_of_widths():
     result = capacity([100, 2048], tolerance=0.29)
     assert [layer.num_tasks(0.29) for layer in result.layers] == [30, 594]
@@ -440,6 +443,7 @@ def test_capacity_of_models():
     assert capacity(mlp((16,), 3, 2, 16, context="identity"), 2.0).num_tasks == 1
 
 
+@pytest.mark.once
 def test_capacity_refuses():
     for widths in ([10, 0], [-1]):
         with pytest.raises(ValueError, match="`width` must be a positive integer"):
@@ -478,6 +482,7 @@ def results():
     yield capacity([8], 0.0)
 
 
+@pytest.mark.once
 def test_plots_are_written(tmp_path):
     pytest.importorskip("matplotlib")
     for i, result in enumerate(results()):
@@ -488,6 +493,7 @@ def test_plots_are_written(tmp_path):
             assert axis.get_xlabel() or axis.get_ylabel()
 
 
+@pytest.mark.once
 def test_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):

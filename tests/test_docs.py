@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import keras_psp
+from keras_psp import cli
 
 ROOT = Path(__file__).parent.parent
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
@@ -32,18 +33,15 @@ BLOCKS = {
 }
 
 
-def once_if_slow(name):
-    slow = name.startswith(("keras_psp.benchmarks", "keras_psp.tuning"))
-    return pytest.param(name, marks=[pytest.mark.once] if slow else [])
-
-
-@pytest.mark.parametrize("name", list(map(once_if_slow, MODULES)))
+@pytest.mark.once
+@pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module)
     assert not failed
 
 
+@pytest.mark.once
 def test_public_names_have_examples():
     # Whose examples are elsewhere.
     without = ("Consolidation", "Context", "Report", "RunResult", "Source")
@@ -54,6 +52,7 @@ def test_public_names_have_examples():
                 assert ">>>" in value.__doc__, name
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("number", range(len(BLOCKS["python"])))
 def test_readme_program(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -68,9 +67,8 @@ def test_readme_commands(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for line in code.splitlines():
         words = line.split("#")[0].split()
-        if words[0] == "keras-psp":
-            # The command as it stands, but for how long it takes.
-            words = [sys.executable, "-m", "keras_psp.cli", *words[1:]]
+        if words[0] == "keras-psp":  # As it stands, but for how long it takes.
+            words = words[1:]
             if "run" in words or "tune" in words:
                 words += ["--tasks", "2", "--steps", "6"]
                 words += [] if "digits" in words else ["--source", "digits"]
@@ -81,8 +79,7 @@ def test_readme_commands(number, tmp_path, monkeypatch):
             for i, word in enumerate(words):
                 if "*" in word:
                     words[i : i + 1] = map(str, sorted(tmp_path.glob(word)))
-            done = subprocess.run(words, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+            assert cli.main(words) == 0
         elif words[0].startswith("./"):
             assert (ROOT / words[0]).exists()  # ./tools/test runs this test.
         elif words[0] == "python":  # An example, which another test runs.
@@ -91,6 +88,7 @@ def test_readme_commands(number, tmp_path, monkeypatch):
             assert words[:2] == ["pip", "install"] or words[0] in ("git", "cd"), line
 
 
+@pytest.mark.once
 def test_readmes_have_blocks_of_known_languages():
     assert BLOCKS["python"] and BLOCKS["sh"]
     for text in TEXTS:
@@ -98,6 +96,7 @@ def test_readmes_have_blocks_of_known_languages():
         assert set(languages) <= set(BLOCKS), text
 
 
+@pytest.mark.once
 def test_every_package_has_a_readme():
     for init in (ROOT / "keras_psp").glob("*/__init__.py"):
         assert (init.parent / "README.md").exists(), init.parent

@@ -18,6 +18,7 @@ HEAVY = (
 )
 
 
+@pytest.mark.once
 def test_import_brings_keras_and_numpy_alone():
     code = (
         "import sys, json, keras; before = set(sys.modules); import keras_psp; "
@@ -29,6 +30,7 @@ def test_import_brings_keras_and_numpy_alone():
     assert not added & set(HEAVY)
 
 
+@pytest.mark.once
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="which imports TensorFlow")
 def test_tensorflow_is_not_imported_for_another_backend():
     code = "import sys, keras_psp; sys.exit('tensorflow' in sys.modules)"

@@ -14,6 +14,7 @@ NAN = float("nan")
 MATRIX = np.array([[0.9, NAN, NAN], [0.95, 0.8, NAN], [0.6, 0.7, 0.85]])
 
 
+@pytest.mark.once
 def test_values_worked_out_by_hand():
     assert average_accuracy(MATRIX) == pytest.approx((0.6 + 0.7 + 0.85) / 3)
     assert backward_transfer(MATRIX) == pytest.approx((-0.3 - 0.1) / 2)
@@ -24,6 +25,7 @@ def test_values_worked_out_by_hand():
     assert forward_transfer([NAN, 0.3, 0.2], 5) == pytest.approx(0.05)
 
 
+@pytest.mark.once
 def test_tasks_that_come_back():
     # Two tasks, visited twice.
     matrix = [[0.5, NAN], [0.3, 0.6], [0.7, 0.4], [0.6, 0.8]]
@@ -34,6 +36,7 @@ def test_tasks_that_come_back():
     assert retention(matrix) == pytest.approx(0.6 / 0.7)
 
 
+@pytest.mark.once
 def test_one_task_forgets_nothing():
     assert average_accuracy([[0.5]]) == 0.5
     assert backward_transfer([[0.5]]) == forgetting([[0.5]]) == 0.0
@@ -41,6 +44,7 @@ def test_one_task_forgets_nothing():
     assert np.isnan(retention([[0.0]]))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 def test_bad_matrices(metric):
     for bad in (np.zeros((2, 3)), np.zeros(4), np.zeros((0, 0))):

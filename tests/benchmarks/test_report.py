@@ -21,6 +21,9 @@ from keras_psp.benchmarks.report import _csv
 from keras_psp.benchmarks.report import _describe_run
 from keras_psp.benchmarks.report import _markdown
 
+# It reads results and writes files: no backend computes anything.
+pytestmark = pytest.mark.once
+
 
 def make_result(config, best=0.9, backend="jax"):
     matrix = [

@@ -123,6 +123,7 @@ def test_without_resume_it_begins_anew(tmp_path):
     assert os.listdir(tmp_path) == ["result.json"]
 
 
+@pytest.mark.once
 def test_another_config_is_told_by_its_fields(tmp_path):
     interrupt(SMALL, tmp_path, 1)
     other = dataclasses.replace(SMALL, steps=21, seed=3)
@@ -324,6 +325,7 @@ def test_killed_at_file_operations():
     assert "4 of 4 matrices are equal" in done.stdout
 
 
+@pytest.mark.once
 def test_a_suite_is_made_of_different_runs_that_compare():
     for name, configs in benchmarks.SUITES.items():
         assert len({config for config in configs}) == len(configs), name

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import BACKEND
+from conftest import once
 
 from keras_psp import benchmarks
 from keras_psp.benchmarks import PermutedConfig
@@ -104,12 +105,14 @@ def test_result_tells_how_it_came_about(result, tmp_path):
     assert 0 < sum(timings["train_seconds"]) < timings["total_seconds"]
 
 
+@pytest.mark.once
 def test_result_is_read_back(result, tmp_path):
     result.save(tmp_path)
     for path in (tmp_path, str(tmp_path), tmp_path / "result.json"):
         assert RunResult.load(path) == result
 
 
+@pytest.mark.once
 def test_bad_results_are_named(result, tmp_path):
     with pytest.raises(FileNotFoundError, match="no-such"):
         RunResult.load(tmp_path / "no-such")
@@ -122,6 +125,7 @@ def test_bad_results_are_named(result, tmp_path):
             RunResult.load(path)
 
 
+@pytest.mark.once
 def test_folder_is_not_overwritten(result, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="--overwrite"):
@@ -134,6 +138,7 @@ def test_folder_is_not_overwritten(result, tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.once
 def test_failed_write_leaves_the_old_file(result, tmp_path, monkeypatch):
     path = result.save(tmp_path)
     before = path.read_bytes()
@@ -191,6 +196,7 @@ def test_tensorboard_has_the_average_accuracy(tmp_path):
         run(config, tensorboard=True)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "field, value, error, message",
     [
@@ -215,12 +221,15 @@ def test_bad_configs(field, value, error, message):
         setattr(SMALL, field, value)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adamw", "schedulefreeadamw"])
+@pytest.mark.parametrize(
+    "optimizer", [once("adam"), once("sgd"), "adamw", once("schedulefreeadamw")]
+)
 def test_optimizers(optimizer):
     config = dataclasses.replace(SMALL, optimizer=optimizer, tasks=1, steps=2)
     assert run(config).accuracy_matrix.shape == (1, 1)
 
 
+@pytest.mark.once
 def test_steps_that_no_execution_divides():
     config = dataclasses.replace(SMALL, tasks=2, steps=13)
     seconds = run(config).timings["train_seconds"]
@@ -275,6 +284,7 @@ def test_ones_own_consolidation_is_told_of_the_end_of_a_task(tmp_path):
     assert row["beside"] != "0 B"
 
 
+@pytest.mark.once
 def test_a_model_that_cannot_be_described_leaves_its_result(tmp_path):
     config = Hidden(tasks=2, steps=3, units=8, depth=1, learnable=True)
     with pytest.warns(UserWarning, match="The result has no (drift|numbers)"):
@@ -285,6 +295,7 @@ def test_a_model_that_cannot_be_described_leaves_its_result(tmp_path):
     benchmarks.report([tmp_path])
 
 
+@pytest.mark.once
 def test_tasks_need_test_examples():
     class Untested(PermutedConfig):
         def build_tasks(self):

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import once
 from keras import ops
 from layer_checks import to_numpy
 
@@ -34,7 +35,7 @@ def kernel(model):
     return to_numpy(model.trainable_variables[0]).astype("float64")
 
 
-@pytest.mark.parametrize("decay", [None, 0.5])
+@pytest.mark.parametrize("decay", [once(None), 0.5])
 def test_three_tasks_end_where_the_sum_of_parabolas_is_least(decay):
     strength = 0.7
     ewc = EWC(
@@ -85,15 +86,18 @@ def test_the_fisher_information_is_that_of_the_models_own_labels():
     found = to_numpy(ewc.importances[0])
     np.testing.assert_allclose(found, np.stack([expected] * 2, 1), rtol=0.1)
     # And from probabilities alike.
+    few, found = (x[:500], np.zeros(500, "int32")), []
     twin = keras.Sequential([model, keras.layers.Softmax()])
-    twin.compile(EWC("sgd", examples=20_000), "sparse_categorical_crossentropy")
-    twin.optimizer.build(twin.trainable_variables)
-    twin.optimizer.end_task(twin, (x, np.zeros(len(x), "int32")))
-    again = to_numpy(twin.optimizer.importances[0])
-    np.testing.assert_allclose(again, found, rtol=1e-3)
+    losses = (model, loss), (twin, "sparse_categorical_crossentropy")
+    for each, its_loss in losses:
+        each.compile(EWC("sgd", examples=500), its_loss)
+        each.optimizer.build(each.trainable_variables)
+        each.optimizer.end_task(each, few)
+        found.append(to_numpy(each.optimizer.importances[0]))
+    np.testing.assert_allclose(*found, rtol=1e-3)
     # Even from those that are none.
     twin.layers[0].layers[0].kernel.assign(1e3 * kernel(model))
-    twin.optimizer.end_task(twin, (x, np.zeros(len(x), "int32")))
+    twin.optimizer.end_task(twin, few)
     assert np.isfinite(to_numpy(twin.optimizer.importances[0])).all()
 
 

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import once
 from layer_checks import to_numpy
 
 import keras_psp
@@ -55,7 +56,7 @@ def train(model, x, y, task=0, steps=400):
     model.fit(given, y, batch_size=len(x), verbose=0, shuffle=False)
 
 
-@pytest.mark.parametrize("context", ["binary", "rotation", None])
+@pytest.mark.parametrize("context", [once("binary"), "rotation", once(None)])
 def test_linear_tasks_in_turn_end_where_all_together_would(context, monkeypatch):
     monkeypatch.setattr(fisher, "BATCH_SIZE", 1)  # Then the means are no estimates.
     layer = keras.layers.Dense(1, use_bias=False)
@@ -77,7 +78,7 @@ def test_linear_tasks_in_turn_end_where_all_together_would(context, monkeypatch)
     assert np.abs(alone - joint).max() > 0.1
 
 
-@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("every", [1, once(3)])
 def test_loss_and_penalty_hold_the_balance(every):
     strength, rng = 0.7, np.random.default_rng(0)
     layer = keras.layers.Dense(2, use_bias=False)
@@ -115,7 +116,7 @@ def test_no_strength_is_too_much():
     np.testing.assert_allclose(to_numpy(layer.kernel), kept, atol=1e-4)
 
 
-@pytest.mark.parametrize("context", ["binary", "rotation", None])
+@pytest.mark.parametrize("context", [once("binary"), "rotation", once(None)])
 def test_a_convolution_is_the_product_with_its_patches(context):
     options = {"strides": 2, "padding": "same", "use_bias": False}
     reference = PSPConv2D(3, 3, num_tasks=2, context=context or "identity", **options)
@@ -158,6 +159,7 @@ def test_the_diagonal_is_what_ewc_has():
     assert gram.factors[0][0].vectors is None
 
 
+@pytest.mark.once
 def test_a_temperature_lets_examples_count_of_which_the_model_is_sure(monkeypatch):
     monkeypatch.setattr(fisher, "BATCH_SIZE", 1)  # Then sure examples hardly vary.
     traces = []

@@ -5,6 +5,9 @@ from test_permuted import collect
 from keras_psp.datasets import Source
 from keras_psp.datasets import incremental
 
+# It is the same tf.data on every backend.
+pytestmark = pytest.mark.once
+
 
 def draw(classes, per_class=3, seed=0, shape=(6, 6, 2)):
     """Images whose first pixel is their class; training and test sets."""

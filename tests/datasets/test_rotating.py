@@ -3,6 +3,9 @@ import pytest
 
 from keras_psp.datasets import rotating
 
+# It is the same tf.data on every backend.
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def arrays(rng):

@@ -8,6 +8,9 @@ import pytest
 from keras_psp import datasets
 from keras_psp.datasets import load_source
 
+# It is the same tf.data on every backend.
+pytestmark = pytest.mark.once
+
 
 def test_digits_are_the_real_ones():
     source = load_source("digits")

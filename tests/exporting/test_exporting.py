@@ -204,6 +204,7 @@ BUILDERS = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", BUILDERS)
 def test_keras_files_are_safe(name, tmp_path):
     path = tmp_path / "model.keras"
@@ -463,8 +464,16 @@ IN_PROCESS = {
 
 
 @pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")  # Keras'.
-@pytest.mark.parametrize("format", IN_PROCESS[BACKEND])
-@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize(
+    "outputs, format",
+    [
+        (outputs, format)
+        for number, outputs in enumerate(OUTPUTS)
+        for i, format in enumerate(IN_PROCESS[BACKEND])
+        # The longest with every format, each other with one.
+        if outputs == "many" or i == number % len(IN_PROCESS[BACKEND])
+    ],
+)
 def test_outputs_keep_the_names_on_the_card(outputs, format, tmp_path):
     structure, names = OUTPUTS[outputs]
     image = keras.Input((4,), name="image")

@@ -3,6 +3,7 @@ import layer_checks
 import numpy as np
 import pytest
 from conftest import BACKEND
+from conftest import once
 from keras import ops
 from layer_checks import NUM_TASKS
 from layer_checks import draw
@@ -52,8 +53,8 @@ def make_identity(**kwargs):
 CASES = [
     (make_binary, SHAPES[0]),
     (make_learnable, SHAPES[2]),
-    (make_base, SHAPES[1]),
-    (make_low_rank, SHAPES[0]),
+    once(make_base, SHAPES[1]),
+    once(make_low_rank, SHAPES[0]),
     (make_base_and_low_rank, SHAPES[1]),
 ]
 
@@ -86,10 +87,10 @@ def test_tasks_are_added_with_biases_of_their_own():
 def test_base_and_biases_are_in_the_file(tmp_path):
     x, task = draw(SHAPES[1])
     model = functional(make_base(), SHAPES[1])
-    expected = model.predict({"image": x, "task": task}, verbose=0)
+    expected = to_numpy(model({"image": x, "task": task}))
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    y = loaded.predict({"image": x, "task": task}, verbose=0)
+    y = to_numpy(loaded({"image": x, "task": task}))
     np.testing.assert_array_equal(y, expected)
 
 
@@ -110,8 +111,7 @@ def test_soft_contexts_mix_biases():
 
 
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
-@pytest.mark.parametrize("mode", ["int8", "int4"])
-@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("mode, activation", [("int8", None), ("int4", "relu")])
 def test_a_base_is_quantized_too(mode, activation, tmp_path):
     def make():
         layer = PSPDense(
@@ -125,7 +125,7 @@ def test_a_base_is_quantized_too(mode, activation, tmp_path):
     rng = np.random.default_rng(1)
     for weight in (layer.kernel, layer.base_kernel, layer.task_bias.bias):
         weight.assign(rng.normal(scale=0.2, size=weight.shape))
-    exact = model.predict(inputs, verbose=0)
+    exact = to_numpy(model(inputs))
     model.quantize(mode)
     assert layer.base.quantization_mode == layer.quantization_mode == mode
     size = 64 * 4 // (1 if mode == "int8" else 2)
@@ -137,18 +137,18 @@ def test_a_base_is_quantized_too(mode, activation, tmp_path):
         assert (quantized >= 0).all()
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(again.predict(inputs, verbose=0), quantized, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(again(inputs)), quantized, atol=1e-5)
 
 
 def test_what_cannot_be_quantized_is_named_before_anything_changes():
     x, task = draw((10, 64))
     layer = PSPDense(4, NUM_TASKS, base=True)
     model = functional(layer, x.shape)
-    before = model.predict({"image": x, "task": task}, verbose=0)
+    before = to_numpy(model({"image": x, "task": task}))
     with pytest.raises(ValueError, match=f"'float8'.*{layer.name}"):
         model.quantize("float8")
     assert layer.quantization_mode is None
-    after = model.predict({"image": x, "task": task}, verbose=0)
+    after = to_numpy(model({"image": x, "task": task}))
     np.testing.assert_array_equal(after, before)
 
 
@@ -179,17 +179,17 @@ def test_files_keep_the_answers(make, tmp_path):
     x, task = draw((10, 6))
     inputs = {"image": x, "task": task}
     model = functional(make(), x.shape)
-    expected = model.predict(inputs, verbose=0)
+    expected = to_numpy(model(inputs))
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(again.predict(inputs, verbose=0), expected)
+    np.testing.assert_array_equal(to_numpy(again(inputs)), expected)
     model.save_weights(tmp_path / "model.weights.h5")
     # Other signs, which the file must replace.
     other = make_binary(context=contexts.Binary(NUM_TASKS, seed=9))
     other = functional(make() if make is make_identity else other, x.shape)
-    assert np.abs(other.predict(inputs, verbose=0) - expected).max() > 0.1
+    assert np.abs(to_numpy(other(inputs)) - expected).max() > 0.1
     other.load_weights(tmp_path / "model.weights.h5")
-    np.testing.assert_array_equal(other.predict(inputs, verbose=0), expected)
+    np.testing.assert_array_equal(to_numpy(other(inputs)), expected)
 
 
 def test_lora_trains_two_small_kernels_and_merges_when_saved(tmp_path):
@@ -197,12 +197,12 @@ def test_lora_trains_two_small_kernels_and_merges_when_saved(tmp_path):
     inputs = {"image": x, "task": 0 * task}
     layer = PSPDense(4, num_tasks=1)
     model = functional(layer, x.shape)
-    before = model.predict(inputs, verbose=0)
+    before = to_numpy(model(inputs))
     layer.enable_lora(2)
     names = [v.name for v in layer.trainable_variables]
     assert sorted(names) == ["bias", "lora_kernel_a", "lora_kernel_b"]
     model.compile(keras.optimizers.SGD(0.5), "mse")
-    np.testing.assert_array_equal(model.predict(inputs, verbose=0), before)
+    np.testing.assert_array_equal(to_numpy(model(inputs)), before)
     kernel = to_numpy(layer._kernel).copy()
     model.fit(inputs, np.ones((10, 4)), epochs=3, verbose=0)
     np.testing.assert_array_equal(to_numpy(layer._kernel), kernel)
@@ -210,7 +210,7 @@ def test_lora_trains_two_small_kernels_and_merges_when_saved(tmp_path):
     assert np.abs(after - before).max() > 0.01
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(again.predict(inputs, verbose=0), after, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(again(inputs)), after, atol=1e-5)
 
 
 def test_lora_would_move_all_tasks_and_is_refused():
@@ -224,14 +224,15 @@ def test_lora_would_move_all_tasks_and_is_refused():
 
 # Keras tells of the layers it cannot quantize, the input layers among them.
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
-@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
-@pytest.mark.parametrize("whole_model", [True, False])
+@pytest.mark.parametrize(
+    "mode, whole_model", [("int8", True), ("int4", False), ("float8", True)]
+)
 def test_quantized(mode, whole_model, tmp_path):
     x, task = draw((10, 64))
     inputs = {"image": x, "task": task}
     layer = make_binary()
     model = functional(layer, x.shape)
-    exact = model.predict(inputs, verbose=0)
+    exact = to_numpy(model(inputs))
     (model if whole_model else layer).quantize(mode)
     model.predict_function = None  # As Model.quantize() does.
     assert layer.dtype_policy.quantization_mode == mode
@@ -252,7 +253,7 @@ def test_quantized(mode, whole_model, tmp_path):
         assert np.isnan(y[2]).all() and np.isfinite(np.delete(y, 2, axis=0)).all()
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(again.predict(inputs, verbose=0), quantized, atol=1e-6)
+    np.testing.assert_allclose(to_numpy(again(inputs)), quantized, atol=1e-6)
 
 
 def test_regularizers_and_constraints_are_denses():

@@ -1,11 +1,10 @@
-import itertools
-
 import context_reference
 import keras
 import layer_checks
 import numpy as np
 import pytest
 from conftest import BACKEND
+from conftest import once
 from keras import ops
 from layer_checks import NUM_TASKS
 from layer_checks import draw
@@ -172,12 +171,12 @@ def make_volume(**kwargs):
     "make, rank",
     [
         (make_without_bias, 2),
-        (make_learnable, 2),
+        once(make_learnable, 2),
         (make_base, 2),
-        (make_base_over_channels, 2),
-        (make_low_rank, 2),
+        once(make_base_over_channels, 2),
+        once(make_low_rank, 2),
         (make_low_rank_over_channels, 1),
-        (make_causal, 1),
+        once(make_causal, 1),
         (make_volume, 3),
     ],
 )
@@ -220,7 +219,13 @@ def test_one_task_is_the_keras_layer_with_its_kernel(rank, arguments):
             )
 
 
-@pytest.mark.parametrize("kind", context_reference.KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in contexts.FAMILIES else once(kind)
+        for kind in context_reference.KINDS
+    ],
+)
 def test_every_family(kind):
     layer = PSPConv2D(2, 2, context=context_reference.make(kind), activation="tanh")
     x, task = draw((10, 3, 3, 2))
@@ -242,8 +247,10 @@ def test_soft_contexts_that_are_sure_are_indices(context_over):
     )
 
 
-@pytest.mark.parametrize("one_task", [True, False])
-@pytest.mark.parametrize("make", [make_strided, make_channels, make_learnable])
+@pytest.mark.parametrize(
+    "make, one_task",
+    [(make_strided, True), (make_channels, False), (make_learnable, False)],
+)
 def test_gradients_equal_finite_differences(make, one_task):
     # Through a layer below, so that they go through the inputs too.
     x, task = draw((10, 4, 4, 2))
@@ -266,7 +273,7 @@ def test_gradients_equal_finite_differences(make, one_task):
     step, expected = 1e-2, []
     for variable, value in zip(model.trainable_variables, before, strict=True):
         differences = []
-        for position in list(np.ndindex(*value.shape))[:: max(1, value.size // 12)]:
+        for position in list(np.ndindex(*value.shape))[:: max(1, value.size // 6)]:
             sides = []
             for sign in (1, -1):
                 moved = value.copy()
@@ -302,11 +309,11 @@ def test_files_keep_the_answers(make, tmp_path):
     model = functional(make(name="conv"), x.shape)
     paths = ["conv/kernel", "conv/bias", "conv/context/contexts"]
     assert sorted(v.path for v in model.weights) == sorted(paths)
-    expected = model.predict(inputs, verbose=0)
+    expected = to_numpy(model(inputs))
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert sorted(v.path for v in again.weights) == sorted(paths)
-    np.testing.assert_array_equal(again.predict(inputs, verbose=0), expected)
+    np.testing.assert_array_equal(to_numpy(again(inputs)), expected)
 
 
 def test_lora_trains_two_small_kernels(tmp_path):
@@ -314,18 +321,18 @@ def test_lora_trains_two_small_kernels(tmp_path):
     inputs = {"image": x, "task": 0 * task}
     layer = PSPConv2D(4, 3, num_tasks=1)
     model = functional(layer, x.shape)
-    before = model.predict(inputs, verbose=0)
+    before = to_numpy(model(inputs))
     layer.enable_lora(2)
     names = sorted(v.name for v in layer.trainable_variables)
     assert names == ["bias", "lora_kernel_a", "lora_kernel_b"]
     model.compile(keras.optimizers.SGD(0.5), "mse")
-    np.testing.assert_allclose(model.predict(inputs, verbose=0), before, atol=1e-6)
+    np.testing.assert_allclose(model.predict(inputs, verbose=0), before, atol=1e-5)
     model.fit(inputs, np.ones_like(before), verbose=0)
-    after = model.predict(inputs, verbose=0)
+    after = to_numpy(model(inputs))
     assert np.abs(after - before).max() > 1e-3
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(again.predict(inputs, verbose=0), after, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(again(inputs)), after, atol=1e-5)
 
 
 @pytest.mark.skipif(BACKEND == "torch", reason="which reads tasks, and raises")
@@ -345,7 +352,7 @@ def test_unknown_tasks_beside_the_task_they_are_clipped_to(activation):
 
 def test_images_of_any_size_compiled():
     x, task = draw((10, 7, 6, 2))
-    for strides, padding in itertools.product((1, 2), ("same", "valid")):
+    for strides, padding in ((1, "same"), (2, "valid")):
         layer = make_binary(strides=strides, padding=padding)
         image = keras.Input((None, None, 2), name="image")
         index = keras.Input((), dtype="int32", name="task")

@@ -2,7 +2,9 @@ import keras
 import numpy as np
 import pytest
 import small_models
+from conftest import once
 from small_models import answers
+from small_models import call
 from small_models import draw_inputs
 from small_models import draw_weights
 
@@ -14,11 +16,7 @@ from keras_psp.surgery import remove_models
 @pytest.mark.parametrize(
     "make, with_base",
     [
-        pytest.param(
-            make,
-            bool(i % 2),
-            marks=[pytest.mark.once] if make in small_models.SLOW else [],
-        )
+        once(make, bool(i % 2)) if make in small_models.SLOW else (make, bool(i % 2))
         for i, make in enumerate(small_models.MODELS)
     ],
 )
@@ -54,7 +52,7 @@ def test_a_converted_model_takes_models_in():
     model = draw_weights(small_models.sequential(), 1)
     one = add_models(keras_psp.convert(base, 2, "hadamard"), [model])
     inputs = draw_inputs(base)
-    expected = model.predict(inputs["x"], verbose=0)
+    expected = call(model, inputs["x"])
     np.testing.assert_allclose(answers(one, inputs, 2), expected, atol=1e-5)
 
 
@@ -128,7 +126,7 @@ def fine_tuned(number):
 def errors(one, models, data):
     """Returns the mean error of each task of a superposed model."""
     return [
-        np.abs(answers(one, {"x": x}, k) - model.predict(x, verbose=0)).mean()
+        np.abs(answers(one, {"x": x}, k) - call(model, x)).mean()
         for k, (model, x) in enumerate(zip(models, data, strict=True))
     ]
 
@@ -137,8 +135,8 @@ def errors(one, models, data):
     "share",
     [
         "turned",
-        pytest.param("one distribution", marks=pytest.mark.once),
-        pytest.param("turned, all data", marks=pytest.mark.once),
+        once("one distribution"),
+        once("turned, all data"),
     ],
 )
 def test_a_model_added_with_data_leaves_the_others(share, tmp_path):

@@ -2,7 +2,9 @@ import keras
 import numpy as np
 import pytest
 import small_models
+from conftest import once
 from small_models import answers
+from small_models import call
 from small_models import draw_inputs
 from small_models import draw_weights
 
@@ -17,8 +19,9 @@ def to_numpy(tensor):
     return keras.ops.convert_to_numpy(tensor)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize(
+    "family, with_base", [(family, bool(i % 2)) for i, family in enumerate(FAMILIES)]
+)
 def test_kernels_are_bound_and_added_up(family, with_base):
     models = [draw_weights(small_models.sequential(), seed) for seed in range(3)]
     base = draw_weights(small_models.sequential(), 9) if with_base else None
@@ -73,9 +76,7 @@ def test_models_that_do_not_differ_are_read_back_from_their_base(make):
     base = draw_weights(make())
     models = [draw_weights(make()) for _ in range(3)]
     inputs = draw_inputs(base)
-    expected = base.predict(
-        inputs if len(inputs) > 1 else next(iter(inputs.values())), verbose=0
-    )
+    expected = call(base, inputs if len(inputs) > 1 else next(iter(inputs.values())))
     one = keras_psp.superpose(models, base=base)
     for k in range(3):
         y = answers(one, inputs, k)
@@ -89,15 +90,10 @@ def test_models_that_do_not_differ_are_read_back_from_their_base(make):
         (small_models.convolutional, {}, True),
         (small_models.residual, {}, True),
         # NumPy solves the equations: slow models need no more than one backend.
-        *(
-            pytest.param(*case, marks=pytest.mark.once)
-            for case in (
-                (small_models.convolutional, {"context_over": "channels"}, False),
-                (small_models.nested, {}, False),
-                (small_models.attentive, {}, True),
-                (small_models.of_all_ranks, {}, False),
-            )
-        ),
+        once(small_models.convolutional, {"context_over": "channels"}, False),
+        once(small_models.nested, {}, False),
+        once(small_models.attentive, {}, True),
+        once(small_models.of_all_ranks, {}, False),
     ],
 )
 def test_data_fit_the_answers(make, options, with_base):
@@ -108,7 +104,7 @@ def test_data_fit_the_answers(make, options, with_base):
 
     def error(one):
         apart = [
-            answers(one, x, k) - model.predict(*x.values(), verbose=0)
+            answers(one, x, k) - call(model, *x.values())
             for k, (model, x) in enumerate(zip(models, data, strict=True))
         ]
         return np.sqrt(np.mean(np.square(apart)))
@@ -214,7 +210,7 @@ def test_it_is_saved_and_extracted(tmp_path):
     for k in range(2):
         y = answers(one, {"image": x}, k)
         np.testing.assert_allclose(answers(loaded, {"image": x}, k), y, atol=1e-6)
-        plain = keras_psp.extract(one, k).predict(x, verbose=0)
+        plain = call(keras_psp.extract(one, k), x)
         np.testing.assert_allclose(plain, y, rtol=1e-5, atol=1e-5)
 
 
@@ -307,7 +303,7 @@ def test_names_that_keras_gives_do_not_matter():
     x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
     one = keras_psp.superpose(models, base=models[0], data=[x, x])
     y = answers(one, {"input": x}, 0)
-    assert np.abs(y - models[0].predict(x, verbose=0)).max() < 0.5
+    assert np.abs(y - call(models[0], x)).max() < 0.5
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])

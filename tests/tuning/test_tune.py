@@ -193,6 +193,7 @@ def test_a_failed_trial_is_told_and_the_next_one_run(tmp_path, capsys):
     assert "best of 1: context identity, learnable False: " in out
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -224,6 +225,7 @@ def test_bad_input_is_told(arguments, message, capsys, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.once
 def test_bad_space_is_told(tmp_path):
     for space, error, message in (
         ({}, ValueError, "at least one"),
@@ -241,6 +243,7 @@ def test_bad_space_is_told(tmp_path):
         tuning.tune(CONFIG, tmp_path, SPACE, resume=True)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_default_space_is_of_the_experiment(name):
     config = EXPERIMENTS[name]()
@@ -250,6 +253,7 @@ def test_default_space_is_of_the_experiment(name):
     assert hypermodel.space.keys() == has | common
 
 
+@pytest.mark.once
 def test_without_keras_tuner_it_is_named(monkeypatch, capsys):
     for module in [name for name in sys.modules if name.startswith("keras_psp.tuning")]:
         monkeypatch.delitem(sys.modules, module)
