@@ -34,7 +34,7 @@ def answers(one, inputs, task):
 
 def call(model, inputs):
     """What a model answers, which is not compiled for that: it is asked only once."""
-    return keras.ops.convert_to_numpy(model(inputs))
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, model(inputs))
 
 
 def sequential():
