@@ -1,40 +1,34 @@
 """A copy of a model in which some layers are superposed."""
 
+from collections.abc import Callable
 from collections.abc import Iterable
 
 import keras
 
 from keras_psp._core.task_layer import TaskLayer
-from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.graph import pair_leaf_layers
-from keras_psp.contexts.context import Context
 from keras_psp.models.task_model import TaskModel
 
 
 def build_superposed(
     graph: Graph,
     chosen: Iterable[keras.layers.Layer],
-    contexts: list[Context],
-    base: bool,
-    context_over: str,
+    new_layer: Callable[[keras.layers.Layer], keras.layers.Layer],
 ) -> tuple[TaskModel, list[tuple[keras.layers.Layer, keras.layers.Layer]]]:
     """Builds a model once more, with a task input and superposed layers.
 
     Args:
         graph: The model's `Graph`.
         chosen: The layers to superpose, those of the models inside it among them.
-        contexts: List of contexts, at least one for each of them. They are taken out.
-        base: Whether the superposed layers have base kernels.
-        context_over: What contexts of convolutions act on, see `PSPConv2D`.
+        new_layer: Function of each of these that returns its counterpart, not built.
 
     Returns:
         `(superposed, pairs)`: a `TaskModel` without the model's weights, and every leaf
         layer of the model with the one that stands for it.
     """
-    num_tasks = contexts[0].num_tasks
     chosen = {id(layer) for layer in chosen}
     made = {}  # Models may share a layer, or a model.
 
@@ -50,7 +44,7 @@ def build_superposed(
                 return build(inner)
             return keras.models.clone_model(layer, clone_function=superposed_of)
         if id(layer) in chosen:
-            return make_superposed(layer, num_tasks, contexts.pop, base, context_over)
+            return new_layer(layer)
         return copy_layer(layer)
 
     def build(graph):

@@ -12,6 +12,7 @@ from keras_psp._core.checks import check_integer
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import is_altered
+from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
@@ -97,7 +98,11 @@ def convert(
     graph = Graph(model)
     chosen = _choose(graph, layers)
     contexts = series(context, num_tasks, len(chosen), seed=seed)
-    converted, pairs = build_superposed(graph, chosen, contexts, True, context_over)
+
+    def new_layer(layer):
+        return make_superposed(layer, num_tasks, contexts.pop, True, context_over)
+
+    converted, pairs = build_superposed(graph, chosen, new_layer)
     for layer, superposed in pairs:
         if isinstance(superposed, Superposed):
             superposed.base_kernel.assign(layer.get_weights()[0])

@@ -11,6 +11,7 @@ from keras_psp._core.data import read_inputs
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import leaf_layers
+from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
@@ -23,8 +24,12 @@ from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._build_superposed import build_superposed
+from keras_psp.surgery._compressed import check_groups
+from keras_psp.surgery._compressed import compress
 from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel
+
+RIDGE = 1e-3
 
 
 def superpose(
@@ -32,8 +37,9 @@ def superpose(
     context: str | Context = "binary",
     base: keras.Model | None = None,
     data: Sequence[Any] | None = None,
-    ridge: float = 1e-3,
+    ridge: float | None = None,
     context_over: str = "kernel",
+    budget: float | None = None,
 ) -> TaskModel:
     """Stores K trained models of one architecture in one model.
 
@@ -68,6 +74,20 @@ def superpose(
     G_k = X_k^T X_k / n + r_k I
     ```
 
+    With `budget`, there is no superposed kernel. Each layer keeps the tasks' kernels in
+    other parts, each in 1 to 8 bits:
+
+    ```
+    W_k = W_0 + A core_k V^T + A_k B_k
+    ```
+
+    a base, a small core a task between factors that all tasks share, and a part of low
+    rank or a whole kernel of each task's own. For each layer it is estimated what a
+    bit more would gain in each part. The forms with the least error of the layers'
+    outputs in all are chosen. Copies in few bits, and a base with differences in few
+    bits, are among them. Then all parts are fitted to the layers' inputs, layer after
+    layer: each is rounded, and the others are fitted to what it leaves.
+
     Args:
         models: List of at least two built functional or sequential Keras models of one
             architecture. They are not changed. Model k becomes task k.
@@ -81,17 +101,20 @@ def superpose(
             enough. Or `None`.
         ridge: Non-negative float, with `data`: how much of a layer's mean squared input
             is added to the diagonal, for inputs that the data do not show. With 0 the
-            data must show all inputs.
+            data must show all inputs. Defaults to 1e-3, and to 0.1 with a `budget`.
         context_over: What contexts of convolutions act on: `"kernel"`, as in the paper,
             or `"channels"`, which is faster where a batch holds many tasks but
             interferes more. See `keras_psp.layers.PSPConv2D`.
+        budget: Positive float, the memory of the whole model as a share of one of the
+            models in float32: 0.25 is a quarter of one model, for all tasks. The
+            contexts are then not used. Or `None`.
 
     Returns:
         A `keras_psp.models.TaskModel`, not compiled. Inputs: a dictionary of the
         models' inputs by name, and `"task"`, int32 `(batch,)`. Outputs: the models'. It
         takes the memory of one model, or of two with `base`, and each task's own
-        weights. A task that is added to it later begins with the base's biases, scales
-        and statistics.
+        weights; or at most the `budget`. A task that is added to it later begins with
+        the base's biases, scales and statistics.
 
     Raises:
         TypeError: One of the models is not a Keras model; `data` holds no arrays.
@@ -100,7 +123,8 @@ def superpose(
             sequential, or differs in a layer, a function, a constant or in how a layer
             is called; the ridge is 0 and the data do not show all inputs of a layer; a
             layer without a counterpart here has other weights in each; a layer is
-            quantized or has a LoRA.
+            quantized or has a LoRA; the `budget` is too small, which names the least;
+            a convolution has groups of filters, with a budget.
 
     Example:
 
@@ -116,17 +140,32 @@ def superpose(
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equations 1 and 2. The
         fit is that of RegMean ([Jin et al., 2023](https://arxiv.org/abs/2212.09849),
-        equation 2), under contexts.
+        equation 2), under contexts. With `budget`: numbers are rounded as in GPTQ
+        ([Frantar et al., 2023](https://arxiv.org/abs/2210.17323)), and cores between
+        shared factors are those of Compress then Serve ([Brüel-Gabrielsson et al.,
+        2024](https://arxiv.org/abs/2407.00066)), fitted to the layers' inputs.
     """
     graphs = _check(models, base)
-    ridge = check_number("ridge", ridge)
+    if ridge is not None:
+        ridge = check_number("ridge", ridge)
     seed = check_context(context, context_over)
     chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
-    contexts = series(context, len(models), len(chosen), seed=seed)
+    with_base = base is not None
+    if budget is not None:
+        budget = check_number("budget", budget)
+        check_groups(chosen)
     if data is not None:
         data = _read_data(graphs[0], len(models), data)
-    with_base = base is not None
-    one, pairs = build_superposed(graphs[0], chosen, contexts, with_base, context_over)
+    if budget is not None:
+        return compress(graphs, chosen, with_base, data, ridge, budget)
+    contexts = series(context, len(models), len(chosen), seed=seed)
+
+    def new_layer(layer):
+        return make_superposed(
+            layer, len(models), contexts.pop, with_base, context_over
+        )
+
+    one, pairs = build_superposed(graphs[0], chosen, new_layer)
     same = {
         id(layers[0]): layers
         for layers in zip(*(leaf_layers(graph.layers) for graph in graphs), strict=True)
@@ -151,7 +190,7 @@ def superpose(
     if data is not None:
         probes = InputProbes(one, held)
         for kernel in kernels:  # Each sees what the ones before it now give.
-            kernel.fit(probes, data, ridge)
+            kernel.fit(probes, data, RIDGE if ridge is None else ridge)
         one.fitted_to_data = True
     return one
 

@@ -1,0 +1,277 @@
+"""K trained models -> one model in a given memory, of parts in few bits."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_psp._core.memory import count_bytes
+from keras_psp._reading.counterparts import COUNTERPARTS
+from keras_psp._reading.counterparts import leaf_layers
+from keras_psp._reading.counterparts import make_superposed
+from keras_psp._reading.counterparts import set_new_rows
+from keras_psp._reading.counterparts import set_task_weights
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import copy_weights
+from keras_psp._reading.graph import inputs_of_layers
+from keras_psp._reading.rows import input_rows
+from keras_psp._reading.rows import kernel_rows
+from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._superposed_attention import SuperposedAttention
+from keras_psp.layers._task_rows import TaskRows
+from keras_psp.models.task_model import TaskModel
+from keras_psp.surgery._budget import Choice
+from keras_psp.surgery._budget import choices
+from keras_psp.surgery._budget import choose
+from keras_psp.surgery._build_superposed import build_superposed
+from keras_psp.surgery._parts import Form
+from keras_psp.surgery._parts import Parts
+from keras_psp.surgery._parts import Wanted
+from keras_psp.surgery._parts import fit
+from keras_psp.surgery.extract import build_plain
+
+BATCH_SIZE = 256
+RIDGE = 0.1
+
+
+def compress(
+    graphs: Sequence[Graph],
+    chosen: Sequence[keras.layers.Layer],
+    with_base: bool,
+    data: Sequence[dict[str, np.ndarray]] | None,
+    ridge: float | None,
+    budget: float,
+) -> TaskModel:
+    """Builds the model of the least error in a memory; see `superpose()`.
+
+    Args:
+        graphs: The models' `Graph`s, and that of the base behind them.
+        chosen: The first model's layers that have counterparts.
+        with_base: Whether there is a base.
+        data: List of a dictionary of arrays for each model, or `None`.
+        ridge: Non-negative float, or `None` for 0.1.
+        budget: Positive float, in float32 networks of one model.
+    """
+    walk = Walk(graphs, chosen, with_base, data, RIDGE if ridge is None else ridge)
+    network = sum(
+        int(np.prod(weight.shape))
+        for layer in leaf_layers(graphs[0].layers)
+        for weight in getattr(layer, "weights", ())
+    )
+    left = 8 * (4 * network * budget - walk.count_other_bytes())
+    menus = [walk.choices(group) for group in walk.groups]
+    chosen_forms = choose(menus, left)
+    if chosen_forms is None:
+        least = sum(menu[0].bits for menu in menus) / 8 + walk.count_other_bytes()
+        raise ValueError(
+            f"`budget` must be at least {_round_up(least / (4 * network))} for these "
+            f"models, biases and all else that each keeps of its own included. "
+            f"Received: budget={budget}"
+        )
+    forms = [choice.form for choice in chosen_forms]
+    fitted = {}
+    for group, form in zip(walk.groups, forms, strict=True):
+        for leaf in group:
+            fitted[id(leaf)] = walk.fit(leaf, form)
+    return walk.build(forms, fitted)
+
+
+def check_groups(chosen: Sequence[keras.layers.Layer]) -> None:
+    """Raises a `ValueError` if a convolution has groups of filters."""
+    for layer in chosen:
+        if getattr(layer, "groups", 1) > 1:
+            raise ValueError(
+                "Groups of filters see other channels each, and cannot be kept in a "
+                f"`budget`. Received: {layer.name!r} with groups={layer.groups}"
+            )
+
+
+def _round_up(number):
+    return float(np.ceil(1000 * number) / 1000)
+
+
+class Walk:
+    """Goes through the layers of K models, from inputs to outputs.
+
+    Each layer's kernels are fitted to the inputs that the layers before it give, which
+    have been compressed already. One plain model takes all models' weights in turn.
+    """
+
+    def __init__(self, graphs, chosen, with_base, data, ridge) -> None:
+        self._graph, self._chosen = graphs[0], chosen
+        self.num_tasks = len(graphs) - int(with_base)
+        self._data, self._ridge = data, ridge
+        self._same = {
+            id(layers[0]): layers
+            for layers in zip(
+                *(leaf_layers(each.layers) for each in graphs), strict=True
+            )
+        }
+        self._with_base = with_base
+        # Tells how kernels and inputs become rows, and has the plain model to probe.
+        self._template, self._pairs = self._build(lambda layer: Form(base=8))
+        self._plain, copies = build_plain(self._template, 0)
+        self._copies = {id(layer): copy for layer, copy in copies}
+        self._inputs, self._called = inputs_of_layers(Graph(self._plain))
+        self._superposed = {id(layer): ours for layer, ours in self._pairs}
+        # Leaf layers that take one form: a layer, or an attention's projections.
+        groups = [leaf_layers([x]) for x in chosen if self._holds_kernels(x)]
+        order = {id(layer): i for i, (layer, _) in enumerate(self._pairs)}
+        self.groups = sorted(groups, key=lambda group: order[id(group[0])])
+        self._kernels: dict[int, np.ndarray] = {}
+        self._models: dict[int, keras.Model] = {}
+
+    def count_other_bytes(self) -> int:
+        """Returns the bytes of all that is no kernel of a compressed layer."""
+        kernels = [
+            weight
+            for group in self.groups
+            for leaf in group
+            for weight in self._superposed[id(leaf)].base.weights
+        ]
+        return count_bytes(self._template.weights) - count_bytes(kernels)
+
+    def choices(self, group: Sequence[keras.layers.Layer]) -> list[Choice]:
+        """Returns what there is to choose from for leaf layers of one form."""
+        return choices([self.wanted(leaf, compressed=False) for leaf in group])
+
+    def fit(self, leaf: keras.layers.Layer, form: Form) -> Parts:
+        """Fits a leaf layer's parts, and goes on with what they give."""
+        wanted, _ = self.wanted(leaf, compressed=True)
+        parts = fit(form, wanted)
+        self.keep(leaf, parts.kernels())
+        return parts
+
+    def keep(self, leaf: keras.layers.Layer, kernels: np.ndarray) -> None:
+        """Goes on with these kernels, rows `(K, M, N)`, in place of a layer's own."""
+        self._kernels[id(leaf)] = kernels.astype("float32")
+
+    def plain(self, task: int) -> keras.Model:
+        """Returns the one plain model, with the compressed kernels of a task."""
+        self._hold(task, compressed=True)
+        return self._plain
+
+    def build(self, forms: Sequence[Form], fitted: dict[int, Parts]) -> TaskModel:
+        """Returns the model that holds all parts, and the rest of all models."""
+        form_of = {
+            id(group[0]): form for group, form in zip(self.groups, forms, strict=True)
+        }
+        model, pairs = self._build(lambda layer: form_of[id(leaf_layers([layer])[0])])
+        for layer, ours in pairs:
+            layers = self._same[id(layer)]
+            if id(layer) in fitted:
+                _hold(ours, fitted[id(layer)])
+            if isinstance(ours, (Superposed, TaskRows)):
+                set_task_weights(ours, layers[: self.num_tasks])
+                if self._with_base:
+                    set_new_rows(ours, layers[-1])
+            else:
+                copy_weights(layer, ours)
+        return model
+
+    def _build(self, form_of):
+        def new_layer(layer):
+            options = {}
+            if self._holds_kernels(layer):
+                options = _options(form_of(layer))
+            return make_superposed(
+                layer, self.num_tasks, lambda: None, context_over="kernel", **options
+            )
+
+        return build_superposed(self._graph, self._chosen, new_layer)
+
+    def wanted(
+        self, leaf: keras.layers.Layer, compressed: bool
+    ) -> tuple[Wanted, float]:
+        """Returns what is to be kept of a layer, and its outputs' mean variance.
+
+        Args:
+            leaf: The layer in the first model.
+            compressed: Whether the inputs are those after the layers that have been
+                fitted, or those of each task's own model.
+        """
+        ours = self._superposed[id(leaf)]
+        layers = self._same[id(leaf)][: self.num_tasks]
+        kernels = np.stack([kernel_rows(ours, each.kernel) for each in layers])
+        size = kernels.shape[1]
+        if self._data is None:
+            gram = np.broadcast_to(np.eye(size), (self.num_tasks, size, size))
+            variance = np.mean(np.sum(np.square(kernels), (1, 2)))
+            return Wanted(kernels, gram), variance
+        grams, variances = np.empty((self.num_tasks, size, size)), []
+        for k, x in enumerate(self._data):
+            gram, cross, mean = self._products(leaf, ours, k, x, compressed)
+            ridge = self._ridge * max(np.trace(gram) / size, 1e-12)
+            grams[k] = gram + ridge * np.eye(size)
+            centered = gram - np.outer(mean, mean)
+            variances.append(np.sum(centered @ kernels[k] * kernels[k]))
+            if compressed:
+                right = cross @ kernels[k] + ridge * kernels[k]
+                kernels[k] = np.linalg.solve(grams[k], right)
+        return Wanted(kernels, grams), max(float(np.mean(variances)), 1e-12)
+
+    def _products(self, leaf, ours, task, x, compressed):
+        """The mean products of a layer's inputs: by themselves, by its own model's."""
+        probe = self._models.get(id(leaf))
+        if probe is None:
+            called = self._called[id(self._copies[id(ours)])]
+            probe = self._models[id(leaf)] = keras.Model(self._inputs, called)
+        own = self._probe(probe, ours, task, x, compressed=False)
+        here = self._probe(probe, ours, task, x, compressed=True) if compressed else own
+        gram = cross = mean = count = 0
+        for a, b in zip(here, own, strict=True):
+            gram, cross = gram + a.T @ a, cross + a.T @ b
+            mean, count = mean + b.sum(0), count + len(a)
+        return gram / count, cross / count, mean / count
+
+    def _probe(self, probe, ours, task, x, compressed):
+        """Returns a list of a layer's input rows, for each batch."""
+        self._hold(task, compressed)
+        found = []
+        for start in range(0, len(next(iter(x.values()))), BATCH_SIZE):
+            batch = {k: v[start : start + BATCH_SIZE] for k, v in x.items()}
+            rows = input_rows(ours, probe.predict_on_batch(batch))
+            found.append(rows[:, 0].astype("float64"))
+        return found
+
+    def _hold(self, task, compressed):
+        """Gives the plain model the weights of a task's own, or as they are kept."""
+        for layer, ours in self._pairs:
+            if not isinstance(ours, (Superposed, TaskRows)):
+                continue
+            copy = self._copies[id(ours)]
+            copy.set_weights(self._same[id(layer)][task].get_weights())
+            if compressed and id(layer) in self._kernels:
+                rows = ops.convert_to_tensor(self._kernels[id(layer)][task])
+                copy.kernel.assign(ours.kernel_of_rows(rows))
+
+    def _holds_kernels(self, layer):
+        """Whether a chosen layer's counterpart holds kernels in parts."""
+        counterpart = COUNTERPARTS[type(layer)]
+        return issubclass(counterpart, (Superposed, SuperposedAttention))
+
+
+def _options(form: Form) -> dict[str, Any]:
+    """The arguments of a layer that holds the parts of a form."""
+    bits = {"base": form.base, "core": form.core_bits, "rank": form.rank_bits}
+    present = {"base": form.base, "core": form.core, "rank": form.rank}
+    return {
+        "base": bool(form.base),
+        "core": form.core,
+        "rank": form.rank or None,
+        "bits": {name: bits[name] for name in bits if present[name]},
+    }
+
+
+def _hold(layer: Superposed, parts: Parts) -> None:
+    """Gives a layer the parts that have been fitted for it."""
+    if parts.base is not None:
+        codes, scale = parts.base
+        layer.base.set_codes(codes, scale[0])
+    if parts.core is not None:
+        layer.core.set_codes(*parts.core)
+    if parts.rank is not None:
+        first, second, scale = parts.rank
+        layer.low_rank.set_codes(first, second, scale[:, 0])

@@ -1,0 +1,306 @@
+"""The parts that keep one layer's kernels of all tasks in few numbers of few bits.
+
+Kernels are rows `(M, N)` here. Task k's is
+
+    W_k = W_0 + A core_k V^T + A_k B_k
+
+where each part may be missing. What is to be kept is given as `Wanted`: for each task a
+kernel, and the mean products of the inputs that tell which errors of it count.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from keras_psp.layers._few_bits import packed_size
+from keras_psp.surgery._rounding import Rounding
+from keras_psp.surgery._rounding import best_scale
+from keras_psp.surgery._rounding import decode
+
+FULL = "full"
+SCALE_BITS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """Which parts a layer has, and in how many bits.
+
+    Attributes:
+        base: Integer, the bits of the base; 0 without a base.
+        core: Pair of integers, the shape of each task's core, or `None`.
+        core_bits: Integer, its bits and those of the bases A and V.
+        rank: Integer, the rank of each task's own part; 0 without, `"full"` for a
+            whole kernel.
+        rank_bits: Integer, its bits.
+    """
+
+    base: int = 0
+    core: tuple[int, int] | None = None
+    core_bits: int = 4
+    rank: int | str = 0
+    rank_bits: int = 4
+
+    def count_bits(self, m: int, n: int, num_tasks: int) -> int:
+        """Returns the memory of kernels `(m, n)` of all tasks, in bits."""
+        total = 0
+        if self.base:
+            total += 8 * packed_size(m * n, self.base) + SCALE_BITS * n
+        if self.core is not None:
+            first, second = self.core
+            shared = (m * first, n * second)
+            total += sum(8 * packed_size(each, self.core_bits) for each in shared)
+            total += SCALE_BITS * (first + second + num_tasks)
+            total += 8 * num_tasks * packed_size(first * second, self.core_bits)
+        if self.rank == FULL:
+            each = 8 * packed_size(m * n, self.rank_bits) + SCALE_BITS * n
+            total += num_tasks * each
+        elif self.rank:
+            factors = (m * self.rank, n * self.rank)
+            each = sum(8 * packed_size(size, self.rank_bits) for size in factors)
+            total += num_tasks * (each + SCALE_BITS * self.rank)
+        return total
+
+
+@dataclasses.dataclass
+class Wanted:
+    """The kernels of all tasks for one layer.
+
+    Attributes:
+        kernels: float64 array `(K, M, N)`: the best kernel for the task's inputs.
+        grams: float64 array `(K, M, M)`: the mean products of these inputs, positive
+            definite. An error E of kernel k counts as `tr(E^T G_k E)`.
+    """
+
+    kernels: np.ndarray
+    grams: np.ndarray
+
+    @functools.cached_property
+    def mean_gram(self) -> np.ndarray:
+        """The mean products over all tasks."""
+        return self.grams.mean(0)
+
+    @functools.cached_property
+    def shared_rounding(self) -> Rounding:
+        """Rounds what all tasks share."""
+        return Rounding(self.mean_gram)
+
+    @functools.cached_property
+    def own_rounding(self) -> Rounding:
+        """Rounds what each task has of its own."""
+        return Rounding(self.grams)
+
+    @functools.cached_property
+    def energy(self) -> np.ndarray:
+        """How much each task's kernel counts, `(K,)`."""
+        return self.error(self.kernels)
+
+    def center(self, kernels: np.ndarray) -> np.ndarray:
+        """Returns the one kernel `(M, N)` whose errors to `kernels` count least."""
+        right = np.einsum("kij,kjn->in", self.grams, kernels, optimize=True)
+        return np.linalg.solve(self.grams.sum(0), right)
+
+    def error(self, errors: np.ndarray) -> np.ndarray:
+        """Returns how much the errors of each task's kernel count, `(K,)`."""
+        return np.einsum("kij,kij->k", self.grams @ errors, errors)
+
+
+@dataclasses.dataclass
+class Parts:
+    """What a layer holds: for each part its codes and scales, as the layers take them.
+
+    Attributes:
+        form: The `Form`.
+        num_tasks: Integer K.
+        base: `(codes (M, N), scale (N,))`, or `None`.
+        core: `(first, second, core, first_scale, second_scale, core_scale)` or `None`.
+        rank: `(first, second, scale)`, or `None`.
+    """
+
+    form: Form
+    num_tasks: int
+    base: tuple | None = None
+    core: tuple | None = None
+    rank: tuple | None = None
+
+    def kernels(self) -> np.ndarray:
+        """Returns the kernels of all tasks, `(K, M, N)`."""
+        total: Any = 0.0
+        if self.base is not None:
+            total = np.stack([self.base_kernel()] * self.num_tasks)
+        if self.core is not None:
+            total = total + self.core_kernels()
+        if self.rank is not None:
+            total = total + self.rank_kernels()
+        return total
+
+    def base_kernel(self) -> np.ndarray:
+        codes, scale = self.base
+        return decode(codes, self.form.base) * scale
+
+    def core_kernels(self) -> np.ndarray:
+        first, second, core, first_scale, second_scale, core_scale = self.core
+        bits = self.form.core_bits
+        core = decode(core, bits) * core_scale[:, None, None]
+        left = decode(first, bits) * first_scale
+        right = decode(second, bits) * second_scale[:, None]
+        return left @ core @ right
+
+    def rank_kernels(self) -> np.ndarray:
+        first, second, scale = self.rank
+        bits = self.form.rank_bits
+        left = decode(first, bits) * scale
+        return left if second is None else left @ decode(second, bits)
+
+
+def fit(form: Form, wanted: Wanted, rounds: int = 2) -> Parts:
+    """Fits all parts of a form: each to what the others leave, in turn.
+
+    Args:
+        form: The `Form`.
+        wanted: What is to be kept.
+        rounds: Integer, how often each part is fitted.
+    """
+    parts = Parts(form, len(wanted.kernels))
+    present = [name for name in ("base", "core", "rank") if getattr(form, name)]
+    if len(present) < 2:
+        rounds = 1
+    held = dict.fromkeys(present, 0.0)
+    for _ in range(rounds):
+        for name in present:
+            rest = wanted.kernels - sum(held[each] for each in present if each != name)
+            setattr(parts, name, _FITS[name](form, wanted, rest))
+            if name == "base":
+                held[name] = parts.base_kernel()
+            else:
+                held[name] = getattr(parts, f"{name}_kernels")()
+    return parts
+
+
+def _fit_base(form, wanted, rest):
+    return wanted.shared_rounding.round(wanted.center(rest), form.base)
+
+
+def _fit_rank(form, wanted, rest):
+    """Codes of the factors that keep most of `rest`.
+
+    They begin with the principal directions of each task's outputs. The first factor is
+    rounded, and the second fitted to what it can give and rounded; and once more.
+    """
+    grams, bits = wanted.grams, form.rank_bits
+    if form.rank == FULL:
+        codes, scale = wanted.own_rounding.round(rest, bits)
+        return codes, None, scale
+    left = rest @ own_directions(rest, grams, form.rank)
+    for _ in range(2):
+        codes, scale = wanted.own_rounding.round(left, bits)
+        fixed = rounded(codes, scale, bits)
+        inner = transpose(fixed) @ grams
+        small = _regular(inner @ fixed)
+        second = np.linalg.solve(small, inner @ rest)
+        rounding, sizes = Rounding(small), best_scale(second, bits, -1)
+        others, other_scale = rounding.round(second, bits, sizes)
+        fitted = rounded(others, other_scale, bits)
+        small = _regular(fitted @ transpose(fitted))
+        left = transpose(np.linalg.solve(small, fitted @ transpose(rest)))
+    return codes, others, scale * transpose(other_scale)
+
+
+def _fit_core(form, wanted, rest):
+    """Codes of the bases, which all tasks share, and of the cores.
+
+    V begins with the principal directions of all tasks' outputs, and A with those of
+    what they need of the inputs. A, V and the cores are rounded in turn, each fitted to
+    what the others, as they are rounded, leave to it.
+    """
+    grams, bits = wanted.grams, form.core_bits
+    first, second = form.core
+    left, right = shared_directions(rest, wanted, first, second)
+    cores = core_of(rest, grams, left, right)
+    # Cores of even size everywhere waste no codes: the bases take up the sizes.
+    rows, columns = _even_out(np.sqrt(np.mean(np.square(cores), 0)))
+    left, right = left * rows, right * columns
+    right = rounded(*Rounding(np.eye(len(right))).round(right, bits), bits)
+    for i in range(2):
+        if i > 0:
+            seen = cores @ right.T
+            small = _regular(np.einsum("krn,ksn->rs", seen, seen))
+            bound = np.einsum("krn,kmn->rm", seen, rest, optimize=True)
+            left = np.linalg.solve(small, bound).T
+        left_codes, left_scale = wanted.shared_rounding.round(left, bits)
+        left = rounded(left_codes, left_scale, bits)
+        cores = core_of(rest, grams, left, right)
+        rounding = Rounding(_regular(left.T @ grams @ left))
+        codes, scale = rounding.round(cores, bits, best_scale(cores, bits, (-2, -1)))
+        cores = rounded(codes, scale, bits)
+        seen = left @ cores
+        weighted = grams @ seen
+        small = np.einsum("kmr,kms->rs", seen, weighted, optimize=True)
+        bound = np.einsum("kmr,kmn->rn", weighted, rest, optimize=True)
+        small = _regular(small)
+        right = np.linalg.solve(small, bound)
+        rounding, sizes = Rounding(small), best_scale(right, bits, -1)
+        right_codes, right_scale = rounding.round(right, bits, sizes)
+        right = rounded(right_codes, right_scale, bits).T
+    scales = left_scale[0], right_scale[:, 0], scale[:, 0, 0]
+    return left_codes, right_codes, codes, *scales
+
+
+_FITS = {"base": _fit_base, "core": _fit_core, "rank": _fit_rank}
+
+
+def own_directions(rest: np.ndarray, grams: np.ndarray, number: int) -> np.ndarray:
+    """Returns `(K, N, number)`: each task's principal directions of the outputs."""
+    return _leading(transpose(rest) @ (grams @ rest), number)
+
+
+def shared_directions(
+    rest: np.ndarray, wanted: Wanted, first: int, second: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns bases `(M, first)` and `(N, second)` of all tasks' kernels."""
+    outputs = sum(d.T @ g @ d for d, g in zip(rest, wanted.grams, strict=True))
+    right = _leading(outputs, second)
+    lower = np.linalg.cholesky(wanted.mean_gram)
+    seen = lower.T @ (rest @ right)
+    moments = np.einsum("kmr,knr->mn", seen, seen, optimize=True)
+    return np.linalg.solve(lower.T, _leading(moments, first)), right
+
+
+def transpose(matrices: np.ndarray) -> np.ndarray:
+    """Returns matrices `(..., M, N)` as `(..., N, M)`."""
+    return np.swapaxes(matrices, -1, -2)
+
+
+def rounded(codes: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
+    """Returns the numbers that codes of a scale stand for."""
+    return decode(codes, bits) * scale
+
+
+def core_of(
+    rest: np.ndarray, grams: np.ndarray, left: np.ndarray, right: np.ndarray
+) -> np.ndarray:
+    """Returns the cores of the least error for given bases."""
+    inner = left.T @ grams
+    cores = np.linalg.solve(_regular(inner @ left), inner @ (rest @ right))
+    return cores @ np.linalg.inv(_regular(right.T @ right))
+
+
+def _even_out(sizes):
+    """Factors of rows and columns, divided by which a matrix has even ones."""
+    squares = np.square(sizes) + 1e-6 * np.mean(np.square(sizes)) + 1e-60
+    rows, columns = np.ones(len(squares)), np.ones(squares.shape[1])
+    for _ in range(20):
+        rows = np.mean(squares / columns, 1)
+        columns = np.mean(squares / rows[:, None], 0)
+    return np.sqrt(rows), np.sqrt(columns)
+
+
+def _leading(moments, number):
+    return np.linalg.eigh(moments)[1][..., : -number - 1 : -1]
+
+
+def _regular(gram):
+    size = gram.shape[-1]
+    trace = np.trace(gram, axis1=-2, axis2=-1)[..., None, None]
+    return gram + (1e-6 * trace / size + 1e-30) * np.eye(size)

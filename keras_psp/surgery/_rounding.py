@@ -1,0 +1,110 @@
+"""Rounds matrices to few bits, so that their products with inputs change least."""
+
+import numpy as np
+
+BLOCK = 64
+CLIPS = np.linspace(0.3, 1, 15)
+
+
+def levels(bits: int) -> float:
+    """Returns the largest number that a code of `bits` bits stands for."""
+    return (2**bits - 1) / 2
+
+
+def decode(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Returns the numbers that codes stand for, for a scale of one."""
+    return codes.astype("float64") - levels(bits)
+
+
+def best_scale(
+    rows: np.ndarray, bits: int, axis: int | tuple, weights: np.ndarray | float = 1.0
+) -> np.ndarray:
+    """Returns the scales with which rounded numbers are nearest to these.
+
+    Args:
+        rows: Array `(..., M, N)`.
+        bits: Integer from 1 to 8.
+        axis: The axes along which numbers share a scale; they stay, of size one.
+        weights: How much each squared error counts, broadcast against `rows`.
+    """
+    most = levels(bits)
+    largest = np.abs(rows).max(axis, keepdims=True)
+    largest = np.maximum(largest, np.finfo("float32").tiny) / most
+    best, least = largest, np.inf
+    for clip in CLIPS if bits < 8 else (1.0,):
+        scale = largest * clip
+        errors = np.square((_codes(rows, scale, most) - most) * scale - rows)
+        error = np.sum(errors * weights, axis, keepdims=True)
+        best = np.where(error < least, scale, best)
+        least = np.minimum(error, least)
+    return best
+
+
+class Rounding:
+    """Rounds matrices row after row; later rows make up for earlier ones' errors.
+
+    Args:
+        gram: Array `(..., M, M)`, positive definite: the mean products of the inputs
+            that the rows are multiplied with.
+
+    Reference:
+        [Frantar et al., 2023](https://arxiv.org/abs/2210.17323), with the rows of the
+        largest inputs first.
+    """
+
+    def __init__(self, gram: np.ndarray) -> None:
+        self._weights = np.diagonal(gram, axis1=-2, axis2=-1)[..., None]
+        self._order = np.argsort(-self._weights, axis=-2)
+        gram = np.take_along_axis(gram, self._order, -2)
+        gram = np.take_along_axis(gram, np.swapaxes(self._order, -1, -2), -1)
+        size = gram.shape[-1]
+        damping = 0.01 * np.trace(gram, axis1=-2, axis2=-1)[..., None, None] / size
+        gram = (gram + damping * np.eye(size)).astype("float32")
+        # Row i of this factor says how the rows behind make up for an error in row i.
+        self._factor = np.swapaxes(np.linalg.cholesky(np.linalg.inv(gram)), -1, -2)
+
+    def round(
+        self, rows: np.ndarray, bits: int, scale: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rounds matrices.
+
+        Args:
+            rows: Array `(..., M, N)`.
+            bits: Integer from 1 to 8.
+            scale: Array that broadcasts against `rows`. Or `None`, for the best of each
+                column.
+
+        Returns:
+            `(codes, scale)`: uint8 `(..., M, N)`, and the scale. Rounded are
+            `decode(codes, bits) * scale`.
+        """
+        if scale is None:
+            scale = best_scale(rows, bits, -2, self._weights)
+        ordered = np.take_along_axis(rows, self._order, -2).astype("float32")
+        scales = np.broadcast_to(scale, rows.shape).astype("float32")
+        if scale.shape[-2] > 1:
+            scales = np.take_along_axis(scales, self._order, -2)
+        codes = self._round_ordered(ordered, scales, levels(bits))
+        return np.take_along_axis(codes, np.argsort(self._order, -2), -2), scale
+
+    def _round_ordered(self, rows, scales, most):
+        factor, size = self._factor, rows.shape[-2]
+        codes = np.empty(rows.shape, "uint8")
+        for start in range(0, size, BLOCK):
+            end = min(start + BLOCK, size)
+            errors = np.empty_like(rows[..., start:end, :])
+            for i in range(start, end):
+                row, scale = rows[..., i, :], scales[..., i, :]
+                code = _codes(row, scale, most)
+                codes[..., i, :] = code
+                error = (row - (code - most) * scale) / factor[..., i, i, None]
+                share = factor[..., i, i + 1 : end, None]
+                rows[..., i + 1 : end, :] -= share * error[..., None, :]
+                errors[..., i - start, :] = error
+            later = np.swapaxes(factor[..., start:end, end:], -1, -2)
+            rows[..., end:, :] -= later @ errors
+        return codes
+
+
+def _codes(numbers, scale, most):
+    return np.clip(np.rint(numbers / scale + most), 0, 2 * most)
