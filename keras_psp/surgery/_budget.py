@@ -11,9 +11,9 @@ from keras_psp.surgery._parts import Form
 from keras_psp.surgery._parts import Wanted
 from keras_psp.surgery._parts import core_of
 from keras_psp.surgery._parts import fit
-from keras_psp.surgery._parts import rounded
 from keras_psp.surgery._parts import shared_directions
 from keras_psp.surgery._parts import transpose
+from keras_psp.surgery._rounding import rounded
 
 BASE_BITS = (2, 3, 4, 5, 6, 8)
 CORE_BITS = (2, 3, 4, 6)

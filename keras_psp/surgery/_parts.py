@@ -18,6 +18,7 @@ from keras_psp.layers._few_bits import packed_size
 from keras_psp.surgery._rounding import Rounding
 from keras_psp.surgery._rounding import best_scale
 from keras_psp.surgery._rounding import decode
+from keras_psp.surgery._rounding import rounded
 
 FULL = "full"
 SCALE_BITS = 32
@@ -270,11 +271,6 @@ def shared_directions(
 def transpose(matrices: np.ndarray) -> np.ndarray:
     """Returns matrices `(..., M, N)` as `(..., N, M)`."""
     return np.swapaxes(matrices, -1, -2)
-
-
-def rounded(codes: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
-    """Returns the numbers that codes of a scale stand for."""
-    return decode(codes, bits) * scale
 
 
 def core_of(

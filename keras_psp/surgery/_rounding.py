@@ -16,6 +16,11 @@ def decode(codes: np.ndarray, bits: int) -> np.ndarray:
     return codes.astype("float64") - levels(bits)
 
 
+def rounded(codes: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
+    """Returns the numbers that codes of a scale stand for."""
+    return decode(codes, bits) * scale
+
+
 def best_scale(
     rows: np.ndarray, bits: int, axis: int | tuple, weights: np.ndarray | float = 1.0
 ) -> np.ndarray:

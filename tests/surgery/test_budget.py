@@ -1,0 +1,163 @@
+"""`superpose(budget=)`: K models in a given memory."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_psp
+from keras_psp.surgery._parts import Form
+from keras_psp.surgery._parts import Wanted
+from keras_psp.surgery._parts import fit
+from keras_psp.surgery._rounding import Rounding
+from keras_psp.surgery._rounding import rounded
+
+RNG = np.random.default_rng(0)
+
+
+def dense():
+    return keras.Sequential(
+        [
+            keras.Input((24,), name="x"),
+            keras.layers.Dense(32, activation="relu"),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+def convolutional():
+    x = image = keras.Input((6, 6, 3), name="x")
+    x = keras.layers.Conv2D(8, 3, activation="relu")(x)
+    x = keras.layers.BatchNormalization()(x)
+    x = keras.layers.DepthwiseConv2D(3)(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, keras.layers.Dense(3)(x))
+
+
+def attentive():
+    x = tokens = keras.Input((5, 8), name="x")
+    x = keras.layers.MultiHeadAttention(2, 4)(x, x)
+    x = keras.layers.LayerNormalization()(x)
+    return keras.Model(tokens, keras.layers.Dense(3)(x))
+
+
+def fine_tuned(build, num_tasks=3):
+    """A base, and models whose weights differ a little from its."""
+    base = build()
+    models = []
+    for _ in range(num_tasks):
+        model = keras.models.clone_model(base)
+        model.set_weights(
+            [w + 0.1 * RNG.normal(size=w.shape) * np.std(w) for w in base.get_weights()]
+        )
+        models.append(model)
+    shape = base.input_shape[1:]
+    data = [RNG.normal(size=(40, *shape)).astype("float32") for _ in models]
+    return base, models, data
+
+
+def differences(one, models, data):
+    """Each task's mean squared error, as a share of its outputs' variance."""
+    found = []
+    for k, (model, x) in enumerate(zip(models, data, strict=True)):
+        task = np.full(len(x), k, "int32")
+        ours = one.predict({"x": x, "task": task}, verbose=0)
+        own = model.predict(x, verbose=0)
+        found.append(np.mean(np.square(ours - own)) / np.var(own))
+    return found
+
+
+@pytest.mark.parametrize("build", [dense, convolutional, attentive])
+def test_more_memory_is_nearer_and_never_more_than_asked_for(build, tmp_path):
+    base, models, data = fine_tuned(build)
+    errors = []
+    for budget in (1.3, 3.0):
+        one = keras_psp.superpose(models, base=base, data=data, budget=budget)
+        memory = keras_psp.diagnostics.memory(one).total
+        assert memory <= budget * 4 * base.count_params()
+        errors.append(max(differences(one, models, data)))
+    assert errors[1] < errors[0] < 0.3
+    assert errors[1] < 1e-3
+    # It is a model like any other: it can be saved, and taken apart again.
+    path = tmp_path / "one.keras"
+    one.save(path)
+    loaded = keras.models.load_model(path)
+    inputs = {"x": np.concatenate([x[:2] for x in data])}
+    inputs["task"] = np.repeat(np.arange(3, dtype="int32"), 2)
+    answers = one.predict(inputs, verbose=0)
+    np.testing.assert_allclose(loaded.predict(inputs, verbose=0), answers, atol=1e-5)
+    for k in range(3):
+        plain = keras_psp.extract(one, k)
+        own = plain.predict(data[k][:2], verbose=0)
+        np.testing.assert_allclose(own, answers[2 * k : 2 * k + 2], atol=1e-5)
+
+
+@pytest.mark.once
+def test_is_never_worse_than_copies_in_as_many_bits():
+    """Models without a common base are best kept as copies; the search does so."""
+    models = [dense() for _ in range(3)]
+    data = [RNG.normal(size=(60, 24)).astype("float32") for _ in models]
+    one = keras_psp.superpose(models, data=data, budget=1.4)
+    for layer in one.layers[-2:]:
+        assert layer.low_rank.rank == "full"
+    assert max(differences(one, models, data)) < 0.02
+
+
+@pytest.mark.once
+def test_knows_kernels_alone_without_data():
+    base, models, data = fine_tuned(dense)
+    one = keras_psp.superpose(models, base=base, budget=2.0)
+    assert max(differences(one, models, data)) < 0.02
+
+
+@pytest.mark.once
+def test_bad_budgets():
+    base, models, data = fine_tuned(dense)
+    for budget, error in ((0.0, ValueError), (0.01, ValueError), ("1", TypeError)):
+        with pytest.raises(error, match="`budget` must be"):
+            keras_psp.superpose(models, base=base, data=data, budget=budget)
+    with pytest.raises(ValueError, match="at least") as caught:
+        keras_psp.superpose(models, base=base, data=data, budget=0.01)
+    least = float(str(caught.value).split("at least ")[1].split(" ")[0])
+    one = keras_psp.superpose(models, base=base, data=data, budget=least)
+    memory = keras_psp.diagnostics.memory(one).total
+    assert memory <= least * 4 * base.count_params()
+    x = image = keras.Input((6, 6, 4), name="x")
+    grouped = keras.Model(image, keras.layers.Conv2D(8, 3, groups=2)(x))
+    with pytest.raises(ValueError, match="groups=2"):
+        keras_psp.superpose([grouped, grouped], budget=1.0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "form",
+    [
+        Form(base=3, rank=4, rank_bits=2),
+        Form(base=4, core=(6, 5), core_bits=4),
+        Form(base=4, core=(6, 5), core_bits=3, rank=2, rank_bits=1),
+        Form(rank="full", rank_bits=3),
+    ],
+)
+def test_parts_are_fitted_to_the_inputs(form):
+    """Errors that inputs show are smaller than without the inputs."""
+    kernels = RNG.normal(size=(1, 20, 12)) + 0.3 * RNG.normal(size=(4, 20, 12))
+    x = RNG.normal(size=(4, 200, 6)) @ RNG.normal(size=(4, 6, 20))
+    grams = np.swapaxes(x, 1, 2) @ x / 200 + 1e-2 * np.eye(20)
+    wanted = Wanted(kernels, grams)
+    blind = Wanted(kernels, np.broadcast_to(np.eye(20), (4, 20, 20)))
+    error, other = (
+        wanted.error(fit(form, each).kernels() - kernels).sum()
+        for each in (wanted, blind)
+    )
+    assert error < 0.6 * other
+
+
+@pytest.mark.once
+def test_later_rows_make_up_for_errors_of_earlier_ones():
+    x = RNG.normal(size=(100, 5)) @ RNG.normal(size=(5, 30))
+    gram = x.T @ x / 100 + 1e-3 * np.eye(30)
+    rows = RNG.normal(size=(30, 8))
+    error, plain = (
+        x @ (rounded(*Rounding(each).round(rows, 3), 3) - rows)
+        for each in (gram, np.diag(np.diag(gram)))
+    )
+    assert np.square(error).sum() < 0.3 * np.square(plain).sum()
