@@ -111,9 +111,11 @@ def unpack_codes(xp: Any, packed: Any, bits: int, count: int) -> Any:
     codes, start = None, 0
     for width in _widths(bits):
         stop = start + -(-count * width // 8)
-        # LiteRT knows no operations on bits.
+        # Taken one by one: OpenVINO 2026.4 reads slices of a looked-up row at the wrong
+        # place. And divided: LiteRT knows no operations on bits.
+        pieces = xp.take(packed, np.arange(start, stop, dtype="int32"), axis=-1)
         shifts = 2 ** np.arange(0, 8, width, dtype="int32")
-        pieces = xp.floor_divide(xp.expand_dims(packed[..., start:stop], -1), shifts)
+        pieces = xp.floor_divide(xp.expand_dims(pieces, -1), shifts)
         pieces = xp.mod(pieces, 2**width)
         shape = (*packed.shape[:-1], (stop - start) * len(shifts))
         pieces = xp.reshape(pieces, shape)[..., :count]
