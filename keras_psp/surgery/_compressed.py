@@ -173,7 +173,7 @@ class Walk:
 
     def _build(self, form_of):
         def new_layer(layer):
-            options = {}
+            options = {"base": False}
             if self._holds_kernels(layer):
                 options = _options(form_of(layer))
             return make_superposed(
