@@ -37,13 +37,18 @@ class Choice:
 
 
 def choices(layers: Sequence[tuple[Wanted, float]]) -> list[Choice]:
-    """Returns the choices of which no other is smaller and better.
+    """Returns the `best` of all that there is to choose from.
 
     Args:
         layers: List of the layers that take one form: the projections of an attention,
             or one layer. For each what is to be kept, and the mean variance of its
             outputs, all added up; its errors are shares of it.
     """
+    return best(all_choices(layers))
+
+
+def all_choices(layers: Sequence[tuple[Wanted, float]]) -> list[Choice]:
+    """Returns all that there is to choose from; see `choices()`."""
     shapes = [wanted.kernels.shape[1:] for wanted, _ in layers]
     narrowest = None if len(shapes) == 1 else min(min(shape) for shape in shapes)
     errors = [
@@ -51,7 +56,7 @@ def choices(layers: Sequence[tuple[Wanted, float]]) -> list[Choice]:
         for wanted, variance in layers
     ]
     num_tasks = len(layers[0][0].kernels)
-    found = [
+    return [
         Choice(
             form,
             sum(form.count_bits(*shape, num_tasks) for shape in shapes),
@@ -60,7 +65,18 @@ def choices(layers: Sequence[tuple[Wanted, float]]) -> list[Choice]:
         for form in errors[0]
         if all(form in each for each in errors)
     ]
-    return _best(found)
+
+
+def best(found: Sequence[Choice]) -> list[Choice]:
+    """Returns the lower convex hull of the errors over the bits, smallest first."""
+    hull: list[Choice] = []
+    for each in sorted(found, key=lambda each: (each.bits, each.error)):
+        if hull and (each.error >= hull[-1].error or each.bits == hull[-1].bits):
+            continue
+        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-1], each):
+            hull.pop()
+        hull.append(each)
+    return hull
 
 
 def choose(layers: Sequence[list[Choice]], bits: float) -> list[Choice] | None:
@@ -93,19 +109,6 @@ def choose(layers: Sequence[list[Choice]], bits: float) -> list[Choice] | None:
 
 def _gain(a, b):
     return (a.error - b.error) / (b.bits - a.bits)
-
-
-def _best(found):
-    """The lower convex hull, from the smallest on."""
-    found = sorted(found, key=lambda each: (each.bits, each.error))
-    hull: list[Choice] = []
-    for each in found:
-        if hull and (each.error >= hull[-1].error or each.bits == hull[-1].bits):
-            continue
-        while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-1], each):
-            hull.pop()
-        hull.append(each)
-    return hull
 
 
 def _estimates(wanted: Wanted, narrowest: int | None) -> Iterator[tuple[Form, float]]:
