@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_psp._core.memory import count_bytes
 from keras_psp._reading.counterparts import COUNTERPARTS
+from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.counterparts import set_new_rows
@@ -30,6 +31,7 @@ from keras_psp.surgery._parts import Form
 from keras_psp.surgery._parts import Parts
 from keras_psp.surgery._parts import Wanted
 from keras_psp.surgery._parts import fit
+from keras_psp.surgery._parts import fit_more
 from keras_psp.surgery.extract import build_plain
 
 BATCH_SIZE = 256
@@ -76,6 +78,63 @@ def compress(
         for leaf in group:
             fitted[id(leaf)] = walk.fit(leaf, form)
     return walk.build(forms, fitted)
+
+
+def is_compressed(layer: Superposed) -> bool:
+    """Whether a layer holds nothing but parts in few bits, as `compress()` makes it."""
+    parts = [layer.base, *layer.own_kernels]
+    return layer.context is None and all(
+        part is None or part.bits is not None for part in parts
+    )
+
+
+def fit_more_models(
+    pairs: Sequence[tuple[Any, Sequence[keras.layers.Layer]]],
+    graphs: Sequence[Graph],
+    data: Sequence[dict[str, np.ndarray]] | None,
+    ridge: float | None,
+) -> list[tuple[Superposed, Parts]]:
+    """Fits the own parts of more models, beside what the present tasks share.
+
+    Args:
+        pairs: List of a compressed model's layers that take a task, each with the same
+            layer of every new model.
+        graphs: The new models' `Graph`s.
+        data: List of a dictionary of arrays for each new model, or `None`.
+        ridge: Non-negative float, or `None` for 0.1.
+
+    Returns:
+        List of the compressed layers, each with the `Parts` of the new tasks.
+    """
+    chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
+    walk = Walk(graphs, chosen, False, data, RIDGE if ridge is None else ridge)
+    holder = {id(plains[0]): layer for layer, plains in pairs}
+    return [
+        (holder[id(leaf)], walk.fit_more(leaf, _read(holder[id(leaf)])))
+        for group in walk.groups
+        for leaf in group
+    ]
+
+
+def hold_more(layer: Superposed, parts: Parts) -> None:
+    """Gives a layer's last tasks, which are new, the parts fitted for them."""
+    first = layer.num_tasks - parts.num_tasks
+    own = (
+        (layer.core, parts.core, ("core", "core_scale")),
+        (
+            layer.low_rank,
+            parts.rank,
+            ("first", "second", "scale"),
+        ),
+    )
+    for part, new, names in own:
+        if part is None or new is None:
+            continue
+        codes = part.get_codes()
+        for name in names:
+            if new[name] is not None:
+                codes[name] = np.concatenate([codes[name][:first], new[name]])
+        part.set_codes(**codes)
 
 
 def check_groups(chosen: Sequence[keras.layers.Layer]) -> None:
@@ -141,6 +200,13 @@ class Walk:
         """Fits a leaf layer's parts, and goes on with what they give."""
         wanted, _ = self.wanted(leaf, compressed=True)
         parts = fit(form, wanted)
+        self.keep(leaf, parts.kernels())
+        return parts
+
+    def fit_more(self, leaf: keras.layers.Layer, shared: Parts) -> Parts:
+        """Fits a leaf layer's parts beside those that other tasks have already."""
+        wanted, _ = self.wanted(leaf, compressed=True)
+        parts = fit_more(shared, wanted)
         self.keep(leaf, parts.kernels())
         return parts
 
@@ -267,11 +333,24 @@ def _options(form: Form) -> dict[str, Any]:
 
 def _hold(layer: Superposed, parts: Parts) -> None:
     """Gives a layer the parts that have been fitted for it."""
-    if parts.base is not None:
-        codes, scale = parts.base
-        layer.base.set_codes(codes, scale[0])
-    if parts.core is not None:
-        layer.core.set_codes(*parts.core)
-    if parts.rank is not None:
-        first, second, scale = parts.rank
-        layer.low_rank.set_codes(first, second, scale[:, 0])
+    for part, codes in (
+        (layer.base, parts.base),
+        (layer.core, parts.core),
+        (layer.low_rank, parts.rank),
+    ):
+        if part is not None and codes is not None:
+            part.set_codes(**codes)
+
+
+def _read(layer: Superposed) -> Parts:
+    """Returns the parts that a layer holds, the inverse of `_hold()`."""
+    base, core, own = layer.base, layer.core, layer.low_rank
+    form = Form(
+        base.bits if base is not None else 0,
+        core.size if core is not None else None,
+        core.bits if core is not None else 4,
+        own.rank if own is not None else 0,
+        own.bits if own is not None else 4,
+    )
+    codes = (None if part is None else part.get_codes() for part in (base, core, own))
+    return Parts(form, layer.num_tasks, *codes)

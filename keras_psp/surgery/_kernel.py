@@ -17,6 +17,7 @@ from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery.extract import build_plain
 
 BATCH_SIZE = 256
+RIDGE = 1e-3
 
 
 class Kernel:

@@ -109,21 +109,21 @@ class Wanted:
 
 @dataclasses.dataclass
 class Parts:
-    """What a layer holds: for each part its codes and scales, as the layers take them.
+    """What a layer holds: for each part its codes and scales.
 
     Attributes:
         form: The `Form`.
         num_tasks: Integer K.
-        base: `(codes (M, N), scale (N,))`, or `None`.
-        core: `(first, second, core, first_scale, second_scale, core_scale)` or `None`.
-        rank: `(first, second, scale)`, or `None`.
+        base: Dictionary of what the part's `set_codes()` takes, or `None`.
+        core: Likewise.
+        rank: Likewise.
     """
 
     form: Form
     num_tasks: int
-    base: tuple | None = None
-    core: tuple | None = None
-    rank: tuple | None = None
+    base: Any = None
+    core: Any = None
+    rank: Any = None
 
     def kernels(self) -> np.ndarray:
         """Returns the kernels of all tasks, `(K, M, N)`."""
@@ -137,22 +137,30 @@ class Parts:
         return total
 
     def base_kernel(self) -> np.ndarray:
-        codes, scale = self.base
-        return decode(codes, self.form.base) * scale
+        """Returns the base, `(M, N)`."""
+        return rounded(self.base["codes"], self.base["scale"], self.form.base)
+
+    def core_factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns A, `(M, R_in)`, and V, `(N, R_out)`."""
+        bits, core = self.form.core_bits, self.core
+        first = rounded(core["first"], core["first_scale"], bits)
+        second = rounded(core["second"], core["second_scale"][:, None], bits)
+        return first, second.T
 
     def core_kernels(self) -> np.ndarray:
-        first, second, core, first_scale, second_scale, core_scale = self.core
-        bits = self.form.core_bits
-        core = decode(core, bits) * core_scale[:, None, None]
-        left = decode(first, bits) * first_scale
-        right = decode(second, bits) * second_scale[:, None]
-        return left @ core @ right
+        """Returns what the cores give to each task's kernel, `(K, M, N)`."""
+        scale = self.core["core_scale"][:, None, None]
+        core = rounded(self.core["core"], scale, self.form.core_bits)
+        left, right = self.core_factors()
+        return left @ core @ right.T
 
     def rank_kernels(self) -> np.ndarray:
-        first, second, scale = self.rank
-        bits = self.form.rank_bits
-        left = decode(first, bits) * scale
-        return left if second is None else left @ decode(second, bits)
+        """Returns what is each task's own in its kernel, `(K, M, N)`."""
+        scale = self.rank["scale"][:, None]
+        left = rounded(self.rank["first"], scale, self.form.rank_bits)
+        if self.rank["second"] is None:
+            return left
+        return left @ decode(self.rank["second"], self.form.rank_bits)
 
 
 def fit(form: Form, wanted: Wanted, rounds: int = 2) -> Parts:
@@ -179,8 +187,32 @@ def fit(form: Form, wanted: Wanted, rounds: int = 2) -> Parts:
     return parts
 
 
+def fit_more(shared: Parts, wanted: Wanted) -> Parts:
+    """Fits the parts of more tasks, where what all tasks share stays as it is.
+
+    Args:
+        shared: The `Parts` of the present tasks.
+        wanted: What is to be kept of the new tasks.
+    """
+    form = shared.form
+    parts = Parts(form, len(wanted.kernels), shared.base)
+    rest = wanted.kernels
+    if shared.base is not None:
+        rest = rest - parts.base_kernel()
+    if shared.core is not None:
+        left, right = shared.core_factors()
+        cores = core_of(rest, wanted.grams, left, right)
+        codes, scale = _round_cores(cores, wanted.grams, left, form.core_bits)
+        parts.core = {**shared.core, "core": codes, "core_scale": scale[:, 0, 0]}
+        rest = rest - parts.core_kernels()
+    if form.rank:
+        parts.rank = _fit_rank(form, wanted, rest)
+    return parts
+
+
 def _fit_base(form, wanted, rest):
-    return wanted.shared_rounding.round(wanted.center(rest), form.base)
+    codes, scale = wanted.shared_rounding.round(wanted.center(rest), form.base)
+    return {"codes": codes, "scale": scale[0]}
 
 
 def _fit_rank(form, wanted, rest):
@@ -192,7 +224,7 @@ def _fit_rank(form, wanted, rest):
     grams, bits = wanted.grams, form.rank_bits
     if form.rank == FULL:
         codes, scale = wanted.own_rounding.round(rest, bits)
-        return codes, None, scale
+        return {"first": codes, "second": None, "scale": scale[:, 0]}
     left = rest @ own_directions(rest, grams, form.rank)
     for _ in range(2):
         codes, scale = wanted.own_rounding.round(left, bits)
@@ -205,7 +237,8 @@ def _fit_rank(form, wanted, rest):
         fitted = rounded(others, other_scale, bits)
         small = _regular(fitted @ transpose(fitted))
         left = transpose(np.linalg.solve(small, fitted @ transpose(rest)))
-    return codes, others, scale * transpose(other_scale)
+    scale = scale[:, 0] * other_scale[..., 0]
+    return {"first": codes, "second": others, "scale": scale}
 
 
 def _fit_core(form, wanted, rest):
@@ -232,8 +265,7 @@ def _fit_core(form, wanted, rest):
         left_codes, left_scale = wanted.shared_rounding.round(left, bits)
         left = rounded(left_codes, left_scale, bits)
         cores = core_of(rest, grams, left, right)
-        rounding = Rounding(_regular(left.T @ grams @ left))
-        codes, scale = rounding.round(cores, bits, best_scale(cores, bits, (-2, -1)))
+        codes, scale = _round_cores(cores, grams, left, bits)
         cores = rounded(codes, scale, bits)
         seen = left @ cores
         weighted = grams @ seen
@@ -244,8 +276,14 @@ def _fit_core(form, wanted, rest):
         rounding, sizes = Rounding(small), best_scale(right, bits, -1)
         right_codes, right_scale = rounding.round(right, bits, sizes)
         right = rounded(right_codes, right_scale, bits).T
-    scales = left_scale[0], right_scale[:, 0], scale[:, 0, 0]
-    return left_codes, right_codes, codes, *scales
+    return {
+        "first": left_codes,
+        "second": right_codes,
+        "core": codes,
+        "first_scale": left_scale[0],
+        "second_scale": right_scale[:, 0],
+        "core_scale": scale[:, 0, 0],
+    }
 
 
 _FITS = {"base": _fit_base, "core": _fit_core, "rank": _fit_rank}
@@ -280,6 +318,11 @@ def core_of(
     inner = left.T @ grams
     cores = np.linalg.solve(_regular(inner @ left), inner @ (rest @ right))
     return cores @ np.linalg.inv(_regular(right.T @ right))
+
+
+def _round_cores(cores, grams, left, bits):
+    rounding = Rounding(_regular(left.T @ grams @ left))
+    return rounding.round(cores, bits, best_scale(cores, bits, (-2, -1)))
 
 
 def _even_out(sizes):

@@ -23,6 +23,10 @@ from keras_psp._reading.same_architecture import check_same_architecture
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers._superposed import Superposed
 from keras_psp.models.task_model import TaskModel
+from keras_psp.surgery._compressed import fit_more_models
+from keras_psp.surgery._compressed import hold_more
+from keras_psp.surgery._compressed import is_compressed
+from keras_psp.surgery._kernel import RIDGE
 from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel
 from keras_psp.surgery.extract import build_plain
@@ -32,7 +36,7 @@ def add_models(
     model: TaskModel,
     models: Sequence[keras.Model],
     data: Sequence[Any] | None = None,
-    ridge: float = 1e-3,
+    ridge: float | None = None,
 ) -> TaskModel:
     """Adds trained models to a superposed one, as new last tasks.
 
@@ -88,8 +92,13 @@ def add_models(
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 1.
     """
     pairs = _pair(model, models)
-    ridge = check_number("ridge", ridge)
+    if ridge is not None:
+        ridge = check_number("ridge", ridge)
     first = model.num_tasks
+    layers = [layer for layer, _ in pairs if isinstance(layer, Superposed)]
+    if layers and all(map(is_compressed, layers)):
+        return _add_compressed(model, models, pairs, data, ridge)
+    _check_contexts(layers)
     if data is None:
         if model.fitted_to_data:
             _warn_of_leak(model, pairs)
@@ -113,9 +122,33 @@ def add_models(
             ]
             probes = InputProbes(model, held)
             for kernel in kernels:  # Each sees what the ones before it now give.
-                kernel.fit(probes, data, ridge)
+                kernel.fit(probes, data, RIDGE if ridge is None else ridge)
             model.fitted_to_data = True
     return model
+
+
+def _add_compressed(model, models, pairs, data, ridge):
+    if data is not None:
+        data = _read_data(model, len(models), data)[-len(models) :]
+    fitted = fit_more_models(pairs, [Graph(each) for each in models], data, ridge)
+    first = model.num_tasks
+    with _undone_if_it_fails(model, pairs):
+        model.add_tasks(len(models))
+        for layer, plains in pairs:
+            set_task_weights(layer, plains, first)
+        for layer, parts in fitted:
+            hold_more(layer, parts)
+    return model
+
+
+def _check_contexts(layers):
+    for layer in layers:
+        if layer.context is None:
+            raise ValueError(
+                "A layer without a superposed kernel can take more models if all its "
+                "parts are in few bits, as `superpose(budget=)` makes them. Received: "
+                f"{layer.name!r}"
+            )
 
 
 def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
@@ -166,7 +199,7 @@ def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
             )
     if not model.fitted_to_data:
         for layer, plains in pairs:
-            if isinstance(layer, Superposed):
+            if isinstance(layer, Superposed) and layer.context is not None:
                 Kernel(layer, plains, first).add_up(sign=-1)
     return model.remove_tasks(n=len(models))
 
@@ -254,7 +287,7 @@ def _undone_if_it_fails(model: TaskModel, pairs: Any) -> Iterator[None]:
         for layer, _ in pairs
         if isinstance(layer, Superposed)
         for kernel in (layer.kernel, layer.base_kernel)
-        if kernel is not None
+        if isinstance(kernel, keras.Variable)  # Codes do not change.
     ]
     try:
         yield

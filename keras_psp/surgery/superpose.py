@@ -26,10 +26,9 @@ from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._build_superposed import build_superposed
 from keras_psp.surgery._compressed import check_groups
 from keras_psp.surgery._compressed import compress
+from keras_psp.surgery._kernel import RIDGE
 from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel
-
-RIDGE = 1e-3
 
 
 def superpose(

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import once
 
 import keras_psp
 from keras_psp.surgery._parts import Form
@@ -55,12 +56,17 @@ def fine_tuned(build, num_tasks=3):
     return base, models, data
 
 
+def answers(one, data):
+    """What each task answers."""
+    tasks = [np.full(len(x), k, "int32") for k, x in enumerate(data)]
+    inputs = {"x": np.concatenate(data), "task": np.concatenate(tasks)}
+    return np.split(one.predict(inputs, verbose=0), len(data))
+
+
 def differences(one, models, data):
     """Each task's mean squared error, as a share of its outputs' variance."""
     found = []
-    for k, (model, x) in enumerate(zip(models, data, strict=True)):
-        task = np.full(len(x), k, "int32")
-        ours = one.predict({"x": x, "task": task}, verbose=0)
+    for model, x, ours in zip(models, data, answers(one, data), strict=True):
         own = model.predict(x, verbose=0)
         found.append(np.mean(np.square(ours - own)) / np.var(own))
     return found
@@ -68,7 +74,11 @@ def differences(one, models, data):
 
 @pytest.mark.parametrize(
     "build, budgets",
-    [(dense, (0.4, 1.2)), (convolutional, (1.3, 3.0)), (attentive, (0.8, 3.0))],
+    [
+        (dense, (0.4, 1.2)),
+        (convolutional, (1.3, 3.0)),
+        once(attentive, (0.8, 3.0)),
+    ],
 )
 def test_more_memory_is_nearer_and_never_more_than_asked_for(build, budgets, tmp_path):
     base, models, data = fine_tuned(build)
@@ -103,6 +113,22 @@ def test_is_never_worse_than_copies_in_as_many_bits():
     for layer in one.layers[-2:]:
         assert layer.low_rank.rank == "full"
     assert max(differences(one, models, data)) < 0.02
+
+
+@pytest.mark.parametrize("budget", [0.4, 0.8])
+def test_more_models_leave_the_present_tasks_as_they_are(budget):
+    base, models, data = fine_tuned(dense, 4)
+    one = keras_psp.superpose(models[:3], base=base, data=data[:3], budget=budget)
+    before = [each.copy() for each in answers(one, data[:3])]
+    keras_psp.surgery.add_models(one, models[3:], data=data[3:])
+    for ours, theirs in zip(answers(one, data[:3]), before, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert one.num_tasks == 4
+    errors = differences(one, models, data)
+    assert errors[3] < max(0.05, 3 * max(errors[:3]))
+    keras_psp.surgery.remove_models(one, models[3:])
+    for ours, theirs in zip(answers(one, data[:3]), before, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.once
