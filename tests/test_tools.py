@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import BACKEND
 
@@ -116,6 +117,128 @@ def test_merge_compares_with_its_rivals(tmp_path):
     assert 2 < rows["superposed, binary", 0]["memory"] < 2.3
     accuracy = sum(rows["RegMean", 20]["accuracy"]) / 2
     assert f"| RegMean, 20 examples | {accuracy:.1f} |" in printed
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+def test_frontier_compares_with_its_rivals(tmp_path):
+    sizes = "--source digits --tasks 2 --units 8 --epochs 1 --examples 20".split()
+    options = ("frontier", *sizes, "--budgets", 0.1, 0.6, "--most", 0.3)
+    options += ("--folder", tmp_path / "networks", "--runs", tmp_path / "runs")
+    name = f"frontier-mlp-2-tasks-{BACKEND}"
+    result, printed = measure(tmp_path, name, *options)
+    rows = {(row["system"], row["size"]): row for row in result["rows"]}
+    tuned = rows["fine-tuned networks", ""]
+    assert tuned["memory"] == 2
+    assert tuned["share"] == tuned["way"] == tuned["agreement"] == 100
+    assert rows["the base, own heads", ""]["way"] == 0
+    ours = rows["superpose(budget=)", "0.6"]
+    assert 0.5 < ours["memory"] <= 0.6
+    assert ("superpose(budget=)", "0.1") not in rows  # It is too small.
+    assert {"copies", "RegMean"} <= {system for system, _ in rows}
+    line = next(x for x in printed.splitlines() if x.startswith("| superpose(budget=)"))
+    assert line.split(" | ")[6] == f"{ours['share']:.2f}"
+    again, _ = measure(tmp_path, name, *options)
+    assert again["rows"] == result["rows"]  # Nothing was kept anew.
+
+
+class Toy:
+    """Three small dense networks, each a layer of 40 x 30 and one of 30 x 12."""
+
+    def __init__(self, rng):
+        self.inputs = rng.normal(size=(3, 64, 40)) * np.geomspace(0.1, 2, 40)
+        self.layers = [ToyLayer(self, rng, 40, 30), ToyLayer(self, rng, 30, 12)]
+
+    def outputs(self, own, end=2):
+        x = self.inputs
+        for layer in self.layers[:end]:
+            x = np.maximum(x @ (layer.kernels if own else layer.kept), 0)
+        return x
+
+    def agreement(self):
+        same = self.outputs(True).argmax(-1) == self.outputs(False).argmax(-1)
+        return same.mean(1)
+
+
+class ToyLayer:
+    def __init__(self, network, rng, m, n):
+        self.network = network
+        self.base = rng.normal(size=(m, n))
+        self.kernels = self.base + 0.2 * rng.normal(size=(3, m, n))
+        self.kept = self.kernels
+
+    def wanted(self, compressed):
+        from keras_psp.surgery._parts import Wanted
+
+        place = self.network.layers.index(self)
+        x = self.network.outputs(not compressed, place)
+        gram = np.swapaxes(x, 1, 2) @ x / 64
+        return Wanted(self.kernels, gram + 0.01 * np.eye(gram.shape[-1]))
+
+    def keep(self, kernels):
+        self.kept = kernels
+
+
+def test_rivals_keep_kernels_in_the_bits_that_they_tell(rng, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    rivals = importlib.import_module("_measure.rivals").rivals
+    errors, sizes = {}, {}
+    for rival in rivals(3, most=100):
+        toy = Toy(np.random.default_rng(0))
+        bits = sizes[rival.system, rival.size] = rival.keep(toy)
+        assert all(layer.kept.shape == layer.kernels.shape for layer in toy.layers)
+        error = np.square(toy.outputs(False) - toy.outputs(True)).mean()
+        errors.setdefault(rival.system, []).append((bits, error))
+    numbers, columns = 40 * 30 + 30 * 12, 30 + 12
+    base = {32: 32 * numbers, 8: 8 * numbers + 32 * columns}
+
+    def few(bits):
+        return bits * numbers + 32 * columns
+
+    hand = {
+        ("the base, own heads", ""): 32 * (40 * 30 + 3 * 30 * 12),
+        ("copies", "3 bits"): 3 * few(3),
+        ("copies, error feedback", "2 bits"): 3 * few(2),
+        ("differences", "2 bits, base in 8 bits"): base[8] + 3 * few(2),
+        ("BitDelta", "scale by kernel, base in 32 bits"): base[32]
+        + 3 * (numbers + 32 * 2),
+        ("BitDelta", "scale by data, base in 8 bits"): base[8] + 3 * few(1),
+        # Half are 0: one bit says so, and half of the numbers have a sign.
+        ("T-Switch", "50% dropped, scale by kernel, base in 32 bits"): base[32]
+        + 3 * (1.5 * numbers + 32 * 2),
+        # Ranks of 5 and 2: as many numbers as 1200 and 360, in three of 70 r and 42 r.
+        ("TSV-C (SVD)", "1 networks, base in 32 bits"): base[32]
+        + 3 * 32 * (5 * 70 + 2 * 42),
+        # Ranks of 11 and 5: a quarter of the numbers, in an eighth of the bits.
+        ("SVD in 4 bits", "0.25 networks, base in 8 bits"): base[8]
+        + 3 * (11 * (4 * 70 + 32) + 5 * (4 * 42 + 32)),
+        # Ranks of 11 and 6: 1200 of 70 r + 3 r^2, and 360 of 42 r + 3 r^2.
+        ("joint diagonalization, full cores", "1 networks, base in 32 bits"): base[32]
+        + 32 * (11 * 70 + 3 * 11**2 + 6 * 42 + 3 * 6**2),
+        # Ranks of 16 and 8: 1200 of 73 r, and 360 of 45 r.
+        ("joint diagonalization, diagonal cores", "1 networks, base in 8 bits"): base[8]
+        + 32 * (16 * 73 + 8 * 45),
+        ("RTVQ", "3 + 2 bits, base in 32 bits"): base[32] + few(3) + 3 * few(2),
+        ("EMR", "both in 32 bits"): 2 * base[32] + 3 * numbers + 3 * 32,
+        ("TALL masks", "both in 8 bits"): 2 * base[8] + 3 * numbers,
+        ("RegMean", "8 bits"): base[8],
+        ("task arithmetic", "32 bits"): base[32],
+    }
+    for key, bits in hand.items():
+        assert sizes[key] == bits, key
+    # The others are as large as one of these.
+    others = {"differences, error feedback"}
+    others |= {f"activation-aware {svd}" for svd in ("SVD", "SVD in 4 bits")}
+    assert set(errors) == {system for system, _ in hand} | others
+    alike = {"BitDelta", "EMR", "TALL masks", "task arithmetic"}  # Of about one size.
+    for system, found in errors.items():
+        if len(found) > 1 and system not in alike:
+            assert max(found)[1] < min(found)[1], system
+    for system in ("copies", "copies, error feedback"):
+        in_order = [error for _, error in sorted(errors[system])]
+        assert in_order == sorted(in_order, reverse=True)
+        assert in_order[-1] < 1e-3 * in_order[0]
+    by_kernel, by_column, by_data, *_ = (error for _, error in errors["BitDelta"])
+    assert by_data < by_column and by_data < by_kernel
 
 
 def test_infer_counts_the_tasks_found(tmp_path):

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     """Trains, keeps all in one, tests, and prints a table."""
     keras.utils.set_random_seed(args.seed)
     tasks = datasets.rotating(args.source, period=2 * args.tasks, context_every=1)
-    network = _Network(args, tasks)
+    network = Network(args, tasks)
     network.train(0, args.epochs, 1e-3)
     base = network.copy()
     models = []
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _compare(
     args: argparse.Namespace,
-    network: "_Network",
+    network: "Network",
     base: keras.Model,
     models: list[keras.Model],
 ) -> list[Row]:
@@ -144,7 +144,7 @@ def _compare(
     return rows
 
 
-class _Network:
+class Network:
     """A network that is compiled once, to be trained and tested with any weights."""
 
     def __init__(self, args: argparse.Namespace, tasks: TaskSequence) -> None:

@@ -80,6 +80,34 @@ def draw_merge(sizes: Result, examples: Result) -> Figure:
     return figure
 
 
+def draw_frontier(result: Result) -> Figure:
+    """Shares of the fine-tuned accuracy over the memory, for each system."""
+    figure = new_figure(10, 5.5)
+    axis = figure.subplots()
+    for i, (system, points) in enumerate(tables.read_frontier(result).items()):
+        # What is worse than something smaller of the same system is of no use.
+        kept: list[tuple[float, float]] = []
+        for memory, shares in points:
+            share = tables.mean(shares)
+            if not kept or share > kept[-1][1]:
+                kept.append((memory, share))
+        x, y = zip(*kept, strict=True)
+        style = {**line_style(i), "marker": "o", "markersize": 4}
+        if system.startswith("superpose"):
+            style |= {"linewidth": 2.5, "zorder": 3}
+        axis.plot(x, y, **style, label=system)
+    axis.set_xscale("log")
+    ticks = tables.MEMORIES
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set(xlim=(0.12, 2.2), ylim=(97, 100.1))
+    axis.set(xlabel="memory, in float32 networks", ylabel="share of the accuracy (%)")
+    axis.set_title(f"{result['config']['tasks']} fine-tuned networks")
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    return figure
+
+
 # How each is drawn, of which results.
 PLOTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "retention": (draw_retention, ("demo",)),

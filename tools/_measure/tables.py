@@ -196,6 +196,42 @@ def draw_merge_summary(*results: Result) -> Cells:
     )
 
 
+MEMORIES = (0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+def draw_frontier(result: Result) -> Cells:
+    """The best share of the fine-tuned accuracy in so much memory, by system."""
+    rows = []
+    for system, points in read_frontier(result).items():
+        cells = [system]
+        for memory in MEMORIES:
+            shares = [share for size, share in points if size <= memory * 1.005]
+            cells.append(_frontier_share(max(shares, key=mean)) if shares else "")
+        rows.append(cells)
+    return ["", *(f"{memory:g}" for memory in MEMORIES)], rows
+
+
+def read_frontier(
+    result: Result, figure: str = "share"
+) -> dict[str, list[tuple[float, list[float]]]]:
+    """Returns memory and figures of all seeds, for every system and size."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["system"], {}).setdefault(row["size"], []).append(row)
+    return {
+        system: sorted(
+            (mean([row["memory"] for row in same]), [row[figure] for row in same])
+            for same in sizes.values()
+        )
+        for system, sizes in found.items()
+    }
+
+
+def _frontier_share(shares: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
+    return f"{mean(shares):.2f}{deviation}"
+
+
 def draw_export(*results: Result) -> Cells:
     """The largest difference, or "no", by model, backend and format."""
     lines: dict[tuple[str, str], dict[str, str]] = {}

@@ -1,0 +1,313 @@
+"""Keeps K fine-tuned networks in less and less memory, beside rivals.
+
+A network learns upright digits. Each of K copies is trained on with the digits turned
+by another angle of half a circle, as in `merge`. All are kept by
+`keras_psp.superpose(budget=)`, by the same without some of its parts, and by all that
+`_measure/rivals.py` holds. Everyone has the same unlabelled examples. Every task keeps
+its own biases and normalizations. The floor is the base with each task's own head.
+
+Trained networks are kept in `--folder` and read again, and finished rows
+in `--runs`. MNIST is read from `TFDS_DATA_DIR`.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from _measure import results
+from _measure import tables
+from _measure.merge import Network as Trained
+from _measure.results import Row
+from _measure.rivals import rivals
+from keras_psp import datasets
+from keras_psp import diagnostics
+from keras_psp._reading.counterparts import can_convert
+from keras_psp._reading.counterparts import leaf_layers
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.rows import kernel_rows
+from keras_psp.surgery._budget import Choice
+from keras_psp.surgery._budget import all_choices
+from keras_psp.surgery._budget import best
+from keras_psp.surgery._budget import choose
+from keras_psp.surgery._compressed import RIDGE
+from keras_psp.surgery._compressed import Walk
+from keras_psp.surgery._parts import Wanted
+
+OURS = "superpose(budget=)"
+# Our method without some parts of a `Form`.
+WITHOUT = {"": (), ", without core": ("core",), ", without own rank": ("rank",)}
+BATCH_SIZE = 2500
+# Returns a task's test images and labels.
+Tests = Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.add_argument("--source", default="mnist")
+    parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--network", choices=("mlp", "resnet18"), default="mlp")
+    parser.add_argument("--units", type=int, default=512, help="of the mlp's layers")
+    parser.add_argument("--width", type=float, default=0.25, help="of the resnet18")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--tuning-epochs", type=int, default=1)
+    parser.add_argument("--examples", type=int, default=500, help="of each task")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    budgets = [0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0]
+    parser.add_argument("--budgets", type=float, nargs="+", default=budgets)
+    parser.add_argument("--most", type=float, default=2.1, help="networks, of rivals")
+    folder = {"type": Path, "metavar": "FOLDER"}
+    parser.add_argument("--folder", **folder, help="of trained networks")
+    parser.add_argument("--runs", **folder, help="of finished rows")
+    results.add_output(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains or reads networks, keeps them in all ways, and prints a table."""
+    rows = [row for seed in args.seeds for row in _compare(args, seed)]
+    name = f"frontier-{args.network}-{args.tasks}-tasks-{keras.backend.backend()}"
+    what = (
+        "memory in float32 networks; mean test accuracy, its share of the fine-tuned "
+        "networks' and of the way there from the floor, and how often answers are "
+        "those of the fine-tuned networks, all in %"
+    )
+    result = results.save(args, name, what, rows)
+    tables.show(tables.draw_frontier, result)
+
+
+def _compare(args: argparse.Namespace, seed: int) -> list[Row]:
+    networks = Networks(*read_networks(args, seed))
+    rows: list[Row] = []
+    path = args.runs and args.runs / f"{args.network}-{args.tasks}-{seed}.jsonl"
+    if path and path.exists():
+        rows += map(json.loads, path.read_text().splitlines())
+    known = {(row["system"], row["size"]) for row in rows}
+    for system, size, keep in _ways(args, networks):
+        if (system, size) in known:
+            continue
+        memory = keep()
+        if memory is None:
+            continue
+        row = {"seed": seed, "system": system, "size": size}
+        row |= {"memory": round(memory, 4), **networks.test()}
+        rows.append(row)
+        print(
+            f"{seed}: {system}, {size}: {memory:.3f}, {row['share']:.2f} %", flush=True
+        )
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                print(json.dumps(row), file=file)
+    return rows
+
+
+def _ways(
+    args: argparse.Namespace, networks: "Networks"
+) -> Iterator[tuple[str, str, Callable[[], float | None]]]:
+    """Yields systems and sizes, with a function that keeps networks so.
+
+    It returns their memory in float32 networks, or `None` if that cannot be done.
+    """
+    yield "fine-tuned networks", "", networks.keep_all
+    for part, budget in itertools.product(WITHOUT, sorted(args.budgets)):
+        keep = functools.partial(networks.superpose, budget, WITHOUT[part])
+        yield OURS + part, f"{budget:g}", keep
+    for rival in rivals(networks.num_tasks, args.most):
+        keep = functools.partial(networks.keep_as, rival.keep)
+        yield rival.system, rival.size, keep
+
+
+def read_networks(
+    args: argparse.Namespace, seed: int
+) -> tuple[list[keras.Model], keras.Model, list[np.ndarray], Tests]:
+    """Returns networks, their base, examples and tests; trains them if need be.
+
+    They are in one `.npz`: the base's weights are `b0`, `b1`, ..., those of network k
+    are `m{k}_0`, `m{k}_1`, ...; `x{k}` are examples, `t{k}` test images, `y{k}` labels.
+    """
+    keras.utils.set_random_seed(seed)
+    tasks = datasets.rotating(args.source, period=2 * args.tasks, context_every=1)
+    trained = Trained(args, tasks)
+    path = args.folder and args.folder / f"{args.network}-{args.tasks}-{seed}.npz"
+    if path and path.exists():
+        found = np.load(path)
+    else:
+        found = _train(args, trained)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(path, **found)
+
+    def read(name: str) -> keras.Model:
+        count = len(trained.model.weights)
+        trained.model.set_weights([found[f"{name}{i}"] for i in range(count)])
+        return trained.copy()
+
+    def test(task: int) -> tuple[np.ndarray, np.ndarray]:
+        images = found[f"t{task}"].astype("float32")
+        return images.reshape(-1, *tasks.image_shape), found[f"y{task}"]
+
+    models = [read(f"m{k}_") for k in range(args.tasks)]
+    examples = [found[f"x{k}"][-args.examples :] for k in range(args.tasks)]
+    data = [x.reshape(-1, *tasks.image_shape).astype("float32") for x in examples]
+    return models, read("b"), data, test
+
+
+def _train(args: argparse.Namespace, trained: Trained) -> dict[str, np.ndarray]:
+    found = {}
+
+    def add(name: str) -> None:
+        weights = trained.copy().get_weights()
+        found.update({f"{name}{i}": weight for i, weight in enumerate(weights)})
+
+    trained.train(0, args.epochs, 1e-3)
+    base = trained.copy()
+    add("b")
+    for k in range(args.tasks):
+        trained.model.set_weights(base.get_weights())
+        trained.train(k, args.tuning_epochs, 2e-4)
+        add(f"m{k}_")
+        # The last examples: a network may remember the first ones best.
+        found[f"x{k}"] = trained.read_train(k)[-args.examples :].astype("float16")
+        images, found[f"y{k}"] = trained.read_test(k)
+        found[f"t{k}"] = images.astype("float16")
+    return found
+
+
+class Networks:
+    """K fine-tuned networks, which are kept in one way after another, and tested.
+
+    Args:
+        models: The networks.
+        base: That from which they were trained.
+        data: Examples for each.
+        tests: Function of a task that returns its test images and labels.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[keras.Model],
+        base: keras.Model,
+        data: Sequence[np.ndarray],
+        tests: Tests,
+    ) -> None:
+        self.num_tasks, self._tests = len(models), tests
+        graphs = [Graph(model) for model in (*models, base)]
+        (name,) = graphs[0].names
+        self._data = data
+        chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
+        self._walk = Walk(graphs, chosen, True, [{name: x} for x in data], RIDGE)
+        self._bytes = 4 * base.count_params()
+        # As long as nothing is kept, they are the networks' own.
+        self._own_examples = self._answer_examples()
+        self._own = [self._answer(k) for k in range(self.num_tasks)]
+        self._tuned = self._accuracy(self._own)
+        leaves = leaf_layers(graphs[0].layers)
+        bases = dict(zip(map(id, leaves), leaf_layers(graphs[-1].layers), strict=True))
+        self.layers = [
+            Layer(self._walk, leaf, bases[id(leaf)])
+            for group in self._walk.groups
+            for leaf in group
+        ]
+        for layer in self.layers:
+            layer.keep(np.broadcast_to(layer.base, layer.kernels.shape))
+        self.layers[-1].keep(self.layers[-1].kernels)
+        self._floor = self._accuracy(map(self._answer, range(self.num_tasks)))
+
+    def keep_all(self) -> float:
+        """Keeps all networks as they are."""
+        for layer in self.layers:
+            layer.keep(layer.kernels)
+        return float(self.num_tasks)
+
+    def keep_as(self, keep: Callable[["Networks"], float]) -> float:
+        """Keeps them as a rival does."""
+        return (keep(self) / 8 + self._walk.count_other_bytes()) / self._bytes
+
+    def superpose(self, budget: float, without: Sequence[str] = ()) -> float | None:
+        """Keeps them as `superpose(budget=)` does, without some parts.
+
+        Returns `None` if the budget is too small.
+        """
+        left = 8 * (self._bytes * budget - self._walk.count_other_bytes())
+        chosen = choose([self._menu(i, without) for i in self._groups], left)
+        if chosen is None:
+            return None
+        forms, fitted = [choice.form for choice in chosen], {}
+        for group, form in zip(self._walk.groups, forms, strict=True):
+            fitted.update({id(leaf): self._walk.fit(leaf, form) for leaf in group})
+        one = self._walk.build(forms, fitted)
+        return diagnostics.memory(one).total / self._bytes
+
+    @property
+    def _groups(self):
+        return range(len(self._walk.groups))
+
+    @functools.cached_property
+    def _choices(self) -> list[list[Choice]]:
+        return [
+            all_choices([self._walk.wanted(leaf, compressed=False) for leaf in group])
+            for group in self._walk.groups
+        ]
+
+    def _menu(self, group, without):
+        def allowed(form):
+            return not any(getattr(form, part) for part in without)
+
+        return best([each for each in self._choices[group] if allowed(each.form)])
+
+    def test(self) -> Mapping[str, float]:
+        """Returns figures of the networks as they are kept, in %."""
+        answers = [self._answer(k) for k in range(self.num_tasks)]
+        accuracy = self._accuracy(answers)
+        way = (accuracy - self._floor) / (self._tuned - self._floor)
+        figures = {
+            "accuracy": accuracy,
+            "share": accuracy / self._tuned,
+            "way": way,
+            "agreement": np.mean(np.equal(answers, self._own)),
+        }
+        return {name: round(100 * float(each), 3) for name, each in figures.items()}
+
+    def agreement(self) -> np.ndarray:
+        """Returns how often each task's answers to examples are its own network's."""
+        return np.mean(np.equal(self._answer_examples(), self._own_examples), 1)
+
+    def _accuracy(self, answers):
+        pairs = zip(answers, range(self.num_tasks), strict=True)
+        return np.mean([np.mean(each == self._tests(k)[1]) for each, k in pairs])
+
+    def _answer(self, task):
+        images, plain = self._tests(task)[0], self._walk.plain(task)
+        return plain.predict(images, batch_size=BATCH_SIZE, verbose=0).argmax(-1)
+
+    def _answer_examples(self):
+        return [
+            self._walk.plain(k).predict_on_batch(x).argmax(-1)
+            for k, x in enumerate(self._data)
+        ]
+
+
+class Layer:
+    """A layer of all networks, as rivals see it (see `rivals.Layer`)."""
+
+    def __init__(
+        self, walk: Walk, leaf: keras.layers.Layer, base: keras.layers.Layer
+    ) -> None:
+        self._walk, self._leaf = walk, leaf
+        self._own, _ = walk.wanted(leaf, compressed=False)
+        self.kernels = self._own.kernels
+        self.base = kernel_rows(walk._superposed[id(leaf)], base.kernel)
+
+    def wanted(self, compressed: bool) -> Wanted:
+        return self._walk.wanted(self._leaf, True)[0] if compressed else self._own
+
+    def keep(self, kernels: np.ndarray) -> None:
+        self._walk.keep(self._leaf, kernels)
