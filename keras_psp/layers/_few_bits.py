@@ -164,6 +164,7 @@ def round_to_codes(values: Any, bits: int, axis: Any) -> tuple[np.ndarray, np.nd
     if not np.isfinite(values).all():
         raise ValueError("Numbers to be rounded must be finite. Received: NaN or inf")
     most = np.abs(values).max(axis=axis, keepdims=True)
+    best: tuple[Any, ...]
     best = np.zeros(values.shape), np.zeros(most.shape), np.full(most.shape, np.inf)
     for clip in _CLIPS:
         step = np.where(most > 0, most * clip / half, 1)

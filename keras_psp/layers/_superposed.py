@@ -87,7 +87,7 @@ class Superposed(TaskLayer, LeafLayer):
         self.task_bias: TaskBias | None = None
         self.context: Any = None
         if context is None:
-            self._num_tasks = num_tasks  # Which `set_parts()` checks.
+            self._num_tasks: Any = num_tasks  # Which `set_parts()` checks.
             return
         # One name for every context made here, so that the path of its weights is
         # the same in every process: distribution layouts and checkpoints match on it.
@@ -226,7 +226,7 @@ class Superposed(TaskLayer, LeafLayer):
         if self.context is not None:
             # Keras refuses its subclasses, which might compute something else.
             super().quantize(mode, type_check=False, config=config)
-            if self.base in floats:
+            if self.base is not None and self.base in floats:
                 floats.remove(self.base)
                 self.base.round_to(self.dtype_policy)
         for part in floats:

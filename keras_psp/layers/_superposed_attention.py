@@ -71,7 +71,7 @@ class SuperposedAttention(TaskLayer):
             # wait in vain for it to be built.
             context = type(context).from_config(context.get_config())
         self._example = SimpleNamespace(context=context)
-        self._num_tasks = num_tasks
+        self._num_tasks: Any = num_tasks
         self.base = base
         self.bias_per_task = bias_per_task
         self.rank = rank

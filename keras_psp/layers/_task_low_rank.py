@@ -125,6 +125,7 @@ class TaskLowRank(TaskRows, FewBits):
             second: Function of such a product and of rows `(n, N)`, or `None` for the
                 identity. It returns what has the shape of the layer's outputs.
         """
+        a: Any
         a, b = (
             bank if bank is None else ops.cast(bank, inputs.dtype)
             for bank in self.factors(task.index if task.is_one else None)

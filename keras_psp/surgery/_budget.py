@@ -49,17 +49,17 @@ def choices(layers: Sequence[tuple[Wanted, float]]) -> list[Choice]:
 
 def all_choices(layers: Sequence[tuple[Wanted, float]]) -> list[Choice]:
     """Returns all that there is to choose from; see `choices()`."""
-    shapes = [wanted.kernels.shape[1:] for wanted, _ in layers]
+    num_tasks = len(layers[0][0].kernels)
+    shapes = [(each.kernels.shape[1], each.kernels.shape[2]) for each, _ in layers]
     narrowest = None if len(shapes) == 1 else min(min(shape) for shape in shapes)
     errors = [
         {form: error / variance for form, error in _estimates(wanted, narrowest)}
         for wanted, variance in layers
     ]
-    num_tasks = len(layers[0][0].kernels)
     return [
         Choice(
             form,
-            sum(form.count_bits(*shape, num_tasks) for shape in shapes),
+            sum(form.count_bits(m, n, num_tasks) for m, n in shapes),
             sum(each[form] for each in errors),
         )
         for form in errors[0]
@@ -88,7 +88,7 @@ def choose(layers: Sequence[list[Choice]], bits: float) -> list[Choice] | None:
     total = sum(each[0].bits for each in layers)
     if total > bits:
         return None
-    closed = set()
+    closed: set[int] = set()
     while len(closed) < len(layers):
         steps = [
             (_gain(each[place], each[place + 1]), i)
@@ -166,7 +166,7 @@ class _Loss:
         """Fits a form of one part, of which the error would be `ideal` unrounded."""
         errors = wanted.error(fit(form, wanted).kernels() - wanted.kernels)
         kept = max(np.mean(wanted.energy) - ideal, np.finfo("float32").tiny)
-        size = min(form.core) if form.core else form.rank
+        size = min(form.core) if form.core else int(form.rank)
         return cls(max(np.mean(errors) - ideal, 0.0) / kept, size)
 
     def __call__(self, bits: int, size: int) -> float:

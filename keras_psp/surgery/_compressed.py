@@ -344,7 +344,9 @@ def _hold(layer: Superposed, parts: Parts) -> None:
 
 def _read(layer: Superposed) -> Parts:
     """Returns the parts that a layer holds, the inverse of `_hold()`."""
-    base, core, own = layer.base, layer.core, layer.low_rank
+    base: Any = layer.base
+    core: Any = layer.core
+    own: Any = layer.low_rank
     form = Form(
         base.bits if base is not None else 0,
         core.size if core is not None else None,

@@ -58,9 +58,10 @@ class Form:
             each = 8 * packed_size(m * n, self.rank_bits) + SCALE_BITS * n
             total += num_tasks * each
         elif self.rank:
-            factors = (m * self.rank, n * self.rank)
-            each = sum(8 * packed_size(size, self.rank_bits) for size in factors)
-            total += num_tasks * (each + SCALE_BITS * self.rank)
+            rank = int(self.rank)
+            each = 8 * packed_size(m * rank, self.rank_bits)
+            each += 8 * packed_size(n * rank, self.rank_bits) + SCALE_BITS * rank
+            total += num_tasks * each
         return total
 
 
@@ -175,7 +176,7 @@ def fit(form: Form, wanted: Wanted, rounds: int = 2) -> Parts:
     present = [name for name in ("base", "core", "rank") if getattr(form, name)]
     if len(present) < 2:
         rounds = 1
-    held = dict.fromkeys(present, 0.0)
+    held: dict[str, Any] = dict.fromkeys(present, 0.0)
     for _ in range(rounds):
         for name in present:
             rest = wanted.kernels - sum(held[each] for each in present if each != name)
