@@ -27,6 +27,7 @@ from _measure import results
 from _measure import tables
 from _measure.merge import Network as Trained
 from _measure.results import Row
+from _measure.rivals import floor
 from _measure.rivals import rivals
 from keras_psp import datasets
 from keras_psp import diagnostics
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     budgets = [0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0]
     parser.add_argument("--budgets", type=float, nargs="+", default=budgets)
-    parser.add_argument("--most", type=float, default=2.1, help="networks, of rivals")
+    parser.add_argument("--most", type=float, default=2.5, help="networks, of rivals")
     folder = {"type": Path, "metavar": "FOLDER"}
     parser.add_argument("--folder", **folder, help="of trained networks")
     parser.add_argument("--runs", **folder, help="of finished rows")
@@ -208,6 +209,7 @@ class Networks:
         # As long as nothing is kept, they are the networks' own.
         self._own_examples = self._answer_examples()
         self._own = [self._answer(k) for k in range(self.num_tasks)]
+        self._labels = [tests(k)[1] for k in range(self.num_tasks)]
         self._tuned = self._accuracy(self._own)
         leaves = leaf_layers(graphs[0].layers)
         bases = dict(zip(map(id, leaves), leaf_layers(graphs[-1].layers), strict=True))
@@ -216,10 +218,8 @@ class Networks:
             for group in self._walk.groups
             for leaf in group
         ]
-        for layer in self.layers:
-            layer.keep(np.broadcast_to(layer.base, layer.kernels.shape))
-        self.layers[-1].keep(self.layers[-1].kernels)
-        self._floor = self._accuracy(map(self._answer, range(self.num_tasks)))
+        floor(self)
+        self._floor = self._accuracy([self._answer(k) for k in range(self.num_tasks)])
 
     def keep_all(self) -> float:
         """Keeps all networks as they are."""
@@ -237,7 +237,7 @@ class Networks:
         Returns `None` if the budget is too small.
         """
         left = 8 * (self._bytes * budget - self._walk.count_other_bytes())
-        chosen = choose([self._menu(i, without) for i in self._groups], left)
+        chosen = choose([_best_without(each, without) for each in self._choices], left)
         if chosen is None:
             return None
         forms, fitted = [choice.form for choice in chosen], {}
@@ -246,22 +246,12 @@ class Networks:
         one = self._walk.build(forms, fitted)
         return diagnostics.memory(one).total / self._bytes
 
-    @property
-    def _groups(self):
-        return range(len(self._walk.groups))
-
     @functools.cached_property
     def _choices(self) -> list[list[Choice]]:
         return [
             all_choices([self._walk.wanted(leaf, compressed=False) for leaf in group])
             for group in self._walk.groups
         ]
-
-    def _menu(self, group, without):
-        def allowed(form):
-            return not any(getattr(form, part) for part in without)
-
-        return best([each for each in self._choices[group] if allowed(each.form)])
 
     def test(self) -> Mapping[str, float]:
         """Returns figures of the networks as they are kept, in %."""
@@ -281,8 +271,7 @@ class Networks:
         return np.mean(np.equal(self._answer_examples(), self._own_examples), 1)
 
     def _accuracy(self, answers):
-        pairs = zip(answers, range(self.num_tasks), strict=True)
-        return np.mean([np.mean(each == self._tests(k)[1]) for each, k in pairs])
+        return np.mean(np.equal(answers, self._labels))
 
     def _answer(self, task):
         images, plain = self._tests(task)[0], self._walk.plain(task)
@@ -311,3 +300,9 @@ class Layer:
 
     def keep(self, kernels: np.ndarray) -> None:
         self._walk.keep(self._leaf, kernels)
+
+
+def _best_without(choices: Sequence[Choice], parts: Sequence[str]) -> list[Choice]:
+    return best(
+        [each for each in choices if not any(getattr(each.form, x) for x in parts)]
+    )

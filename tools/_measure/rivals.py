@@ -85,7 +85,7 @@ def rivals(num_tasks: int, most: float) -> Iterator[Rival]:
     def fits(bits: float, base: float = 0) -> bool:
         return num_tasks * bits + base <= most * FLOAT
 
-    yield _rival("the base, own heads", "", floor)
+    yield Rival("the base, own heads", "", floor)
     for feedback, how in ((False, ""), (True, ", error feedback")):
         for bits in (1, 2, 3, 4, 5, 6, 8):
             if fits(bits):
@@ -110,11 +110,10 @@ def rivals(num_tasks: int, most: float) -> Iterator[Rival]:
                     options = {"drop": drop, "base": base, "scale": scale}
                     yield _rival("T-Switch", size, signs, **options)
         for share in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0):
-            for system, keep, more in (
-                _FACTORED if fits(0, base + FLOAT * share) else ()
-            ):
-                options = {"share": share, "base": base, **more}
-                yield _rival(system, f"{share:g} networks{of}", keep, **options)
+            if fits(0, base + FLOAT * share):
+                for system, keep, more in _FACTORED:
+                    options = {"share": share, "base": base, **more}
+                    yield _rival(system, f"{share:g} networks{of}", keep, **options)
         for first, second in ((3, 2), (4, 2), (4, 3), (8, 4)):
             if fits(second, base + first):
                 options = {"first": first, "second": second, "base": base}
@@ -136,9 +135,7 @@ def _rival(system: str, size: str, keep: Callable, **options: Any) -> Rival:
 
     def keep_all(network: Network) -> float:
         total = 0.0
-        for i, layer in enumerate(network.layers):
-            if keep is floor:
-                options["head"] = i == len(network.layers) - 1
+        for layer in network.layers:
             kernels, bits = keep(layer, **options)
             layer.keep(kernels)
             total += bits
@@ -150,13 +147,6 @@ def _rival(system: str, size: str, keep: Callable, **options: Any) -> Rival:
 # Each of these returns a layer's kernels and their bits.
 
 Kept = tuple[Kernels, float]
-
-
-def floor(layer: Layer, head: bool) -> Kept:
-    """The base's kernels, and in the head each task's own."""
-    if head:
-        return layer.kernels, FLOAT * layer.kernels.size
-    return _repeated(layer, layer.base), FLOAT * layer.base.size
 
 
 def copies(layer: Layer, bits: int, feedback: bool) -> Kept:
@@ -315,6 +305,17 @@ _FACTORED = (
 
 
 # These choose by all layers. They keep kernels themselves, and return the bits.
+
+
+def floor(network: Network) -> float:
+    """The base's kernels, and in the head each task's own."""
+    size = 0.0
+    for layer in network.layers[:-1]:
+        layer.keep(_repeated(layer, layer.base))
+        size += FLOAT * layer.base.size
+    head = network.layers[-1]
+    head.keep(head.kernels)
+    return size + FLOAT * head.kernels.size
 
 
 def elect(network: Network, bits: int) -> float:
