@@ -136,7 +136,7 @@ def test_frontier_compares_with_its_rivals(tmp_path):
     assert ("superpose(budget=)", "0.1") not in rows  # It is too small.
     assert {"copies", "RegMean"} <= {system for system, _ in rows}
     line = next(x for x in printed.splitlines() if x.startswith("| superpose(budget=)"))
-    assert line.split(" | ")[6] == f"{ours['share']:.2f}"
+    assert line.split(" | ")[6] == f"{ours['share']:.2f} ({ours['way']:.2f})"
     again, _ = measure(tmp_path, name, *options)
     assert again["rows"] == result["rows"]  # Nothing was kept anew.
 

@@ -87,10 +87,10 @@ def draw_frontier(result: Result) -> Figure:
     for i, (system, points) in enumerate(tables.read_frontier(result).items()):
         # What is worse than something smaller of the same system is of no use.
         kept: list[tuple[float, float]] = []
-        for memory, shares in points:
-            share = tables.mean(shares)
+        for point in points:
+            share = tables.mean(point["share"])
             if not kept or share > kept[-1][1]:
-                kept.append((memory, share))
+                kept.append((point["memory"], share))
         x, y = zip(*kept, strict=True)
         style = {**line_style(i), "marker": "o", "markersize": 4}
         if system.startswith("superpose"):

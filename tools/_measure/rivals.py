@@ -4,8 +4,8 @@ Each rival keeps kernels in place of a network's own, and tells the bits that th
 take: numbers, scales and masks. Biases and normalizations are the tasks' own and are
 counted elsewhere, for all rivals in the same way. Kernels are rows `(K, M, N)`.
 
-Where a rival needs a base, it is in float32, or in 8 bits with a scale a column. Then
-differences are those to the base as it is kept.
+Where a rival needs a base, it is in float32, or in 8 bits with a scale a column, and
+beside factors in few bits also in 4. Differences are those to the base as it is kept.
 """
 
 import dataclasses
@@ -25,6 +25,9 @@ from keras_psp.surgery._rounding import levels
 
 FLOAT = 32
 BASES = (FLOAT, 8)
+# What factors of all tasks take, in float32 networks: those in float32, and in 4 bits.
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
+FEW_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 CLIPS = np.geomspace(0.1, 1, 16)
 KEPT_OFF_DIAGONAL = 0.9  # In RegMean.
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)  # Of TALL masks.
@@ -109,11 +112,6 @@ def rivals(num_tasks: int, most: float) -> Iterator[Rival]:
                     size = f"{drop:.0%} dropped, scale by {scale}{of}"
                     options = {"drop": drop, "base": base, "scale": scale}
                     yield _rival("T-Switch", size, signs, **options)
-        for share in (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0):
-            if fits(0, base + FLOAT * share):
-                for system, keep, more in _FACTORED:
-                    options = {"share": share, "base": base, **more}
-                    yield _rival(system, f"{share:g} networks{of}", keep, **options)
         for first, second in ((3, 2), (4, 2), (4, 3), (8, 4)):
             if fits(second, base + first):
                 options = {"first": first, "second": second, "base": base}
@@ -123,6 +121,14 @@ def rivals(num_tasks: int, most: float) -> Iterator[Rival]:
             both = f"both in {base} bits"
             yield Rival("EMR", both, functools.partial(elect, bits=base))
             yield Rival("TALL masks", both, functools.partial(mask, bits=base))
+    for system, keep, more in _FACTORED:
+        few = "bits" in more
+        for base in (*BASES, 4) if few else BASES:
+            for share in FEW_SHARES if few else SHARES:
+                if fits(0, base + FLOAT * share):
+                    options = {"share": share, "base": base, **more}
+                    size = f"{share:g} networks, base in {base} bits"
+                    yield _rival(system, size, keep, **options)
     for bits in (FLOAT, 8, 4):
         size = f"{bits} bits"
         yield _rival("RegMean", size, regression_mean, bits=bits)

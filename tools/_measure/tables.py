@@ -200,36 +200,48 @@ MEMORIES = (0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
 
 
 def draw_frontier(result: Result) -> Cells:
-    """The best share of the fine-tuned accuracy in so much memory, by system."""
+    """The best share of the fine-tuned accuracy in so much memory, by system.
+
+    Behind it in brackets is the share of the way there from the floor.
+    """
     rows = []
     for system, points in read_frontier(result).items():
-        cells = [system]
+        cells = []
         for memory in MEMORIES:
-            shares = [share for size, share in points if size <= memory * 1.005]
-            cells.append(_frontier_share(max(shares, key=mean)) if shares else "")
-        rows.append(cells)
+            within = [point for point in points if point["memory"] <= 1.005 * memory]
+            chosen = max(within, key=lambda point: mean(point["share"]), default=None)
+            cells.append(_write_share(chosen) if chosen else "")
+        if any(cells):
+            rows.append([system, *cells])
     return ["", *(f"{memory:g}" for memory in MEMORIES)], rows
 
 
-def read_frontier(
-    result: Result, figure: str = "share"
-) -> dict[str, list[tuple[float, list[float]]]]:
-    """Returns memory and figures of all seeds, for every system and size."""
+def read_frontier(result: Result) -> dict[str, list[Row]]:
+    """Returns for each system a row for each of its sizes, smallest first.
+
+    A row has the mean memory, and the list of `share` and `way` of all seeds.
+    """
     found: dict[str, dict[str, list[Row]]] = {}
     for row in result["rows"]:
         found.setdefault(row["system"], {}).setdefault(row["size"], []).append(row)
-    return {
-        system: sorted(
-            (mean([row["memory"] for row in same]), [row[figure] for row in same])
+    points = {
+        system: [
+            {"memory": mean([row["memory"] for row in same])}
+            | {key: [row[key] for row in same] for key in ("share", "way")}
             for same in sizes.values()
-        )
+        ]
         for system, sizes in found.items()
+    }
+    return {
+        system: sorted(each, key=lambda point: point["memory"])
+        for system, each in points.items()
     }
 
 
-def _frontier_share(shares: list[float]) -> str:
+def _write_share(point: Row) -> str:
+    shares = point["share"]
     deviation = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
-    return f"{mean(shares):.2f}{deviation}"
+    return f"{mean(shares):.2f}{deviation} ({mean(point['way']):.2f})"
 
 
 def draw_export(*results: Result) -> Cells:
