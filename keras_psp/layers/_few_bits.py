@@ -108,22 +108,23 @@ def unpack_codes(xp: Any, packed: Any, bits: int, count: int) -> Any:
     Returns:
         int32 of shape `(count,)` or `(rows, count)`.
     """
-    codes, start = None, 0
-    for width in _widths(bits):
-        stop = start + -(-count * width // 8)
-        # Taken one by one: OpenVINO 2026.4 reads slices of a looked-up row at the wrong
-        # place. And divided: LiteRT knows no operations on bits.
-        pieces = xp.take(packed, np.arange(start, stop, dtype="int32"), axis=-1)
+    widths = _widths(bits)
+    sizes = [-(-count * width // 8) for width in widths]
+    # Split: OpenVINO 2026.4 reads slices of a looked-up row at the wrong place.
+    ends = np.cumsum(sizes)[:-1].tolist()
+    every = xp.split(packed, ends, axis=-1) if ends else [packed]
+    codes = None
+    for width, size, pieces in zip(widths, sizes, every, strict=True):
+        # Divided: LiteRT knows no operations on bits.
         shifts = 2 ** np.arange(0, 8, width, dtype="int32")
         pieces = xp.floor_divide(xp.expand_dims(pieces, -1), shifts)
         pieces = xp.mod(pieces, 2**width)
-        shape = (*packed.shape[:-1], (stop - start) * len(shifts))
+        shape = (*packed.shape[:-1], size * len(shifts))
         pieces = xp.reshape(pieces, shape)[..., :count]
         if codes is None:
             codes = pieces
         else:
             codes = xp.add(xp.multiply(codes, 2**width), pieces)
-        start = stop
     return codes
 
 
