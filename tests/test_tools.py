@@ -141,6 +141,28 @@ def test_frontier_compares_with_its_rivals(tmp_path):
     assert again["rows"] == result["rows"]  # Nothing was kept anew.
 
 
+def test_frontier_measures_what_superpose_makes(monkeypatch):
+    import keras
+
+    import keras_psp
+
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    frontier = importlib.import_module("_measure.frontier")
+    base = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5, name="a")])
+    models = [keras.models.clone_model(base) for _ in range(3)]
+    x = np.random.default_rng(0).normal(size=(30, 6)).astype("float32")
+    networks = frontier.Networks(models, base, [x] * 3, lambda k: (x, np.arange(30)))
+    memory = networks.superpose(1.9)
+    one = keras_psp.superpose(models, base=base, data=[x] * 3, budget=1.9)
+    total = keras_psp.diagnostics.memory(one).total
+    assert memory == total / (4 * base.count_params())
+    for k in range(3):
+        (name,) = set(one.input) - {"task"}
+        ours = one.predict({name: x, "task": np.full(30, k)}, verbose=0)
+        here = networks._walk.plain(k).predict(x, verbose=0)
+        np.testing.assert_allclose(ours, here, atol=1e-5)
+
+
 class Toy:
     """Three small dense networks, each a layer of 40 x 30 and one of 30 x 12."""
 

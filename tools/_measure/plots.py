@@ -82,26 +82,29 @@ def draw_merge(sizes: Result, examples: Result) -> Figure:
 
 def draw_frontier(result: Result) -> Figure:
     """Shares of the fine-tuned accuracy over the memory, for each system."""
-    figure = new_figure(10, 5.5)
-    axis = figure.subplots()
-    for i, (system, points) in enumerate(tables.read_frontier(result).items()):
+    figure, least = new_figure(10, 5.5), 97
+    axis, number = figure.subplots(), 0
+    for system, points in tables.read_frontier(result).items():
         # What is worse than something smaller of the same system is of no use.
         kept: list[tuple[float, float]] = []
         for point in points:
             share = tables.mean(point["share"])
-            if not kept or share > kept[-1][1]:
+            if point["memory"] < 2.6 and (not kept or share > kept[-1][1]):
                 kept.append((point["memory"], share))
+        if not any(share >= least for _, share in kept):
+            continue
         x, y = zip(*kept, strict=True)
-        style = {**line_style(i), "marker": "o", "markersize": 4}
+        style = {**line_style(number), "marker": "o", "markersize": 4}
         if system.startswith("superpose"):
             style |= {"linewidth": 2.5, "zorder": 3}
         axis.plot(x, y, **style, label=system)
+        number += 1
     axis.set_xscale("log")
-    ticks = tables.MEMORIES
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_xticks(tables.MEMORIES, [f"{memory:g}" for memory in tables.MEMORIES])
     axis.minorticks_off()
-    axis.set(xlim=(0.12, 2.2), ylim=(97, 100.1))
-    axis.set(xlabel="memory, in float32 networks", ylabel="share of the accuracy (%)")
+    axis.set(xlim=(0.13, 2.6), ylim=(least, 100.1))
+    axis.set(xlabel="memory, in float32 networks of one task")
+    axis.set(ylabel="of the fine-tuned networks' accuracy (%)")
     axis.set_title(f"{result['config']['tasks']} fine-tuned networks")
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small", frameon=False)
