@@ -86,13 +86,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace, seed: int) -> list[Row]:
     networks = Networks(*read_networks(args, seed))
-    rows: list[Row] = []
     path = args.runs and args.runs / f"{args.network}-{args.tasks}-{seed}.jsonl"
-    if path and path.exists():
-        rows += map(json.loads, path.read_text().splitlines())
-    known = {(row["system"], row["size"]) for row in rows}
+    found = path.read_text().splitlines() if path and path.exists() else []
+    known = {(row["system"], row["size"]): row for row in map(json.loads, found)}
+    rows: list[Row] = []
     for system, size, keep in _ways(args, networks):
         if (system, size) in known:
+            rows.append(known[system, size])
             continue
         memory = keep()
         if memory is None:
@@ -100,9 +100,8 @@ def _compare(args: argparse.Namespace, seed: int) -> list[Row]:
         row = {"seed": seed, "system": system, "size": size}
         row |= {"memory": round(memory, 4), **networks.test()}
         rows.append(row)
-        print(
-            f"{seed}: {system}, {size}: {memory:.3f}, {row['share']:.2f} %", flush=True
-        )
+        share = row["share"]
+        print(f"{seed}: {system}, {size}: {memory:.3f}, {share:.2f} %", flush=True)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:

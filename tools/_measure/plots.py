@@ -115,4 +115,5 @@ def draw_frontier(result: Result) -> Figure:
 PLOTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "retention": (draw_retention, ("demo",)),
     "merge": (draw_merge, ("merge-sizes", "merge-mlp-8-tasks-jax")),
+    "frontier-8": (draw_frontier, ("frontier-mlp-8-tasks-jax",)),
 }
