@@ -177,26 +177,18 @@ def _merge_label(row: Row) -> str:
     return f"{row['system']}, {examples} examples" if examples else row["system"]
 
 
-def draw_merge_summary(*results: Result) -> Cells:
-    """Some rows of `draw_merge`, without the shares."""
-    names = {
-        "fine-tuned networks": "eight networks",
-        "mean of the kernels": "mean of the kernels",
-        "one bit a difference": "one bit a difference",
-        "RegMean, 500 examples": "RegMean, 500 unlabelled images a task",
-        "superposed, fast_rotation": "superposed",
-        "superposed, fast_rotation, 500 examples": (
-            "superposed, 500 unlabelled images a task"
-        ),
-    }
-    titles, rows = draw_merge(*results)
-    keep = [i for i, title in enumerate(titles) if title != "share"]
-    return [titles[i] for i in keep], (
-        [names[row[0]], *(row[i] for i in keep[1:])] for row in rows if row[0] in names
-    )
-
-
 MEMORIES = (0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+_FRONTIER_SUMMARY = (
+    "superpose(budget=)",
+    "copies, error feedback",
+    "differences, error feedback",
+    "T-Switch",
+    "activation-aware SVD in 4 bits",
+    "joint diagonalization, full cores",
+    "RegMean",
+)
 
 
 def draw_frontier(result: Result) -> Cells:
@@ -214,6 +206,15 @@ def draw_frontier(result: Result) -> Cells:
         if any(cells):
             rows.append([system, *cells])
     return ["", *(f"{memory:g}" for memory in MEMORIES)], rows
+
+
+def draw_frontier_summary(result: Result) -> Cells:
+    """The same, without brackets, for some systems and sizes."""
+    titles, rows = draw_frontier(result)
+    kept = [titles.index(title) for title in ("", "0.2", "0.25", "0.35", "0.5", "1")]
+    some = [row for row in rows if row[0] in _FRONTIER_SUMMARY]
+    cells = [[row[i].split(" (")[0] for i in kept] for row in some]
+    return [titles[i] for i in kept], cells
 
 
 def read_frontier(result: Result) -> dict[str, list[Row]]:
@@ -535,13 +536,15 @@ def _each(name: str) -> tuple[str, ...]:
     return tuple(f"{name}-{backend}" for backend in BACKENDS)
 
 
+_FRONTIER = "frontier-mlp-8-tasks-jax"
 TABLES = {
     "permuted": Table(
         "README.md",
         _HEADLINE,
         ("suite-consolidation-3-seeds", "permuted-mnist"),
     ),
-    "merge": Table("README.md", draw_merge_summary, _MERGE),
+    "frontier": Table("README.md", draw_frontier_summary, (_FRONTIER,)),
+    "frontier-8": Table(_SURGERY, draw_frontier, (_FRONTIER,)),
     "benchmark": Table(_BENCHMARKS, _BENCHMARK, ("permuted-mnist",)),
     "incremental": Table(_BENCHMARKS, draw_incremental, ("incremental-cifar",)),
     "consolidation": Table(_CONSOLIDATION, _LEARNING, ("suite-consolidation-3-seeds",)),
