@@ -137,14 +137,23 @@ def hold_more(layer: Superposed, parts: Parts) -> None:
         part.set_codes(**codes)
 
 
-def check_groups(chosen: Sequence[keras.layers.Layer]) -> None:
-    """Raises a `ValueError` if a convolution has groups of filters."""
+def check_can_compress(
+    graphs: Sequence[Graph], chosen: Sequence[keras.layers.Layer]
+) -> None:
+    """Raises a `ValueError` if models have groups of filters or weights like NaN."""
     for layer in chosen:
         if getattr(layer, "groups", 1) > 1:
             raise ValueError(
                 "Groups of filters see other channels each, and cannot be kept in a "
                 f"`budget`. Received: {layer.name!r} with groups={layer.groups}"
             )
+    for graph in graphs:
+        for layer in filter(can_convert, graph.layers):
+            if not all(np.isfinite(weight).all() for weight in layer.get_weights()):
+                raise ValueError(
+                    "Weights must be finite to be kept in a `budget`. "
+                    f"Received: NaN or infinity in {layer.name!r} of {graph.name!r}"
+                )
 
 
 def _round_up(number):

@@ -24,7 +24,7 @@ from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._build_superposed import build_superposed
-from keras_psp.surgery._compressed import check_groups
+from keras_psp.surgery._compressed import check_can_compress
 from keras_psp.surgery._compressed import compress
 from keras_psp.surgery._kernel import RIDGE
 from keras_psp.surgery._kernel import InputProbes
@@ -123,7 +123,8 @@ def superpose(
             is called; the ridge is 0 and the data do not show all inputs of a layer; a
             layer without a counterpart here has other weights in each; a layer is
             quantized or has a LoRA; the `budget` is too small, which names the least;
-            a convolution has groups of filters, with a budget.
+            with a budget, the ridge is 0, a
+            convolution has groups of filters, or a weight is not finite.
 
     Example:
 
@@ -152,7 +153,11 @@ def superpose(
     with_base = base is not None
     if budget is not None:
         budget = check_number("budget", budget)
-        check_groups(chosen)
+        if ridge == 0:
+            raise ValueError(
+                f"`ridge` must be positive with a `budget`. Received: ridge={ridge}"
+            )
+        check_can_compress(graphs, chosen)
     if data is not None:
         data = _read_data(graphs[0], len(models), data)
     if budget is not None:

@@ -150,6 +150,12 @@ def test_bad_budgets():
     one = keras_psp.superpose(models, base=base, data=data, budget=least)
     memory = keras_psp.diagnostics.memory(one).total
     assert memory <= least * 4 * base.count_params()
+    with pytest.raises(ValueError, match="`ridge` must be positive"):
+        keras_psp.superpose(models, data=data, budget=1.0, ridge=0)
+    broken = keras.models.clone_model(base)
+    broken.layers[0].kernel.assign(np.full((24, 32), np.nan))
+    with pytest.raises(ValueError, match="Weights must be finite"):
+        keras_psp.superpose([*models, broken], budget=1.0)
     x = image = keras.Input((6, 6, 4), name="x")
     grouped = keras.Model(image, keras.layers.Conv2D(8, 3, groups=2)(x))
     with pytest.raises(ValueError, match="groups=2"):
