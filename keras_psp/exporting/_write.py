@@ -18,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_psp._core.backend import without_branches
+from keras_psp._reading.graph import Graph
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.inference import decide
 from keras_psp.inference import entropy
@@ -148,7 +149,11 @@ def _write_saved_model(model, path, names, tasks, infer_task, from_logits):
     if infer_task:
         endpoints["infer_task"] = _infer_task(model, dtype, from_logits), others
     archive = keras.export.ExportArchive()
-    archive.track(model_of_file)
+    # Lookup tables must be tracked. Variables are found in the endpoints: Keras writes
+    # those that are tracked as well twice (3.15.1).
+    for layer in Graph(model, takes_task=True).layers:
+        if not getattr(layer, "variables", True):
+            archive.track(layer)
     for name, (function, *signatures) in endpoints.items():
         function = tf.function(function, autograph=False)
         for signature in signatures:  # Traced here, or Keras traces more often.

@@ -3,7 +3,7 @@
 import numpy as np
 
 BLOCK = 64
-CLIPS = np.linspace(0.3, 1, 15)
+CLIPS = np.linspace(0.1, 1, 19)  # The best for one bit is about 0.24.
 
 
 def levels(bits: int) -> float:

@@ -491,3 +491,13 @@ def test_outputs_keep_the_names_on_the_card(outputs, format, tmp_path):
     for name, value in zip(names, expected, strict=True):
         assert list(value.shape[1:]) == card["outputs"][name]["shape"][1:]
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_saved_model_holds_its_weights_once(tmp_path):
+    """Keras' own export writes them twice (3.15.1)."""
+    model = keras_psp.models.mlp((64,), 10, num_tasks=2, units=256, depth=1)
+    keras_psp.export(model, tmp_path / "model")
+    written = sum(
+        path.stat().st_size for path in (tmp_path / "model" / "variables").iterdir()
+    )
+    assert written < 1.2 * keras_psp.diagnostics.memory(model).total
