@@ -386,6 +386,7 @@ def test_parts_of_memory():
     assert result.parts == {
         "kernels": kernels,
         "base_kernels": kernels,
+        "core": 0,
         "low_rank": 0,
         "contexts": 3 * (3 * 3 * 2 + 64),
         "task_state": 3 * 4 * (4 + 4 * 4 + 3),

@@ -17,8 +17,7 @@ class PSPDense(SuperposedDense, keras.layers.Dense):
     ```
 
     so that task k sees the kernel `C_k W`. Everything else is Dense's: regularizers,
-    constraints, dtype policies, LoRA, quantization (of a kernel without a base and
-    without biases for each task), saving.
+    constraints, dtype policies, LoRA, quantization, saving.
 
     Args:
         units: Positive integer, dimensionality of the output space.

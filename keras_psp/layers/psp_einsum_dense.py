@@ -126,8 +126,9 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
             raise ValueError(
                 "An equation whose inputs and outputs share dimensions of the kernel "
                 "has a product for each of them, and can have no `rank` and no `core`. "
-                f"Received: equation={self.equation!r}, with "
-                f"{' and '.join(each.name for each in self.own_kernels)}"
+                f"Received: equation={self.equation!r}, "
+                f"rank={self.low_rank and self.low_rank.rank}, "
+                f"core={self.core and self.core.size}"
             )
         rest = [x for x in inputs if x not in summed + own]
         self._input_order = [inputs.index(x) for x in rest + own + summed]

@@ -81,7 +81,12 @@ CALLS = {
     "superpose-over": lambda g: keras_psp.superpose(g.models, context_over=None),
     "superpose-ridge": lambda g: keras_psp.superpose(g.models, data=[X] * 4, ridge=-1),
     "superpose-ridge-nan": lambda g: keras_psp.superpose(g.models, ridge=float("nan")),
-    "superpose-ridge-none": lambda g: keras_psp.superpose(g.models, ridge=None),
+    "superpose-budget-text": lambda g: keras_psp.superpose(g.models, budget="much"),
+    "superpose-budget-small": lambda g: keras_psp.superpose(g.models, budget=1e-3),
+    "superpose-budget-nan": lambda g: keras_psp.superpose(g.models, budget=np.nan),
+    "superpose-budget-ridge": lambda g: keras_psp.superpose(
+        g.models, budget=1.0, ridge=0
+    ),
     "superpose-data-3": lambda g: keras_psp.superpose(g.models, data=3),
     "superpose-data-few": lambda g: keras_psp.superpose(g.models, data=[X] * 3),
     "superpose-data-dict": lambda g: keras_psp.superpose(g.models, data={"x": X}),
