@@ -44,7 +44,8 @@ def call(*arguments, status=0, backend=BACKEND):
             importlib.import_module("measure").main()
             found = 0
         except SystemExit as stop:
-            found = stop.code
+            # A message stands for 1.
+            found = 1 if isinstance(stop.code, str) else stop.code
     assert found == status, printed.getvalue()
     return printed.getvalue()
 
@@ -306,7 +307,8 @@ def test_serving_compares_one_model_with_many(tmp_path):
     loaded = rows["memory after loading, MB"]
     assert loaded["difference"] < 1e-5
     assert loaded["models"] > 7 and loaded["superposed"] > 7
-    assert 0.5 < rows["weights on disk, MB"]["ratio"] < 1 / 1.8
+    # One model for two; and Keras writes the others' weights twice (3.15.1).
+    assert 0.2 < rows["weights on disk, MB"]["ratio"] < 1 / 1.8
     for size in (1, 32):
         rounds = rows[f"requests a second, batch {size}"]["rounds"].values()
         assert all(len(values) == 2 and min(values) > 0 for values in rounds)

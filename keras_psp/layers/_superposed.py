@@ -70,7 +70,8 @@ class Superposed(TaskLayer, LeafLayer):
     `bind_inputs()` returns, or by `call_bound()` all that Keras' layer does.
     """
 
-    # The Keras layer's.
+    # The Keras layer's. Not a property: `torch.compile` cannot trace `super()` in it.
+    kernel: Any  # `None` without a context.
     name: Any
     use_bias: bool
 
@@ -148,11 +149,6 @@ class Superposed(TaskLayer, LeafLayer):
                 **options,
             )
             self.use_bias = False  # The Keras layer's own.
-
-    @property
-    def kernel(self) -> Any:
-        """The superposed kernel; `None` without a context."""
-        return None if self.context is None else super().kernel
 
     @property
     def kernel_shape(self) -> tuple:
