@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_psp._core.backend import without_branches
-from keras_psp._reading.graph import Graph
+from keras_psp._core.private import children
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.inference import decide
 from keras_psp.inference import entropy
@@ -151,15 +151,23 @@ def _write_saved_model(model, path, names, tasks, infer_task, from_logits):
     archive = keras.export.ExportArchive()
     # Lookup tables must be tracked. Variables are found in the endpoints: Keras writes
     # those that are tracked as well twice (3.15.1).
-    for layer in Graph(model, takes_task=True).layers:
-        if not getattr(layer, "variables", True):
-            archive.track(layer)
+    for layer in _without_variables(model_of_file):
+        archive.track(layer)
     for name, (function, *signatures) in endpoints.items():
         function = tf.function(function, autograph=False)
         for signature in signatures:  # Traced here, or Keras traces more often.
             function.get_concrete_function(signature)
         archive.add_endpoint(name, function)
     archive.write_out(path, verbose=False)
+
+
+def _without_variables(layer):
+    """Yields the layers in a layer, in any depth, that hold no variables."""
+    for child in children(layer):
+        if child.variables:
+            yield from _without_variables(child)
+        else:
+            yield child
 
 
 def _serve(model):

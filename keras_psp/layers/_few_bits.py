@@ -9,6 +9,7 @@ pieces of one width, the first in its lowest bits. The highest bits of all codes
 first.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -22,8 +23,14 @@ from keras_psp._core.private import replace_weight
 MOST = 8
 QUANTIZATION = {"int8": 8, "int4": 4}  # Keras' names.
 FIXED: dict[str, Any] = {"trainable": False, "autocast": False}
-# Shares of the largest number at which rounding may clip.
-_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+# Shares of the largest number at which rounding may clip. The best for one bit is a
+# quarter, for numbers that are normally distributed.
+CLIPS = np.linspace(0.1, 1, 19)
+
+
+def levels(bits: int) -> float:
+    """Returns the largest number that a code of `bits` bits stands for."""
+    return (2**bits - 1) / 2
 
 
 def check_bits(bits: Any) -> int | None:
@@ -140,15 +147,47 @@ def centered(packed: Any, bits: int, shape: tuple) -> Any:
         float32 tensor of shape `shape` or `(rows, *shape)`.
     """
     codes = unpack_codes(ops, ops.cast(packed, "int32"), bits, int(np.prod(shape)))
-    numbers = ops.subtract(ops.cast(codes, "float32"), _half(bits))
+    numbers = ops.subtract(ops.cast(codes, "float32"), levels(bits))
     return ops.reshape(numbers, (*packed.shape[:-1], *shape))
 
 
-def round_to_codes(values: Any, bits: int, axis: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Rounds numbers to codes with a scale for each group of them.
+def best_scale(values: np.ndarray, bits: int, axis: Any, weights: Any = 1.0) -> Any:
+    """Returns the scale of each group of numbers whose codes come nearest to them.
 
-    It tries several scales, fits each to its codes by least squares, and keeps the
-    best one of each group.
+    Several shares of the largest number are tried, and each is fitted to its codes by
+    least squares.
+
+    Args:
+        values: Float array.
+        bits: Integer in [1, 8].
+        axis: Integer or tuple, the dimensions along which numbers share a scale.
+        weights: How much each squared error counts, broadcast against `values`.
+
+    Returns:
+        float64 array that broadcasts against `values`; positive.
+    """
+    tiny = float(np.finfo("float32").tiny)
+    most = np.abs(values).max(axis, keepdims=True) / levels(bits)
+    best, least = np.maximum(most, tiny), np.inf
+    for clip in CLIPS:
+        signs = to_codes(values, np.maximum(clip * most, tiny), bits) - levels(bits)
+        size = np.sum(np.square(signs) * weights, axis, keepdims=True)
+        scale = np.sum(values * signs * weights, axis, keepdims=True)
+        scale = np.maximum(scale / np.maximum(size, tiny), tiny)
+        error = np.square(values - signs * scale) * weights
+        error = np.sum(error, axis, keepdims=True)
+        best = np.where(error < least, scale, best)
+        least = np.minimum(error, least)
+    return best
+
+
+def to_codes(values: np.ndarray, scale: Any, bits: int) -> np.ndarray:
+    """Returns the codes nearest to numbers, as floats."""
+    return np.clip(np.rint(values / scale + levels(bits)), 0, 2 * levels(bits))
+
+
+def round_to_codes(values: Any, bits: int, axis: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds numbers to codes with the `best_scale()` of each group of them.
 
     Args:
         values: Float array.
@@ -161,23 +200,13 @@ def round_to_codes(values: Any, bits: int, axis: Any) -> tuple[np.ndarray, np.nd
     Raises:
         ValueError: A number is NaN or infinite.
     """
-    values, half = np.asarray(values, "float64"), _half(bits)
+    values = np.asarray(values, "float64")
     if not np.isfinite(values).all():
         raise ValueError("Numbers to be rounded must be finite. Received: NaN or inf")
-    most = np.abs(values).max(axis=axis, keepdims=True)
-    best: tuple[Any, ...]
-    best = np.zeros(values.shape), np.zeros(most.shape), np.full(most.shape, np.inf)
-    for clip in _CLIPS:
-        step = np.where(most > 0, most * clip / half, 1)
-        codes = np.clip(np.round(values / step + half), 0, 2**bits - 1)
-        signs = codes - half  # Never zero.
-        scale = (values * signs).sum(axis=axis, keepdims=True)
-        scale = scale / np.square(signs).sum(axis=axis, keepdims=True)
-        error = np.square(values - signs * scale).sum(axis=axis, keepdims=True)
-        new = codes, scale, error
-        better = error < best[-1]
-        best = tuple(map(np.where, [better] * 3, new, best))
-    return best[0].astype("int32"), np.squeeze(best[1], axis).astype("float32")
+    scale = best_scale(values, bits, axis)
+    codes = to_codes(values, scale, bits).astype("int32")
+    scale = np.where(np.any(values, axis, keepdims=True), scale, 0.0)
+    return codes, np.squeeze(scale, axis).astype("float32")
 
 
 class FewBits(keras.layers.Layer):
@@ -189,6 +218,7 @@ class FewBits(keras.layers.Layer):
     """
 
     bits: int | None
+    set_new_row: Callable  # Of `TaskRows`, in the parts that have rows.
     # The shapes of the codes of one row, for the attributes that are packed.
     _shapes: dict[str, tuple]
 
@@ -228,6 +258,18 @@ class FewBits(keras.layers.Layer):
         values = {name: self._check(name, array) for name, array in given.items()}
         for name, value in values.items():
             getattr(self, name).assign(value)
+
+    def set_new_codes(self, **given: Any) -> None:
+        """Sets what a task that is added later begins with, in place of zeros.
+
+        Args:
+            **given: One task's row for attributes with a row for each task, as
+                `assign_codes()` takes all rows.
+        """
+        for name, row in given.items():
+            is_code = name in self._shapes
+            row = pack(np.reshape(row, -1), self._few) if is_code else np.asarray(row)
+            self.set_new_row(getattr(self, name), row)
 
     def round_to_bits(self, bits: int) -> None:
         """Turns the present floats into codes of `bits` bits, which are not trained.
@@ -301,10 +343,6 @@ class FewBits(keras.layers.Layer):
                 f"[{array.min()}, {array.max()}]"
             )
         return pack(array.reshape(*weight.shape[:-1], -1), self._few)
-
-
-def _half(bits: int) -> float:
-    return (2**bits - 1) / 2
 
 
 def _widths(bits: int) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keras_psp.surgery._parts import FULL
+from keras_psp.layers._task_low_rank import FULL
 from keras_psp.surgery._parts import Form
 from keras_psp.surgery._parts import Wanted
 from keras_psp.surgery._parts import core_of

@@ -62,22 +62,16 @@ def compress(
         for layer in leaf_layers(graphs[0].layers)
         for weight in getattr(layer, "weights", ())
     )
-    left = 8 * (4 * network * budget - walk.count_other_bytes())
     menus = [walk.choices(group) for group in walk.groups]
-    chosen_forms = choose(menus, left)
-    if chosen_forms is None:
+    model = walk.fit_within(menus, 4 * network * budget)
+    if model is None:
         least = sum(menu[0].bits for menu in menus) / 8 + walk.count_other_bytes()
         raise ValueError(
             f"`budget` must be at least {_round_up(least / (4 * network))} for these "
             f"models, biases and all else that each keeps of its own included. "
             f"Received: budget={budget}"
         )
-    forms = [choice.form for choice in chosen_forms]
-    fitted = {}
-    for group, form in zip(walk.groups, forms, strict=True):
-        for leaf in group:
-            fitted[id(leaf)] = walk.fit(leaf, form)
-    return walk.build(forms, fitted)
+    return model
 
 
 def is_compressed(layer: Superposed) -> bool:
@@ -119,22 +113,21 @@ def fit_more_models(
 def hold_more(layer: Superposed, parts: Parts) -> None:
     """Gives a layer's last tasks, which are new, the parts fitted for them."""
     first = layer.num_tasks - parts.num_tasks
-    own = (
-        (layer.core, parts.core, ("core", "core_scale")),
-        (
-            layer.low_rank,
-            parts.rank,
-            ("first", "second", "scale"),
-        ),
-    )
-    for part, new, names in own:
-        if part is None or new is None:
-            continue
+    for part, rows in _rows_of(layer, parts):
         codes = part.get_codes()
-        for name in names:
-            if new[name] is not None:
-                codes[name] = np.concatenate([codes[name][:first], new[name]])
+        for name, new in rows.items():
+            codes[name] = np.concatenate([codes[name][:first], new])
         part.set_codes(**codes)
+
+
+def _rows_of(layer, parts):
+    """Yields the parts that tasks have of their own, with their rows by name."""
+    for part, codes, names in (
+        (layer.core, parts.core, ("core", "core_scale")),
+        (layer.low_rank, parts.rank, ("first", "second", "scale")),
+    ):
+        if part is not None:
+            yield part, {x: codes[x] for x in names if codes[x] is not None}
 
 
 def check_can_compress(
@@ -167,16 +160,19 @@ class Walk:
     have been compressed already. One plain model takes all models' weights in turn.
     """
 
-    def __init__(self, graphs, chosen, with_base, data, ridge) -> None:
+    def __init__(
+        self,
+        graphs: Sequence[Graph],
+        chosen: Sequence[keras.layers.Layer],
+        with_base: bool,
+        data: Sequence[dict[str, np.ndarray]] | None,
+        ridge: float,
+    ) -> None:
         self._graph, self._chosen = graphs[0], chosen
         self.num_tasks = len(graphs) - int(with_base)
         self._data, self._ridge = data, ridge
-        self._same = {
-            id(layers[0]): layers
-            for layers in zip(
-                *(leaf_layers(each.layers) for each in graphs), strict=True
-            )
-        }
+        leaves = (leaf_layers(each.layers) for each in graphs)
+        self._same = {id(same[0]): same for same in zip(*leaves, strict=True)}
         self._with_base = with_base
         # Tells how kernels and inputs become rows, and has the plain model to probe.
         self._template, self._pairs = self._build(lambda layer: Form(base=8))
@@ -189,6 +185,7 @@ class Walk:
         order = {id(layer): i for i, (layer, _) in enumerate(self._pairs)}
         self.groups = sorted(groups, key=lambda group: order[id(group[0])])
         self._kernels: dict[int, np.ndarray] = {}
+        self._new_tasks: dict[int, Parts] = {}
         self._models: dict[int, keras.Model] = {}
 
     def count_other_bytes(self) -> int:
@@ -205,10 +202,36 @@ class Walk:
         """Returns what there is to choose from for leaf layers of one form."""
         return choices([self.wanted(leaf, compressed=False) for leaf in group])
 
-    def fit(self, leaf: keras.layers.Layer, form: Form) -> Parts:
+    def fit_within(
+        self, menus: Sequence[list[Choice]], memory: float
+    ) -> TaskModel | None:
+        """Returns the model of the least error in so many bytes.
+
+        Args:
+            menus: What there is to choose from for each of the `groups`.
+            memory: Bytes. If it is too little, `None` is returned.
+        """
+        found = choose(menus, 8 * (memory - self.count_other_bytes()))
+        if found is None:
+            return None
+        forms = [choice.form for choice in found]
+        fitted = {
+            id(leaf): self._fit(leaf, form)
+            for group, form in zip(self.groups, forms, strict=True)
+            for leaf in group
+        }
+        return self._build_fitted(forms, fitted)
+
+    def _fit(self, leaf, form):
         """Fits a leaf layer's parts, and goes on with what they give."""
         wanted, _ = self.wanted(leaf, compressed=True)
         parts = fit(form, wanted)
+        if self._with_base:
+            base = kernel_rows(
+                self._superposed[id(leaf)], self._same[id(leaf)][-1].kernel
+            )
+            new = Wanted(base[None], wanted.mean_gram[None])
+            self._new_tasks[id(leaf)] = fit_more(parts, new)
         self.keep(leaf, parts.kernels())
         return parts
 
@@ -225,10 +248,10 @@ class Walk:
 
     def plain(self, task: int) -> keras.Model:
         """Returns the one plain model, with the compressed kernels of a task."""
-        self._hold(task, compressed=True)
+        self._take_weights(task, compressed=True)
         return self._plain
 
-    def build(self, forms: Sequence[Form], fitted: dict[int, Parts]) -> TaskModel:
+    def _build_fitted(self, forms, fitted):
         """Returns the model that holds all parts, and the rest of all models."""
         form_of = {
             id(group[0]): form for group, form in zip(self.groups, forms, strict=True)
@@ -237,7 +260,10 @@ class Walk:
         for layer, ours in pairs:
             layers = self._same[id(layer)]
             if id(layer) in fitted:
-                _hold(ours, fitted[id(layer)])
+                _set_codes(ours, fitted[id(layer)])
+                if self._with_base:
+                    for part, rows in _rows_of(ours, self._new_tasks[id(layer)]):
+                        part.set_new_codes(**{k: row[0] for k, row in rows.items()})
             if isinstance(ours, (Superposed, TaskRows)):
                 set_task_weights(ours, layers[: self.num_tasks])
                 if self._with_base:
@@ -303,7 +329,7 @@ class Walk:
 
     def _probe(self, probe, ours, task, x, compressed):
         """Returns a list of a layer's input rows, for each batch."""
-        self._hold(task, compressed)
+        self._take_weights(task, compressed)
         found = []
         for start in range(0, len(next(iter(x.values()))), BATCH_SIZE):
             batch = {k: v[start : start + BATCH_SIZE] for k, v in x.items()}
@@ -311,7 +337,7 @@ class Walk:
             found.append(rows[:, 0].astype("float64"))
         return found
 
-    def _hold(self, task, compressed):
+    def _take_weights(self, task, compressed):
         """Gives the plain model the weights of a task's own, or as they are kept."""
         for layer, ours in self._pairs:
             if not isinstance(ours, (Superposed, TaskRows)):
@@ -340,7 +366,7 @@ def _options(form: Form) -> dict[str, Any]:
     }
 
 
-def _hold(layer: Superposed, parts: Parts) -> None:
+def _set_codes(layer: Superposed, parts: Parts) -> None:
     """Gives a layer the parts that have been fitted for it."""
     for part, codes in (
         (layer.base, parts.base),
@@ -352,7 +378,7 @@ def _hold(layer: Superposed, parts: Parts) -> None:
 
 
 def _read(layer: Superposed) -> Parts:
-    """Returns the parts that a layer holds, the inverse of `_hold()`."""
+    """Returns the parts that a layer holds, the inverse of `_set_codes()`."""
     base: Any = layer.base
     core: Any = layer.core
     own: Any = layer.low_rank

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from keras_psp.layers._few_bits import best_scale
 from keras_psp.layers._few_bits import packed_size
+from keras_psp.layers._task_low_rank import FULL
 from keras_psp.surgery._rounding import Rounding
-from keras_psp.surgery._rounding import best_scale
 from keras_psp.surgery._rounding import decode
 from keras_psp.surgery._rounding import rounded
 
-FULL = "full"
 SCALE_BITS = 32
 
 

@@ -2,13 +2,11 @@
 
 import numpy as np
 
+from keras_psp.layers._few_bits import best_scale
+from keras_psp.layers._few_bits import levels
+from keras_psp.layers._few_bits import to_codes
+
 BLOCK = 64
-CLIPS = np.linspace(0.1, 1, 19)  # The best for one bit is about 0.24.
-
-
-def levels(bits: int) -> float:
-    """Returns the largest number that a code of `bits` bits stands for."""
-    return (2**bits - 1) / 2
 
 
 def decode(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -19,30 +17,6 @@ def decode(codes: np.ndarray, bits: int) -> np.ndarray:
 def rounded(codes: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
     """Returns the numbers that codes of a scale stand for."""
     return decode(codes, bits) * scale
-
-
-def best_scale(
-    rows: np.ndarray, bits: int, axis: int | tuple, weights: np.ndarray | float = 1.0
-) -> np.ndarray:
-    """Returns the scales with which rounded numbers are nearest to these.
-
-    Args:
-        rows: Array `(..., M, N)`.
-        bits: Integer from 1 to 8.
-        axis: The axes along which numbers share a scale; they stay, of size one.
-        weights: How much each squared error counts, broadcast against `rows`.
-    """
-    most = levels(bits)
-    largest = np.abs(rows).max(axis, keepdims=True)
-    largest = np.maximum(largest, np.finfo("float32").tiny) / most
-    best, least = largest, np.inf
-    for clip in CLIPS if bits < 8 else (1.0,):
-        scale = largest * clip
-        errors = np.square((_codes(rows, scale, most) - most) * scale - rows)
-        error = np.sum(errors * weights, axis, keepdims=True)
-        best = np.where(error < least, scale, best)
-        least = np.minimum(error, least)
-    return best
 
 
 class Rounding:
@@ -89,18 +63,18 @@ class Rounding:
         scales = np.broadcast_to(scale, rows.shape).astype("float32")
         if scale.shape[-2] > 1:
             scales = np.take_along_axis(scales, self._order, -2)
-        codes = self._round_ordered(ordered, scales, levels(bits))
+        codes = self._round_ordered(ordered, scales, bits)
         return np.take_along_axis(codes, np.argsort(self._order, -2), -2), scale
 
-    def _round_ordered(self, rows, scales, most):
-        factor, size = self._factor, rows.shape[-2]
+    def _round_ordered(self, rows, scales, bits):
+        factor, size, most = self._factor, rows.shape[-2], levels(bits)
         codes = np.empty(rows.shape, "uint8")
         for start in range(0, size, BLOCK):
             end = min(start + BLOCK, size)
             errors = np.empty_like(rows[..., start:end, :])
             for i in range(start, end):
                 row, scale = rows[..., i, :], scales[..., i, :]
-                code = _codes(row, scale, most)
+                code = to_codes(row, scale, bits)
                 codes[..., i, :] = code
                 error = (row - (code - most) * scale) / factor[..., i, i, None]
                 share = factor[..., i, i + 1 : end, None]
@@ -109,7 +83,3 @@ class Rounding:
             later = np.swapaxes(factor[..., start:end, end:], -1, -2)
             rows[..., end:, :] -= later @ errors
         return codes
-
-
-def _codes(numbers, scale, most):
-    return np.clip(np.rint(numbers / scale + most), 0, 2 * most)

@@ -113,7 +113,8 @@ def superpose(
         models' inputs by name, and `"task"`, int32 `(batch,)`. Outputs: the models'. It
         takes the memory of one model, or of two with `base`, and each task's own
         weights; or at most the `budget`. A task that is added to it later begins with
-        the base's biases, scales and statistics.
+        the base's biases, scales and statistics; with a `budget`, with all of the base,
+        as exactly as the other tasks are kept.
 
     Raises:
         TypeError: One of the models is not a Keras model; `data` holds no arrays.

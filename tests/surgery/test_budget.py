@@ -131,6 +131,18 @@ def test_more_models_leave_the_present_tasks_as_they_are(budget):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("budget", [0.4, 0.8])
+def test_a_new_task_begins_as_the_base(budget, tmp_path):
+    base, models, data = fine_tuned(dense)
+    one = keras_psp.superpose(models, base=base, data=data, budget=budget)
+    one.save(tmp_path / "one.keras")
+    known = max(differences(one, models, data))
+    for model in (one, keras.models.load_model(tmp_path / "one.keras")):
+        model.add_tasks(1)
+        new = differences(model, [*models, base], [*data, data[0]])[-1]
+        assert new < max(0.02, 3 * known)
+
+
 @pytest.mark.once
 def test_knows_kernels_alone_without_data():
     base, models, data = fine_tuned(dense)

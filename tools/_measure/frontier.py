@@ -26,6 +26,7 @@ import numpy as np
 from _measure import results
 from _measure import tables
 from _measure.merge import Network as Trained
+from _measure.merge import add_network_arguments
 from _measure.results import Row
 from _measure.rivals import floor
 from _measure.rivals import rivals
@@ -38,7 +39,6 @@ from keras_psp._reading.rows import kernel_rows
 from keras_psp.surgery._budget import Choice
 from keras_psp.surgery._budget import all_choices
 from keras_psp.surgery._budget import best
-from keras_psp.surgery._budget import choose
 from keras_psp.surgery._compressed import RIDGE
 from keras_psp.surgery._compressed import Walk
 from keras_psp.surgery._parts import Wanted
@@ -53,16 +53,10 @@ Tests = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("--source", default="mnist")
-    parser.add_argument("--tasks", type=int, default=8)
-    parser.add_argument("--network", choices=("mlp", "resnet18"), default="mlp")
-    parser.add_argument("--units", type=int, default=512, help="of the mlp's layers")
-    parser.add_argument("--width", type=float, default=0.25, help="of the resnet18")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--tuning-epochs", type=int, default=1)
+    add_network_arguments(parser)
     parser.add_argument("--examples", type=int, default=500, help="of each task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    budgets = [0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0]
+    budgets = [0.15, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 1.0]
     parser.add_argument("--budgets", type=float, nargs="+", default=budgets)
     parser.add_argument("--most", type=float, default=2.5, help="networks, of rivals")
     folder = {"type": Path, "metavar": "FOLDER"}
@@ -235,15 +229,9 @@ class Networks:
 
         Returns `None` if the budget is too small.
         """
-        left = 8 * (self._bytes * budget - self._walk.count_other_bytes())
-        chosen = choose([_best_without(each, without) for each in self._choices], left)
-        if chosen is None:
-            return None
-        forms, fitted = [choice.form for choice in chosen], {}
-        for group, form in zip(self._walk.groups, forms, strict=True):
-            fitted.update({id(leaf): self._walk.fit(leaf, form) for leaf in group})
-        one = self._walk.build(forms, fitted)
-        return diagnostics.memory(one).total / self._bytes
+        menus = [_best_without(each, without) for each in self._choices]
+        one = self._walk.fit_within(menus, self._bytes * budget)
+        return one and diagnostics.memory(one).total / self._bytes
 
     @functools.cached_property
     def _choices(self) -> list[list[Choice]]:

@@ -27,8 +27,8 @@ BATCH_SIZE = 128
 Weights = list[np.ndarray]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of networks and of how they are fine-tuned."""
     parser.add_argument("--source", default="mnist")
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--network", choices=("mlp", "resnet18"), default="mlp")
@@ -36,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=float, default=0.25, help="of the resnet18")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--tuning-epochs", type=int, default=1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    add_network_arguments(parser)
     examples = {"type": int, "nargs": "+", "default": [2000]}
     parser.add_argument("--examples", **examples, help="of each task, unlabelled")
     families = ["binary", "fast_rotation"]

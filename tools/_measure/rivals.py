@@ -18,17 +18,18 @@ from typing import Protocol
 
 import numpy as np
 
+from keras_psp.layers._few_bits import best_scale
+from keras_psp.layers._few_bits import to_codes
 from keras_psp.surgery._parts import Wanted
 from keras_psp.surgery._parts import transpose
 from keras_psp.surgery._rounding import Rounding
-from keras_psp.surgery._rounding import levels
+from keras_psp.surgery._rounding import rounded
 
 FLOAT = 32
 BASES = (FLOAT, 8)
 # What factors of all tasks take, in float32 networks: those in float32, and in 4 bits.
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 FEW_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-CLIPS = np.geomspace(0.1, 1, 16)
 KEPT_OFF_DIAGONAL = 0.9  # In RegMean.
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)  # Of TALL masks.
 ROUNDS = 10  # Of alternating fits.
@@ -414,32 +415,13 @@ def _rounded_rest(layer, start, bits, feedback):
         return _nearest(layer.kernels - start, bits), _few_bits(layer.kernels, bits)
     wanted = layer.wanted(compressed=True)
     rest = wanted.kernels - start
-    weights = np.diagonal(wanted.grams, axis1=-2, axis2=-1)[..., None]
-    scale = _best_scale(rest, bits, weights)
-    codes, _ = Rounding(wanted.grams).round(rest, bits, scale)
-    return (codes - levels(bits)) * scale, _few_bits(rest, bits)
+    codes, scale = Rounding(wanted.grams).round(rest, bits)
+    return rounded(codes, scale, bits), _few_bits(rest, bits)
 
 
 def _nearest(rows, bits):
-    return _round(rows, bits, _best_scale(rows, bits))
-
-
-def _round(rows, bits, scale):
-    most = levels(bits)
-    return (np.clip(np.rint(rows / scale + most), 0, 2 * most) - most) * scale
-
-
-def _best_scale(rows, bits, weights=1.0):
-    """The step of each column with which it is nearest to what it was."""
-    largest = np.abs(rows).max(-2, keepdims=True) / levels(bits)
-    largest = np.maximum(largest, np.finfo("float32").tiny)
-    best, least = largest, np.inf
-    for clip in CLIPS if bits < 8 else (1.0,):
-        errors = np.square(_round(rows, bits, clip * largest) - rows)
-        error = np.sum(errors * weights, -2, keepdims=True)
-        best = np.where(error < least, clip * largest, best)
-        least = np.minimum(error, least)
-    return best
+    scale = best_scale(rows, bits, -2)
+    return rounded(to_codes(rows, scale, bits), scale, bits)
 
 
 def _entropy(zeros):
