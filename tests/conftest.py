@@ -1,3 +1,4 @@
+import itertools
 import os
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -28,6 +29,14 @@ hypothesis.settings.load_profile("suite")
 def once(*values):
     """A parameter that is tested on one backend: it takes the same path on each."""
     return pytest.param(*values, marks=pytest.mark.once)
+
+
+def pairs_once(*options, every):
+    """All combinations of options: those of `every` on each backend, the rest once."""
+    return [
+        values if values in every else once(*values)
+        for values in itertools.product(*options)
+    ]
 
 
 @pytest.fixture(autouse=True)

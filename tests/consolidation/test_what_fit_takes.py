@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import once
+from conftest import pairs_once
 from keras import ops
 from layer_checks import to_numpy
 
@@ -176,6 +177,8 @@ def test_steps_over_accumulated_batches_are_those_of_their_mean():
         (EWC, ("around", "inside", "factor")),
         (Gram, ("around",)),
         (SynapticIntelligence, ("inside", "factor")),
+        once(Gram, ("inside", "factor")),
+        once(SynapticIntelligence, ("around",)),
     ],
 )
 def test_loss_scales_around_and_inside(make, ways):
@@ -216,7 +219,10 @@ def test_mixed_float16(inside):
     assert np.isfinite(to_numpy(model.trainable_variables[0])).all()
 
 
-@pytest.mark.parametrize("make, labels", [(EWC, "model"), (Gram, "data")])
+@pytest.mark.parametrize(
+    "make, labels",
+    pairs_once((EWC, Gram), ("model", "data"), every=((EWC, "model"), (Gram, "data"))),
+)
 def test_what_fails_changes_nothing(make, labels):
     model = single(3, crossentropy(), make("adam", labels=labels), shape=(6, 3))
     x, y = np.ones((20, 6, 3), "float32"), np.zeros((20, 6), "int32")

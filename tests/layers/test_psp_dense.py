@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import BACKEND
 from conftest import once
+from conftest import pairs_once
 from keras import ops
 from layer_checks import NUM_TASKS
 from layer_checks import draw
@@ -111,7 +112,12 @@ def test_soft_contexts_mix_biases():
 
 
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
-@pytest.mark.parametrize("mode, activation", [("int8", None), ("int4", "relu")])
+@pytest.mark.parametrize(
+    "mode, activation",
+    pairs_once(
+        ("int8", "int4"), (None, "relu"), every=(("int8", None), ("int4", "relu"))
+    ),
+)
 def test_a_base_is_quantized_too(mode, activation, tmp_path):
     def make():
         layer = PSPDense(
@@ -225,7 +231,12 @@ def test_lora_would_move_all_tasks_and_is_refused():
 # Keras tells of the layers it cannot quantize, the input layers among them.
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
 @pytest.mark.parametrize(
-    "mode, whole_model", [("int8", True), ("int4", False), ("float8", True)]
+    "mode, whole_model",
+    pairs_once(
+        ("int8", "int4", "float8"),
+        (True, False),
+        every=(("int8", True), ("int4", False), ("float8", True)),
+    ),
 )
 def test_quantized(mode, whole_model, tmp_path):
     x, task = draw((10, 64))

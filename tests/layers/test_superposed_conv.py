@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import BACKEND
 from conftest import once
+from conftest import pairs_once
 from keras import ops
 from layer_checks import NUM_TASKS
 from layer_checks import draw
@@ -249,7 +250,11 @@ def test_soft_contexts_that_are_sure_are_indices(context_over):
 
 @pytest.mark.parametrize(
     "make, one_task",
-    [(make_strided, True), (make_channels, False), (make_learnable, False)],
+    pairs_once(
+        (make_strided, make_channels, make_learnable),
+        (True, False),
+        every=((make_strided, True), (make_channels, False), (make_learnable, False)),
+    ),
 )
 def test_gradients_equal_finite_differences(make, one_task):
     # Through a layer below, so that they go through the inputs too.
@@ -350,21 +355,24 @@ def test_unknown_tasks_beside_the_task_they_are_clipped_to(activation):
             assert (np.isfinite if k == last else np.isnan)(example).all()
 
 
-def test_images_of_any_size_compiled():
+@pytest.mark.parametrize(
+    "strides, padding",
+    pairs_once((1, 2), ("same", "valid"), every=((1, "same"), (2, "valid"))),
+)
+def test_images_of_any_size_compiled(strides, padding):
     x, task = draw((10, 7, 6, 2))
-    for strides, padding in ((1, "same"), (2, "valid")):
-        layer = make_binary(strides=strides, padding=padding)
-        image = keras.Input((None, None, 2), name="image")
-        index = keras.Input((), dtype="int32", name="task")
-        model = keras.Model({"image": image, "task": index}, layer(image, index))
-        for size in (7, 6):
-            inputs = {"image": x[:, :size], "task": task}
-            np.testing.assert_allclose(
-                model.predict(inputs, verbose=0),
-                to_numpy(layer(x[:, :size], task)),
-                rtol=1e-5,
-                atol=1e-5,
-            )
+    layer = make_binary(strides=strides, padding=padding)
+    image = keras.Input((None, None, 2), name="image")
+    index = keras.Input((), dtype="int32", name="task")
+    model = keras.Model({"image": image, "task": index}, layer(image, index))
+    for size in (7, 6):
+        inputs = {"image": x[:, :size], "task": task}
+        np.testing.assert_allclose(
+            model.predict(inputs, verbose=0),
+            to_numpy(layer(x[:, :size], task)),
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
 def test_bad_arguments():

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import once
+from conftest import pairs_once
 
 from keras_psp.layers import PSPConv2D
 from keras_psp.models import TaskModel
@@ -52,12 +53,16 @@ def test_superposed_it_has_no_more_weights_but_the_norms():
 
 @pytest.mark.parametrize(
     "norm, head",
-    [
-        ("task", "superposed"),
-        ("batch", "multi"),
-        ("shared", "shared"),
-        ("group", "superposed"),
-    ],
+    pairs_once(
+        ("task", "batch", "shared", "group"),
+        ("superposed", "multi", "shared"),
+        every=(
+            ("task", "superposed"),
+            ("batch", "multi"),
+            ("shared", "shared"),
+            ("group", "superposed"),
+        ),
+    ),
 )
 def test_heads_and_norms(norm, head):
     model = make(norm=norm, head=head)

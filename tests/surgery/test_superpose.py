@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import small_models
 from conftest import once
+from conftest import pairs_once
 from small_models import answers
 from small_models import call
 from small_models import draw_inputs
@@ -20,7 +21,12 @@ def to_numpy(tensor):
 
 
 @pytest.mark.parametrize(
-    "family, with_base", [(family, bool(i % 2)) for i, family in enumerate(FAMILIES)]
+    "family, with_base",
+    pairs_once(
+        FAMILIES,
+        (False, True),
+        every=[(family, bool(i % 2)) for i, family in enumerate(FAMILIES)],
+    ),
 )
 def test_kernels_are_bound_and_added_up(family, with_base):
     models = [draw_weights(small_models.sequential(), seed) for seed in range(3)]
