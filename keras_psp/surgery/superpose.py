@@ -83,9 +83,9 @@ def superpose(
     a base, a small core a task between factors that all tasks share, and a part of low
     rank or a whole kernel of each task's own. For each layer it is estimated what a
     bit more would gain in each part. The forms of which the least error of the layers'
-    outputs is expected are chosen. Copies in few bits, and a base with differences in few bits,
-    are among them. Then all parts are fitted to the layers' inputs, layer after layer:
-    each is rounded, and the others are fitted to what it leaves.
+    outputs is expected are chosen. Copies in few bits, and a base with differences in
+    few bits, are among them. Then all parts are fitted to the layers' inputs, layer
+    after layer: each is rounded, and the others are fitted to what it leaves.
 
     Args:
         models: List of at least two built functional or sequential Keras models of one
