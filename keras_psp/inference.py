@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_psp._core.backend import gradient
+from keras_psp._core.checks import check_boolean
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.data import Structure
@@ -69,8 +70,8 @@ def infer_task(
         it is not a probability of being right.
 
     Raises:
-        TypeError: `model` is no `TaskModel`, `x` holds no arrays of numbers, or
-            `batch_size` is no integer.
+        TypeError: `model` is no `TaskModel`, `x` holds no arrays of numbers,
+            `batch_size` is no integer, or `from_logits` no boolean.
         ValueError: An argument is not one of the above; `x` is empty, not finite, or
             does not fit the model's inputs; the model has several outputs, or fewer
             than two classes; its last activation does not tell what its answers are; a
@@ -98,6 +99,7 @@ def infer_task(
     _check_model(model)
     if from_logits is None:
         from_logits = gives_logits(model)
+    check_boolean("from_logits", from_logits)
     if method == "energy" and not from_logits:
         raise ValueError(
             '`method="energy"` needs logits, and the model must answer with them. '

@@ -82,6 +82,43 @@ def check_integer(name: str, value: int, least: int = 1) -> int:
     return int(value)
 
 
+def check_boolean(name: str, value: bool) -> bool:
+    """Returns `value`; raises if it is not a boolean.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given.
+
+    Raises:
+        TypeError: It is not a boolean.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"`{name}` must be a boolean. "
+            f"Received: {name}={value!r} (of type {type(value).__name__})"
+        )
+    return value
+
+
+def check_list(name: str, value: Any, of: str) -> list:
+    """Returns `value` as a list; raises if it is no list, or a single thing.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given.
+        of: What the list is of, for the message.
+
+    Raises:
+        TypeError: It cannot be iterated over, or is a text, bytes or a dictionary.
+    """
+    if isinstance(value, (str, bytes, dict)) or not hasattr(value, "__iter__"):
+        raise TypeError(
+            f"`{name}` must be a list of {of}. "
+            f"Received: {name}={value!r} (of type {type(value).__name__})"
+        )
+    return list(value)
+
+
 def check_fewer_tasks(n: int, num_tasks: int) -> int:
     """Returns `n` as an `int`; raises if removing `n` tasks would leave none.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from keras_psp._core.checks import check_list
 from keras_psp._core.files import open_atomically
 from keras_psp.benchmarks._plots import draw
 from keras_psp.benchmarks._tables import describe_system
@@ -83,6 +84,7 @@ def report(
 
     Raises:
         FileNotFoundError: There is nothing there, or no result in it.
+        TypeError: `runs` is no list.
         ValueError: No runs; one named twice; two that have the same config and seed.
         OSError: The folder cannot be written.
 
@@ -96,6 +98,7 @@ def report(
     >>> [path.name for path in benchmarks.report([folder]).paths[:3]]
     ['report.html', 'report.md', 'runs.csv']
     """
+    runs = check_list("runs", runs, "folders")
     given = [Path(os.path.abspath(run)) for run in runs]
     given = [path.parent if path.name == FILE_NAME else path for path in given]
     if not given:

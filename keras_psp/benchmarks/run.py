@@ -69,6 +69,7 @@ def run(
         FileExistsError: Another run uses the folder; or the folder holds files, but no
             run, or `overwrite` and `resume` are `False`.
         OSError: The folder cannot be written. What it holds can be resumed.
+        TypeError: `config` is no `Config`.
         ValueError: The config asks for what the source does not have; `tensorboard` or
             `resume` without `output`; the run in the folder has another config, or is
             damaged.
@@ -81,6 +82,12 @@ def run(
     >>> result.accuracy_matrix.shape
     (2, 2)
     """
+    if not isinstance(config, Config):
+        raise TypeError(
+            "`config` must be a `keras_psp.benchmarks.Config`, such as "
+            "`PermutedConfig()`. "
+            f"Received: config={config!r} (of type {type(config).__name__})"
+        )
     for name, wanted in (("tensorboard", tensorboard), ("resume", resume)):
         if wanted and output is None:
             raise ValueError(f"`{name}` needs an `output` folder.")

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_psp._core.checks import check_list
 from keras_psp._core.data import read_inputs
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
@@ -171,7 +172,7 @@ def _check_data(graph, num_tasks, data):
     """Returns a list of a dictionary of arrays for each task."""
     if data is None:
         return [_draw(graph)] * num_tasks
-    data = list(data)
+    data = check_list("data", data, "one set of inputs for each of the tasks")
     if len(data) != num_tasks:
         raise ValueError(
             "`data` must hold inputs for each of the tasks. "
@@ -197,6 +198,7 @@ def _draw(graph):
 
 def _kernels(graph, layers, num_tasks, models):
     """Returns for each layer a list of each task's kernel, without the base's."""
+    models = check_list("models", models, "a model for each of the tasks")
     if len(models) != num_tasks:
         raise ValueError(
             "`models` must hold a model for each of the tasks. "

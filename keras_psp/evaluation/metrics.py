@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from keras_psp._core.checks import check_integer
+
 
 def average_accuracy(matrix: ArrayLike) -> float:
     """Returns the mean accuracy over all tasks after the last one.
@@ -92,7 +94,8 @@ def forward_transfer(ahead: ArrayLike, num_classes: int) -> float:
     Reference:
         [Lopez-Paz and Ranzato, 2017](https://arxiv.org/abs/1706.08840), equation 4.
     """
-    later = np.asarray(ahead, dtype="float64")[1:]
+    check_integer("num_classes", num_classes)
+    later = _numbers(ahead)[1:]
     return float(later.mean() - 1 / num_classes) if len(later) else float("nan")
 
 
@@ -132,7 +135,7 @@ def _just_trained(matrix: np.ndarray) -> np.ndarray:
 
 
 def _check(values: ArrayLike) -> np.ndarray:
-    matrix = np.asarray(values, dtype="float64")
+    matrix = _numbers(values)
     if matrix.ndim != 2 or not matrix.size or matrix.shape[0] % matrix.shape[1]:
         raise ValueError(
             "An accuracy matrix has shape (num_tasks, num_tasks), or a multiple of so "
@@ -141,3 +144,12 @@ def _check(values: ArrayLike) -> np.ndarray:
     if np.isnan(matrix[np.tril_indices(len(matrix), m=matrix.shape[1])]).any():
         raise ValueError("An accuracy matrix has no gaps below its diagonal.")
     return matrix
+
+
+def _numbers(values: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(values, dtype="float64")
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"Accuracies must be numbers, in rows of equal length. Received: {values!r}"
+        ) from error

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 
+from keras_psp._core.checks import check_boolean
 from keras_psp._core.checks import check_name
 from keras_psp._core.task_index import check_task
 from keras_psp._reading.graph import Graph
@@ -114,7 +115,7 @@ def export(
         ("overwrite", overwrite),
         ("verbose", verbose),
     ):
-        _check_boolean(name, value)
+        check_boolean(name, value)
     path = _check_path(path, format, overwrite)
     model = _with_named_inputs(model)
     output_names = _output_names(model)
@@ -141,15 +142,6 @@ def export(
     if verbose:
         keras.utils.io_utils.print_msg(f"Written: {path}: {', '.join(endpoints)}")
     return card
-
-
-def _check_boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(
-            f"`{name}` must be a boolean. "
-            f"Received: {name}={value!r} (of type {type(value).__name__})"
-        )
-    return value
 
 
 def _check_path(path: Any, format: str, overwrite: bool) -> Path:
@@ -228,7 +220,7 @@ def _check_endpoints(
     from_logits: bool,
 ) -> dict[str, Any]:
     if infer_task is not None:
-        _check_boolean("infer_task", infer_task)
+        check_boolean("infer_task", infer_task)
     if isinstance(tasks, (str, bytes, dict)) or not isinstance(tasks, Iterable):
         raise TypeError(
             "`tasks` must be a list of integers. "

@@ -167,7 +167,8 @@ class TaskModel(keras.Model):
     # that cannot be traced costs a model its weights.
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_readable(self._task_in(inputs)):
+        task = self._task_in(inputs)
+        if task is None or is_readable(task):
             inputs = self._check("raise")(inputs)
         return super().__call__(inputs, *args, **kwargs)
 

@@ -27,6 +27,11 @@ class Around(keras.optimizers.Optimizer):
     ) -> None:
         super().__init__(learning_rate=0.0, name=name)
         self.optimizer = keras.optimizers.get(optimizer)
+        if self.optimizer is None:  # What Keras makes of `None`.
+            raise TypeError(
+                "`optimizer` must be a Keras optimizer, or its name. "
+                "Received: optimizer=None"
+            )
         self._loaded: Any = None
 
     def build(self, variables: list) -> None:

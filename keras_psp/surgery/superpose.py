@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_psp._core.checks import check_list
 from keras_psp._core.checks import check_number
 from keras_psp._core.data import read_inputs
 from keras_psp._reading.counterparts import can_convert
@@ -225,12 +226,7 @@ def _check(models, base):
 
 def _read_data(graph, number, data):
     """Returns a dictionary of arrays for each of the models."""
-    if isinstance(data, (str, bytes, dict)) or not hasattr(data, "__iter__"):
-        raise TypeError(
-            "`data` must be a list of one set of inputs for each of the models. "
-            f"Received: data={data!r} (of type {type(data).__name__})"
-        )
-    data = list(data)
+    data = check_list("data", data, "one set of inputs for each of the models")
     if len(data) != number:
         raise ValueError(
             "`data` must hold inputs for each of the models. "
