@@ -227,6 +227,42 @@ class InputCheck:
         return np.where(known, index, np.int32(-1))
 
 
+class BesideInputs(InputCheck):
+    """Checks a task that stands beside inputs of which nothing is known.
+
+    Called with a dictionary with a `"task"`, it returns one like it, with the task as
+    int32 indices. What else it is called with it returns as it is: the task then comes
+    from a scope.
+
+    Args:
+        num_tasks: Number of tasks.
+        unknown: See `InputCheck`.
+    """
+
+    def __init__(self, num_tasks: int, unknown: Literal["raise", "mark"]) -> None:
+        task = np.zeros((0,), "int32")
+        super().__init__({"task": task}, num_tasks, unknown, by_position=False)
+
+    def _check(self, given: Structure) -> Structure:
+        return _beside(given, super()._check)
+
+    def by_name(self, given: Structure) -> Structure:
+        return given
+
+    def check_types(self, given: Structure) -> None:
+        _beside(given, super().check_types)
+
+    def mark_in_graph(self, given: Structure) -> Structure:
+        return _beside(given, super().mark_in_graph)
+
+
+def _beside(given, function):
+    """Applies a function to the task of inputs, if there is one."""
+    if not isinstance(given, dict) or "task" not in given:
+        return given
+    return {**given, **(function({"task": given["task"]}) or {})}
+
+
 def checked(data: Structure, check: InputCheck) -> Structure:
     """Returns data as Keras' `fit()` takes them, every batch of which is checked.
 
@@ -514,7 +550,7 @@ def _checked_loader(loader: Any, check: InputCheck) -> Any:
             for batch in super().__iter__():
                 x, *labels = check_batch(batch, check)
                 # Keras wants tensors alone.
-                yield ({k: torch.as_tensor(v) for k, v in x.items()}, *labels)
+                yield (keras.tree.map_structure(torch.as_tensor, x), *labels)
 
     copied = object.__new__(CheckedLoader)
     copied.__dict__.update(loader.__dict__)

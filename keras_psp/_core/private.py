@@ -8,6 +8,7 @@ name when one vanishes.
 import contextlib
 import sys
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +23,54 @@ def replace_weight(layer: keras.layers.Layer, old: Any, add: Callable) -> None:
     when `quantize()` gives a weight another shape.
     """
     layer._untrack_variable(old)
-    layer._tracker.unlock()
-    with layer._open_name_scope():
+    with adding_weights(layer):
         add()
-    layer._tracker.lock()
+
+
+@contextlib.contextmanager
+def adding_weights(layer: keras.layers.Layer) -> Iterator[None]:
+    """Lets weights be added to a built layer, and taken from it.
+
+    Keras locks the variables of a built layer.
+    """
+    layer._tracker.unlock()
+    try:
+        with layer._open_name_scope():
+            yield
+    finally:
+        layer._tracker.lock()
+
+
+def untrack_weights(layer: keras.layers.Layer, weights: Iterable[Any]) -> None:
+    """Lets weights be no part any more of a layer and of the layers inside it."""
+    for each in layer._flatten_layers():
+        for weight in weights:
+            if any(weight is own for own in own_weights(each)):
+                each._untrack_variable(weight)
+
+
+def seed_generators(layer: keras.layers.Layer) -> list:
+    """Returns the generators of random numbers in a layer and the layers inside it."""
+    found = layer._flatten_layers()
+    return [each for one in found for each in one._seed_generators]
+
+
+def extended_scope(values: Iterable[tuple[Any, Any]]) -> keras.StatelessScope:
+    """Returns a scope in which some variables have other values.
+
+    Of two of Keras' scopes the inner one counts alone. This one also holds what the
+    outer one does.
+
+    Args:
+        values: Pairs of a variable and of its value.
+    """
+    scope = keras.StatelessScope(
+        list(values), collect_losses=True, initialize_variables=False
+    )
+    outer = global_state.get_global_attribute("stateless_scope")
+    if outer is not None:
+        scope.state_mapping = {**outer.state_mapping, **scope.state_mapping}
+    return scope
 
 
 def children(layer: keras.layers.Layer) -> list:
@@ -35,6 +80,46 @@ def children(layer: keras.layers.Layer) -> list:
     """
     found = layer._flatten_layers(include_self=False, recursive=False)
     return [each for each in found if not isinstance(each, keras.layers.InputLayer)]
+
+
+def become(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
+    """Turns a layer into another one, wherever the layer is referred to.
+
+    A layer may stand in attributes, lists, graphs and closures of its owner. No public
+    way leads to all of them. So the old object takes the class and the attributes of
+    the new one, which nobody else may hold.
+
+    Args:
+        old: Built layer.
+        new: Built layer that has not been called.
+    """
+    if old is new:
+        return
+    state = vars(new)
+    state |= {name: vars(old)[name] for name in ("_inbound_nodes", "_outbound_nodes")}
+    object.__setattr__(old, "__class__", type(new))
+    # One dictionary for both: what Keras made with the new layer, such as the method
+    # around `build()`, still holds that one.
+    object.__setattr__(old, "__dict__", state)
+
+
+def stand_where(layer: keras.layers.Layer, old: keras.layers.Layer) -> None:
+    """Lets the weights of a layer, not built yet, be named as those of another one."""
+    layer._parent_path = old._parent_path
+
+
+def forget_parameters(layer: keras.layers.Layer) -> None:
+    """Lets a layer list its parameters for torch anew.
+
+    Keras lists them when a layer is built, those of the layers inside it too.
+    """
+    if "_torch_params" in getattr(layer, "_modules", {}):
+        del layer._torch_params
+
+
+def own_weights(layer: keras.layers.Layer) -> list:
+    """Returns the weights of a layer itself, without those of layers inside it."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
 class LeafLayer:

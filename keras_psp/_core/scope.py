@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_psp._core import backend
 from keras_psp._core.private import is_symbolic
+from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import check_task_type
 from keras_psp._core.task_index import is_soft
 
@@ -148,11 +149,24 @@ def _is_within_block(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor) and is_symbolic()
 
 
-def current(inputs: Any) -> Any:
+def given() -> Any:
+    """Returns the scope's task if it is a tensor, or `None`.
+
+    What is known now, and what TensorFlow reads at each call, is checked by the layers.
+    """
+    opened = _innermost()
+    if opened is None or isinstance(opened.value, (int, np.ndarray)):
+        return None
+    return None if _is_within_block(opened.value) else opened.value
+
+
+def current(inputs: Any, num_tasks: int | None = None) -> Any:
     """Returns the scope's task, as data where a function is being traced.
 
     Args:
         inputs: Tensor of shape `(batch, ...)`, the inputs of the layer that asks.
+        num_tasks: Integer, the number of tasks, if it is to be checked at each call of
+            a compiled function: what follows may turn NaN into words.
 
     Raises:
         ValueError: There is no scope.
@@ -169,13 +183,10 @@ def current(inputs: Any) -> Any:
         return 0
     if opened.graph is not None or not isinstance(opened.value, (int, np.ndarray)):
         return opened.value  # The scope is part of what is traced.
-    return backend.travelling(opened.value, _read, inputs)
 
+    def read() -> Any:
+        # When a compiled function is called: the scope may be another one, or none.
+        value = current(None)
+        return value if num_tasks is None else check_task(value, num_tasks)
 
-def _read() -> Any:
-    """Returns the scope's task when a compiled function is called.
-
-    Raises:
-        ValueError: There is no scope.
-    """
-    return current(None)
+    return backend.travelling(opened.value, read, inputs, num_tasks)

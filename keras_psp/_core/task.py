@@ -24,8 +24,8 @@ class Task:
     A layer makes it in `call()` of the `task` it was called with.
 
     Args:
-        given: What `check_task()` returned; or `scope.FROM_SCOPE`, for the task of the
-            scope that the layer runs in.
+        given: What `check_task()` returned; or `None` or `scope.FROM_SCOPE`, for the
+            task of the scope that the layer runs in.
         num_tasks: Integer, the number of tasks.
         inputs: Tensor of shape `(batch, ...)`, the layer's inputs, or `None`.
 
@@ -42,8 +42,9 @@ class Task:
     """
 
     def __init__(self, given: Any, num_tasks: int, inputs: Any = None) -> None:
-        if isinstance(given, str) and given == scope.FROM_SCOPE:
-            given = check_task(scope.current(inputs), num_tasks)
+        # `None`: Keras' wrappers call a layer's `call()`, as if it took no task.
+        if given is None or (isinstance(given, str) and given == scope.FROM_SCOPE):
+            given = check_task(scope.current(inputs, num_tasks), num_tasks)
         self.num_tasks = num_tasks
         self.index, self.known = given, None
         if isinstance(given, int):

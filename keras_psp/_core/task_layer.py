@@ -1,11 +1,13 @@
 """What every layer has in common that takes a task beside its inputs."""
 
+import inspect
 from typing import TYPE_CHECKING
 from typing import Any
 
 import keras
 
 from keras_psp._core import private
+from keras_psp._core import scope
 from keras_psp._core.task import task_argument
 
 if TYPE_CHECKING:
@@ -21,8 +23,18 @@ class TaskLayer(KerasLayer):
     makes a `Task` of the `task` that it is given.
     """
 
-    def __call__(self, inputs: Any, task: Any = None, **kwargs: Any) -> Any:
-        task = task_argument(task, self)
+    # Whether it stands in a block whose code knows no task, and calls it as the Keras
+    # layer that stood there before.
+    in_block = False
+
+    def __call__(self, inputs: Any, task: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if self.in_block:
+            given = () if task is None else (task, *args)
+            names = list(inspect.signature(self.call).parameters)[2:]
+            kwargs |= dict(zip(names, given, strict=False))
+            task = scope.FROM_SCOPE
+        else:
+            task = task_argument(task, self)
         # Of the Keras layer that stands behind this mixin.
         return super().__call__(inputs, task=task, **kwargs)
 

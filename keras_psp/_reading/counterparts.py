@@ -30,6 +30,7 @@ from keras_psp.layers._superposed_attention import SuperposedAttention
 from keras_psp.layers._superposed_attention import projections
 from keras_psp.layers._superposed_conv import CONTEXT_OVER
 from keras_psp.layers._superposed_conv import SuperposedConv
+from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.layers._task_depthwise_conv import TaskDepthwiseConv
 from keras_psp.layers.psp_einsum_dense import sums_over_inputs
 
@@ -84,7 +85,7 @@ def can_convert(layer: keras.layers.Layer) -> bool:
     """Returns whether a Keras layer has a counterpart here. Subclasses have none."""
     kind = type(layer)
     counterpart = COUNTERPARTS.get(kind)
-    if counterpart is None:
+    if counterpart is None or not layer.built:
         return False
     if issubclass(counterpart, SuperposedAttention):
         return all(map(can_convert, leaf_layers([layer])))
@@ -171,6 +172,10 @@ def make_plain(layer: keras.layers.Layer, task: int) -> keras.layers.Layer:
     Raises:
         ValueError: The layer has no counterpart, is quantized or has a LoRA.
     """
+    if isinstance(layer, TaskCopies):
+        plain = layer.original()
+        plain.set_weights([ops.convert_to_numpy(w[task]) for w in layer.task_weights])
+        return plain
     plain = PLAIN.get(type(layer))
     if plain is None or is_altered(layer):
         raise ValueError(
@@ -282,6 +287,8 @@ def _rows_of(layer):
         if layer.task_bias is not None:
             return [(layer.task_bias.bias, True)]
         return [] if layer.bias is None else [(layer.bias, False)]
+    if isinstance(layer, TaskCopies):
+        return [(weight, True) for weight in layer.task_weights]
     if isinstance(layer, (TaskDense, TaskDepthwiseConv)):
         weights = [(layer.kernel, True), (layer.bias, True)]
     else:

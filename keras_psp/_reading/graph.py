@@ -11,6 +11,7 @@ from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import copy_flags
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.describe import get_config
+from keras_psp._reading.describe import is_of_keras
 from keras_psp._reading.describe import plain_state
 from keras_psp._reading.same_value import same_value
 
@@ -27,7 +28,8 @@ class Graph:
         takes_task: Boolean, whether it has an input named `"task"`; else it must not.
 
     Attributes:
-        name: The model's.
+        model: The model.
+        name: Its name.
         inputs: Its symbolic inputs by name: the names in its own dictionary or, if it
             has none, its tensors'; `"input"`, `"input_1"`, ... if they have none.
         output: Its symbolic outputs, in their structure.
@@ -76,12 +78,12 @@ class Graph:
                 "The model must not have an input named 'task' already. "
                 f"Received: {self.name!r}"
             )
-        self._model = model
+        self.model = model
 
     @functools.cached_property
     def layers(self) -> list[keras.layers.Layer]:
         """The layers, with those of the models inside, without inputs; each once."""
-        return _layers(self._model)
+        return _layers(self.model)
 
     @property
     def names(self) -> list[str]:
@@ -135,10 +137,12 @@ class Graph:
 def is_graph(layer: Any) -> bool:
     """Returns whether a layer is a built functional or sequential model.
 
-    A subclass with a `call()` of its own is not.
+    A subclass with a `call()` of its own is not. Nor is one with a `get_config()` of
+    its own, such as KerasHub's models: it can be built again by that.
     """
     return (
         isinstance(layer, keras.Model)
+        and is_of_keras(type(layer).get_config)
         and getattr(layer, "inputs", None) is not None
         and (type(layer).call in _calls() or hasattr(layer, "add_tasks"))
     )

@@ -1,40 +1,23 @@
 """A functional model that takes its `task` input at its word."""
 
-import contextlib
-import inspect
-import re
-import threading
 import weakref
-from collections.abc import Iterator
 from typing import Any
 from typing import Literal
 
 import keras
-import numpy as np
 
 from keras_psp._core import scope
 from keras_psp._core.backend import is_readable
-from keras_psp._core.checks import check_fewer_tasks
-from keras_psp._core.checks import check_integer
 from keras_psp._core.data import InputCheck
-from keras_psp._core.data import check_batch
-from keras_psp._core.data import checked
-from keras_psp._core.private import children
 from keras_psp._core.private import entry_layer
-from keras_psp._core.private import kept_weights
 from keras_psp._core.task import as_index
 from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import check_task_type
-from keras_psp._core.task_layer import find_task_layers
-from keras_psp.contexts.context import Context
-from keras_psp.models._whole_steps import WholeSteps
-from keras_psp.optimizers._advise import advise
-from keras_psp.optimizers._grow import check_can_grow
-from keras_psp.optimizers._grow import grow_optimizer
+from keras_psp.models._takes_tasks import TakesTasks
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
-class TaskModel(keras.Model):
+class TaskModel(TakesTasks, keras.Model):
     """A functional `keras.Model` with an input named `"task"`.
 
     No task answers for another one:
@@ -76,10 +59,6 @@ class TaskModel(keras.Model):
     (1, 2)
     """
 
-    # Whether the kernels are the least squares solution of `superpose(..., data=)`: a
-    # model that is added without data then disturbs them. It is saved with the weights.
-    fitted_to_data: bool = False
-
     # With the arguments of Keras' functional models, by which it knows them.
     def __init__(
         self, inputs: Any, outputs: Any, name: str | None = None, **kwargs: Any
@@ -106,66 +85,6 @@ class TaskModel(keras.Model):
         # Models that have called this one: they have its variables compiled in.
         self._callers: weakref.WeakSet = weakref.WeakSet()
 
-    @property
-    def num_tasks(self) -> int:
-        """How many tasks the model's layers hold."""
-        layers = self._task_layers()
-        if not layers:
-            raise ValueError(f"No layer of {self.name!r} takes a task.")
-        return min(layer.num_tasks for layer in layers)
-
-    def add_tasks(self, n: int) -> "TaskModel":
-        """Adds `n` tasks behind the present ones, which stay exactly as they are.
-
-        The model need not be compiled again. The optimizer keeps what it knows of the
-        present tasks, and so does a consolidation. Models that contain this one follow.
-
-        Args:
-            n: Positive integer.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            TypeError: `n` is not an integer.
-            ValueError: `n` is not positive, a layer cannot hold so many tasks, or
-                the model takes soft contexts, whose number is that of an input.
-        """
-        total = self.num_tasks + check_integer("n", n)
-        self._check_can_change(n)
-        self.check_can_hold(total)
-        return self._change_to(total)
-
-    def remove_tasks(self, *, n: int) -> "TaskModel":
-        """Removes the last `n` tasks; the others stay exactly as they are.
-
-        It undoes `add_tasks()`: what the tasks have of their own goes, and what they
-        have written into shared weights stays.
-
-        Args:
-            n: Positive integer, less than the number of tasks. By keyword alone: it
-                is no task's index.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            TypeError: `n` is not an integer.
-            ValueError: `n` is not positive, no task would be left, or the model takes
-                soft contexts.
-        """
-        total = self.num_tasks - check_fewer_tasks(n, self.num_tasks)
-        self._check_can_change(n)
-        return self._change_to(total)
-
-    def check_can_hold(self, num_tasks: int) -> None:
-        """Raises a `ValueError` if a layer's context cannot hold `num_tasks`."""
-        for layer in self._task_layers():
-            layer.check_can_hold(num_tasks)
-
-    # What is given is checked before Keras sees it: Keras casts it, and on JAX a step
-    # that cannot be traced costs a model its weights.
-
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         task = self._task_in(inputs)
         if task is None or is_readable(task):
@@ -186,136 +105,6 @@ class TaskModel(keras.Model):
             return outputs
         return mask_outputs(outputs, task, self.num_tasks)
 
-    def fit(self, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
-        check = self._check("raise")
-        given["x"] = checked(given.get("x"), check)
-        if given.get("validation_data") is not None:
-            given["validation_data"] = self._check_validation(given["validation_data"])
-        callbacks = given.get("callbacks")
-        if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [*(keras.tree.flatten(callbacks or [])), WholeSteps()]
-        given["callbacks"] = callbacks
-        advise(self, getattr(self, "optimizer", None))
-        with check.plain_errors(), self._guarded():
-            return super().fit(**given)
-
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        check = self._check(self._unknown)
-        if not kwargs.get("_use_cached_eval_dataset"):  # Which `fit()` has checked.
-            x = checked(x, check)
-        with check.plain_errors(), self._guarded():
-            return super().evaluate(x, *args, **kwargs)
-
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        check = self._check(self._unknown)
-        x = checked(x, check)
-        with check.plain_errors(), self._guarded():
-            return super().predict(x, *args, **kwargs)
-
-    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        x = self._check("raise")(x)
-        with self._guarded():
-            return super().train_on_batch(x, *args, **kwargs)
-
-    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        x = self._check(self._unknown)(x)
-        with self._guarded():
-            return super().test_on_batch(x, *args, **kwargs)
-
-    def predict_on_batch(self, x: Any) -> Any:
-        x = self._check(self._unknown)(x)
-        with self._guarded():
-            return super().predict_on_batch(x)
-
-    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        before = [np.array(w) for w in self.get_weights()]
-        seeds = [(context, context.seed) for context in _contexts_in(self)]
-        try:
-            return super().load_weights(filepath, *args, **kwargs)
-        except Exception:
-            # Keras loads layer after layer, and may find only then that one of them
-            # is of another family, or size.
-            self.set_weights(before)
-            for context, seed in seeds:
-                context.seed = seed
-            raise
-
-    def save_own_variables(self, store: Any) -> None:
-        super().save_own_variables(store)
-        if self.fitted_to_data:
-            store["fitted_to_data"] = np.array(1)
-
-    def load_own_variables(self, store: Any) -> None:
-        values = {name: store[name] for name in store.keys()}
-        self.fitted_to_data = bool(values.pop("fitted_to_data", self.fitted_to_data))
-        super().load_own_variables(values)
-
-    def quantize(
-        self, mode: Any = None, config: Any = None, filters: Any = None, **kwargs: Any
-    ) -> None:
-        """Quantizes the model as Keras does; see `keras.Model.quantize()`.
-
-        Superposed kernels and base kernels become integers. Biases, norms and contexts
-        stay as they are.
-
-        Raises:
-            ValueError: A layer with kernels cannot be quantized in this mode. Nothing
-                has changed then; leave it out by `filters`.
-        """
-        name = mode if config is None else config.mode
-        refused = [
-            layer.name
-            for layer in self._task_layers()
-            if _is_chosen(layer, filters) and not layer.can_quantize(name)
-        ]
-        if refused:
-            raise ValueError(
-                f"These layers cannot be quantized to {name!r}; leave them out by "
-                f"`filters`. Received: layers {refused}"
-            )
-        super().quantize(mode, config=config, filters=filters, **kwargs)
-
-    def _check_can_change(self, n: int) -> None:
-        if self._is_soft():
-            raise ValueError(
-                "A model that takes soft contexts has an input of `num_tasks` weights "
-                f"and can neither grow nor shrink. Received: n={n}"
-            )
-
-    def _change_to(self, total: int) -> "TaskModel":
-        before, values = self.num_tasks, self.get_weights()
-        models = [self, *self._callers]
-        trained = [list(model.trainable_variables) for model in models]
-        rows = [k if k < before else None for k in range(total)]
-        for model, variables in zip(models, trained, strict=True):
-            if model.compiled:
-                check_can_grow(model.optimizer, variables)
-        try:
-            self._resize(total)
-        except BaseException:
-            self._resize(before)
-            self.set_weights(values)
-            raise
-        for model, variables in zip(models, trained, strict=True):
-            # What was compiled has the old weights, and number of tasks, in it.
-            model.train_function = model.test_function = model.predict_function = None
-            if model.compiled:
-                grow_optimizer(
-                    model.optimizer, variables, model.trainable_variables, rows
-                )
-        return self
-
-    def _resize(self, total: int) -> None:
-        for layer in self._task_layers():  # Which may share a context.
-            if layer.num_tasks < total:
-                layer.add_tasks(total - layer.num_tasks)
-            elif layer.num_tasks > total:
-                layer.remove_tasks(n=layer.num_tasks - total)
-
-    def _task_layers(self) -> list:
-        return find_task_layers(self)
-
     def _is_soft(self) -> bool:
         return keras.backend.is_float_dtype(self.input["task"].dtype)
 
@@ -326,52 +115,7 @@ class TaskModel(keras.Model):
         flat, names = keras.tree.flatten(inputs), list(self.input)
         return flat[names.index("task")] if len(flat) == len(names) else None
 
-    @property
-    def _unknown(self) -> Literal["raise", "mark"]:
-        """What becomes of an unknown task where nothing is trained."""
-        torch = keras.backend.backend() == "torch"
-        eager = self.run_eagerly or (torch and not self.jit_compile)
-        return "raise" if eager else "mark"
-
     def _check(self, unknown: Literal["raise", "mark"]) -> InputCheck:
         # Keras reads a list in the order of sorted names.
         by_position = list(self.input) == sorted(self.input)
         return InputCheck(self.input, self.num_tasks, unknown, by_position)
-
-    def _check_validation(self, data: Any) -> Any:
-        check = self._check(self._unknown)
-        if isinstance(data, (tuple, list)):
-            return check_batch(tuple(data), check)
-        return checked(data, check)
-
-    @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
-        """Where Keras' compiled steps run: one thread at a time on JAX, see there."""
-        with contextlib.ExitStack() as stack:
-            if keras.backend.backend() == "jax":
-                stack.enter_context(_locks.setdefault(self, threading.RLock()))
-            stack.enter_context(kept_weights(self))
-            yield
-
-
-def _contexts_in(layer: keras.layers.Layer) -> Iterator[Context]:
-    for child in children(layer):
-        if isinstance(child, Context):
-            yield child
-        else:
-            yield from _contexts_in(child)
-
-
-def _is_chosen(layer: keras.layers.Layer, filters: Any) -> bool:
-    """Whether Keras' `quantize()` takes a layer with these filters."""
-    if filters is None:
-        return True
-    if callable(filters):
-        return bool(filters(layer))
-    each = [filters] if isinstance(filters, str) else filters
-    return any(re.search(pattern, layer.name) for pattern in each)
-
-
-# Of models: a lock would keep them from being pickled. On JAX Keras takes the weights
-# out of a model while its steps run, so that a second thread would find none.
-_locks: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

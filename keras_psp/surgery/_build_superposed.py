@@ -2,34 +2,78 @@
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from typing import Any
+from typing import NamedTuple
 
 import keras
 
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_layer
+from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.graph import pair_leaf_layers
+from keras_psp._reading.within import copy_built
+from keras_psp.layers._block import Block
+from keras_psp.layers._block import as_it_is
+from keras_psp.layers._block import build_like
+from keras_psp.layers._block import layers_within
+from keras_psp.layers._block import pairs_within
+from keras_psp.layers._block import put_into
+from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._task_copies import make_copies
+from keras_psp.models._own_model import OwnModel
 from keras_psp.models.task_model import TaskModel
+
+Pairs = list[tuple[keras.layers.Layer, keras.layers.Layer]]
 
 
 def build_superposed(
-    graph: Graph,
+    model: keras.Model,
     chosen: Iterable[keras.layers.Layer],
     new_layer: Callable[[keras.layers.Layer], keras.layers.Layer],
-) -> tuple[TaskModel, list[tuple[keras.layers.Layer, keras.layers.Layer]]]:
-    """Builds a model once more, with a task input and superposed layers.
+    num_tasks: int,
+    copied: Iterable[keras.layers.Layer] = (),
+) -> tuple[Any, Pairs]:
+    """Builds a model once more, with a task and superposed layers.
 
     Args:
-        graph: The model's `Graph`.
-        chosen: The layers to superpose, those of the models inside it among them.
+        model: The model.
+        chosen: The layers to superpose, those inside its models and blocks among them.
         new_layer: Function of each of these that returns its counterpart, not built.
+        num_tasks: Positive integer.
+        copied: More layers, of which each task gets a copy of its own.
 
     Returns:
-        `(superposed, pairs)`: a `TaskModel` without the model's weights, and every leaf
-        layer of the model with the one that stands for it.
+        `(superposed, pairs)`: a `TaskModel`, or a model of the same class, without the
+        weights of layers that take a task; and every leaf layer of the model with the
+        one that stands for it. Blocks have the weights of their other layers.
     """
-    chosen = {id(layer) for layer in chosen}
+    plan = _Plan(
+        {id(layer) for layer in chosen},
+        {id(layer) for layer in copied},
+        new_layer,
+        num_tasks,
+    )
+    if is_graph(model):
+        return _build_graph(Graph(model), plan)
+    copy = copy_built(model)
+    return copy, _superpose_within(model, copy, plan, OwnModel)
+
+
+class _Plan(NamedTuple):
+    chosen: set[int]
+    copied: set[int]
+    new_layer: Callable
+    num_tasks: int
+
+    def holds(self, layer):
+        """Whether a layer, or one inside it, is to take a task."""
+        every = {id(each) for each in (layer, *layers_within(layer))}
+        return bool(every & (self.chosen | self.copied))
+
+
+def _build_graph(graph, plan):
     made = {}  # Models may share a layer, or a model.
 
     def superposed_of(layer):
@@ -40,11 +84,11 @@ def build_superposed(
     def make(layer):
         if is_graph(layer):
             inner = Graph(layer, takes_task=True)
-            if any(id(each) in chosen for each in inner.layers):
+            if any(id(each) in plan.chosen for each in inner.layers):
                 return build(inner)
             return keras.models.clone_model(layer, clone_function=superposed_of)
-        if id(layer) in chosen:
-            return new_layer(layer)
+        if id(layer) in plan.chosen:
+            return plan.new_layer(layer)
         return copy_layer(layer)
 
     def build(graph):
@@ -64,4 +108,34 @@ def build_superposed(
         return TaskModel({**inputs, "task": task}, outputs, name=graph.name)
 
     superposed = build(graph)
-    return superposed, pair_leaf_layers(made.values())
+    pairs = []
+    for layer, copy in pair_leaf_layers(made.values()):
+        if isinstance(copy, (TaskLayer, Superposed)) or not plan.holds(layer):
+            pairs.append((layer, copy))
+            continue
+        copy_weights(layer, copy)
+        if id(layer) in plan.copied:
+            make_copies(copy, plan.num_tasks)
+            pairs.append((layer, copy))
+        else:
+            pairs += _superpose_within(layer, copy, plan, Block)
+    return superposed, pairs
+
+
+def _superpose_within(block, copy, plan, mixin):
+    """Superposes the chosen layers of a block's copy, where they stand."""
+    as_it_was = as_it_is(copy)
+    put_in, pairs = [], []
+    for place, (layer, old) in enumerate(pairs_within(block, copy)):
+        if id(layer) in plan.chosen:
+            new = plan.new_layer(layer)
+            build_like(new, layer, old)
+        elif id(layer) in plan.copied:
+            make_copies(old, plan.num_tasks)
+            new = old
+        else:
+            continue
+        put_in.append((place, old, new))
+        pairs.append((layer, old))
+    put_into(copy, put_in, as_it_was, mixin)
+    return pairs

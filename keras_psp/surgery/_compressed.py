@@ -281,7 +281,9 @@ class Walk:
                 layer, self.num_tasks, lambda: None, context_over="kernel", **options
             )
 
-        return build_superposed(self._graph, self._chosen, new_layer)
+        return build_superposed(
+            self._graph.model, self._chosen, new_layer, self.num_tasks
+        )
 
     def wanted(
         self, leaf: keras.layers.Layer, compressed: bool

@@ -4,11 +4,15 @@ import re
 import warnings
 from collections.abc import Callable
 from collections.abc import Sequence
+from typing import Any
+from typing import Literal
 
 import keras
 import numpy as np
 
 from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
+from keras_psp._core.task_layer import find_task_layers
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import is_altered
@@ -17,12 +21,19 @@ from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_weights
+from keras_psp._reading.graph import is_graph
+from keras_psp._reading.within import can_copy
+from keras_psp._reading.within import count_numbers
+from keras_psp._reading.within import holders
+from keras_psp._reading.within import weights_of
 from keras_psp.contexts.context import Context
 from keras_psp.contexts.families import series
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
-from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._build_superposed import build_superposed
+
+# What becomes of weights that all tasks share.
+SHARED = ("warn", "freeze", "copy")
 
 
 def convert(
@@ -31,7 +42,8 @@ def convert(
     context: str | Context = "binary",
     layers: Sequence[str] | str | re.Pattern | Callable | None = None,
     context_over: str = "kernel",
-) -> TaskModel:
+    shared: Literal["warn", "freeze", "copy"] = "warn",
+) -> Any:
     """Makes a Keras model one of many tasks, each of which starts as that model.
 
     A layer with a counterpart here (`Dense`, `EinsumDense`, `Conv1D`, `Conv2D`,
@@ -50,9 +62,13 @@ def convert(
     is noise to the others. The kernels take twice their memory, for any number of
     tasks.
 
+    Layers inside blocks of your own, Keras' wrappers and KerasHub's layers are replaced
+    too, where they stand. They take their task from the scope that the model opens.
+
     Args:
-        model: Functional or sequential Keras model, built. Models inside it are
-            converted too. It is not changed.
+        model: Built Keras model. Models inside it are converted too. It is not changed.
+            A subclass with a `call()` or a `get_config()` of its own must be one that
+            `from_config(get_config())` makes again, and so must blocks.
         num_tasks: Positive integer, the number of tasks.
         context: Name of a context family, or a `keras_psp.contexts.Context`. Each layer
             gets a context like it with a seed of its own. Defaults to `"binary"`.
@@ -62,22 +78,33 @@ def convert(
         context_over: What contexts of convolutions act on: `"kernel"`, as in the paper,
             or `"channels"`, which is faster where a batch holds many tasks but
             interferes more. See `keras_psp.layers.PSPConv2D`.
+        shared: What becomes of weights in layers without a counterpart. `"warn"`: all
+            tasks share and train them, and a warning says how many there are.
+            `"freeze"`: what tasks share is not trained. `"copy"`: each task has a copy
+            of its own.
 
     Returns:
-        A `keras_psp.models.TaskModel`, not compiled. Inputs: a dictionary of the
+        A model that is not compiled. Of a functional or sequential model, it is a
+        `keras_psp.models.TaskModel`. Inputs: a dictionary of the
         model's inputs by name, and `"task"`, int32 `(batch,)`. Inputs without a name
         are called `"input"`, `"input_1"`, ..., and one that has the name of a layer
         gets `"_input"` behind it. Outputs: the model's. A task that is added later also
         starts as the model.
 
+        A model of a class of its own, such as KerasHub's, keeps its class and methods.
+        Call them in a scope, `with keras_psp.task(3): model.predict(x)`. Or give the
+        task beside the inputs: as `"task"` in the model's dictionary of inputs, or as
+        `{"inputs": x, "task": task}`.
+
     Raises:
         TypeError: `model` is not a Keras model, `num_tasks` not an integer, or `layers`
             none of the above.
-        ValueError: The model is not built, neither functional nor sequential, or takes
-            a task already; `layers` names a layer that does not exist or has no
-            counterpart, matches none that has one, or is no regular expression; a layer
-            is quantized or has a LoRA, or its config does not hold all that it needs;
-            the context family cannot hold so many tasks.
+        ValueError: The model is not built, cannot be made again from its config, or
+            takes a task already; `shared` is none of the above; `layers` names a layer
+            that does not exist or has no counterpart, matches none that has one, or is
+            no regular expression; a layer is quantized or has a LoRA, or its config
+            does not hold all that it needs; the context family cannot hold so many
+            tasks.
 
     Example:
 
@@ -95,14 +122,16 @@ def convert(
     """
     num_tasks = check_integer("num_tasks", num_tasks)
     seed = check_context(context, context_over)
-    graph = Graph(model)
-    chosen = _choose(graph, layers)
+    check_name("shared", shared, SHARED)
+    check_can_rebuild(model)
+    chosen, left = _choose(model, layers, shared)
     contexts = series(context, num_tasks, len(chosen), seed=seed)
 
     def new_layer(layer):
         return make_superposed(layer, num_tasks, contexts.pop, True, context_over)
 
-    converted, pairs = build_superposed(graph, chosen, new_layer)
+    copied = left if shared == "copy" else ()
+    converted, pairs = build_superposed(model, chosen, new_layer, num_tasks, copied)
     for layer, superposed in pairs:
         if isinstance(superposed, Superposed):
             superposed.base_kernel.assign(layer.get_weights()[0])
@@ -112,19 +141,46 @@ def convert(
             set_new_rows(superposed, layer)
         else:
             copy_weights(layer, superposed)
+    if shared == "freeze":
+        _freeze_shared(converted)
     return converted
 
 
-def _choose(graph, wanted):
-    """Returns the layers to convert, and warns of those that cannot be converted."""
-    layers = graph.layers
+def check_can_rebuild(model: keras.Model) -> None:
+    """Checks that a model is a built one that takes no task."""
+    if is_graph(model) or not isinstance(model, keras.Model):
+        Graph(model)
+    elif not model.built:
+        raise ValueError(
+            "The model must be built, by a call. Received: "
+            f"{model.name!r}, which is not"
+        )
+    elif find_task_layers(model):
+        raise ValueError(
+            f"The model must not take a task already. Received: {model.name!r}"
+        )
+
+
+def _freeze_shared(model):
+    own = {id(weight) for layer in find_task_layers(model) for weight in layer.weights}
+    for weight in model.trainable_weights:
+        if id(weight) not in own:
+            weight.trainable = False
+
+
+def _choose(model, wanted, shared):
+    """Returns the layers to convert, and those that cannot be.
+
+    Warns of these if all tasks go on sharing and training them.
+    """
+    layers = holders(Graph(model).layers if is_graph(model) else [model])
     named = isinstance(wanted, (list, tuple))
     if named:
         names = {layer.name for layer in layers}
         unknown = [name for name in wanted if name not in names]
         if unknown:
             raise ValueError(
-                f"There is no layer {unknown[0]!r} in {graph.name!r}. "
+                f"There is no layer {unknown[0]!r} in {model.name!r}. "
                 f"Received: layers={wanted!r}"
             )
         layers = [layer for layer in layers if layer.name in wanted]
@@ -151,16 +207,24 @@ def _choose(graph, wanted):
                 f"Received: {layer.name!r}"
             )
     chosen = [layer for layer in layers if can_convert(layer)]
-    left = [layer for layer in layers if layer.weights and not can_convert(layer)]
+    left = [layer for layer in layers if weights_of(layer) and not can_convert(layer)]
+    kept = [layer for layer in left if shared != "copy" or not can_copy(layer)]
     message = "These layers have no superposed counterpart: " + ", ".join(
-        f"{layer.name!r} ({type(layer).__name__})" for layer in left
+        f"{layer.name!r} ({type(layer).__name__})" for layer in kept
     )
-    if left and (named or not chosen):
+    if kept and (named or not chosen) and shared != "freeze":
         raise ValueError(message)
-    if not chosen:
+    if not chosen and (shared != "copy" or not left):
         raise ValueError(
-            f"No layer of {graph.name!r} can be converted. Received: layers={wanted!r}"
+            f"No layer of {model.name!r} can be converted. Received: layers={wanted!r}"
         )
-    if left:
-        warnings.warn(f"{message}. All tasks share their weights.", stacklevel=3)
-    return chosen
+    if kept and shared != "freeze":
+        count = sum(count_numbers(weights_of(layer)) for layer in kept)
+        share = count / max(model.count_params(), 1)
+        warnings.warn(
+            f"{message}. All tasks share their weights, {share:.1%} of the model's, "
+            'and train them. Use `shared="freeze"` to keep them as they are, or '
+            '`shared="copy"` to give each task its own.',
+            stacklevel=3,
+        )
+    return chosen, [layer for layer in left if layer not in kept]

@@ -4,6 +4,7 @@ from typing import Any
 
 import keras
 
+from keras_psp._core.private import own_weights
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import make_plain
@@ -13,6 +14,9 @@ from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.graph import pair_leaf_layers
+from keras_psp.layers._block import Block
+from keras_psp.layers._block import pairs_within
+from keras_psp.models._own_model import OwnModel
 from keras_psp.models.task_model import TaskModel
 
 
@@ -56,7 +60,7 @@ def build_plain(
         `(plain, pairs)`: that model, and every leaf layer of `model` with the one that
         stands for it.
     """
-    if not isinstance(model, TaskModel):
+    if not isinstance(model, (TaskModel, OwnModel)):
         raise TypeError(
             "`model` must be a `TaskModel`, which takes a task. Received: "
             f"model={model!r} (of type {type(model).__name__})"
@@ -64,13 +68,32 @@ def build_plain(
     task = check_task(task, model.num_tasks)
     if not isinstance(task, int):
         raise TypeError(f"`task` must be an integer. Received: task={task!r}")
+    if isinstance(model, OwnModel):
+        plain: Any = model.original()
+        return plain, _take_weights(model, plain, task)
     made: dict[int, Any] = {}  # Models may share a layer, or a model.
     plain = _build(model, task, made)
-    pairs = pair_leaf_layers(made.values())
-    for layer, copy in pairs:
+    pairs = []
+    for layer, copy in pair_leaf_layers(made.values()):
+        if isinstance(layer, Block):
+            pairs += _take_weights(layer, copy, task)
+            continue
+        pairs.append((layer, copy))
         if not isinstance(layer, TaskLayer):
             copy_weights(layer, copy)
     return plain, pairs
+
+
+def _take_weights(block, plain, task):
+    """Gives a block as it was one task's weights, and returns the pairs of layers."""
+    pairs = [(block, plain), *pairs_within(block, plain)]
+    for layer, copy in pairs:
+        if isinstance(layer, TaskLayer):
+            copy.set_weights(make_plain(layer, task).get_weights())
+        else:
+            for weight, own in zip(own_weights(layer), own_weights(copy), strict=True):
+                own.assign(weight)
+    return pairs[1:]
 
 
 def _build(model, task, made):
@@ -85,6 +108,8 @@ def _build(model, task, made):
     def make(layer):
         if isinstance(layer, TaskModel):
             return _build(layer, task, made)
+        if isinstance(layer, Block):
+            return layer.original()
         if isinstance(layer, TaskLayer):
             return make_plain(layer, task)
         if is_graph(layer):

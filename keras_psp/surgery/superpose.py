@@ -171,7 +171,7 @@ def superpose(
             layer, len(models), contexts.pop, with_base, context_over
         )
 
-    one, pairs = build_superposed(graphs[0], chosen, new_layer)
+    one, pairs = build_superposed(models[0], chosen, new_layer, len(models))
     same = {
         id(layers[0]): layers
         for layers in zip(*(leaf_layers(graph.layers) for graph in graphs), strict=True)

@@ -1,0 +1,93 @@
+"""Which layers hold the weights of a model: those inside blocks among them.
+
+A block is a layer that is not known here and holds others, such as a transformer's. Its
+own code calls these. So do a model of a class of its own, and Keras' wrappers.
+"""
+
+import math
+from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_psp._core.private import children
+from keras_psp._core.private import own_weights
+from keras_psp._reading.counterparts import can_convert
+from keras_psp._reading.graph import copy_layer
+from keras_psp._reading.graph import copy_weights
+
+# These use the weights of the layers inside them without calling them.
+OPAQUE = (keras.layers.RNN, keras.layers.SpectralNormalization)
+
+
+def is_block(layer: keras.layers.Layer) -> bool:
+    """Returns whether a layer calls others, which hold weights."""
+    return not isinstance(layer, OPAQUE) and any(
+        each.weights for each in children(layer)
+    )
+
+
+def holders(layers: Iterable[keras.layers.Layer]) -> list[keras.layers.Layer]:
+    """Returns the layers that hold the weights of layers in a graph, each once.
+
+    Those that can be converted are among them, and blocks with weights of their own.
+    """
+    found: dict[int, keras.layers.Layer] = {}
+    for layer in layers:
+        if can_convert(layer) or not is_block(layer):
+            found[id(layer)] = layer
+        else:
+            found |= {id(each): each for each in holders_within(layer)}
+    return list(found.values())
+
+
+def holders_within(block: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """Yields the layers that hold the weights of a block, that itself among them."""
+    if own_weights(block):
+        yield block
+    for layer in children(block):
+        if is_block(layer):  # Attention too: it is called in ways of Keras' own.
+            yield from holders_within(layer)
+        elif layer.weights:
+            yield layer
+
+
+def weights_of(holder: keras.layers.Layer) -> list[Any]:
+    """Returns the weights that one of `holders()` holds."""
+    return own_weights(holder) if is_block(holder) else holder.weights
+
+
+def count_numbers(weights: Iterable[Any]) -> int:
+    """Returns how many numbers there are in weights."""
+    return sum(math.prod(weight.shape) for weight in weights)
+
+
+def can_copy(holder: keras.layers.Layer) -> bool:
+    """Returns whether each task can have a copy of what one of `holders()` holds.
+
+    A batch of several tasks is computed once for each: whoever gathers statistics of
+    the batch would take them of all. What a block holds itself is used by its code.
+    """
+    gathers = (keras.layers.BatchNormalization, keras.layers.SpectralNormalization)
+    return not isinstance(holder, gathers) and not is_block(holder)
+
+
+def copy_built(layer: keras.layers.Layer) -> Any:
+    """Returns a copy of a layer, or of a model of its own class, with its weights.
+
+    Raises:
+        ValueError: Its `get_config()` does not tell how to make it again.
+    """
+    try:
+        copy = copy_layer(layer)
+        if not copy.built:
+            copy.build_from_config(layer.get_build_config())
+    except Exception as error:
+        raise ValueError(
+            f"A {type(layer).__name__} must be one that `from_config(get_config())` "
+            "makes again: give it a `get_config()` that holds all arguments of its "
+            f"`__init__()`. Received: {layer.name!r}, which fails with {error!r}"
+        ) from error
+    copy_weights(layer, copy)
+    return copy

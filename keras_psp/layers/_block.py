@@ -1,0 +1,216 @@
+"""Layers and models of another's code, with layers in them that take a task.
+
+A Keras layer that is not known here, such as a transformer's block, calls the layers
+inside it as it always did. Some of these have become superposed where they stand, and
+take their task from the scope. The block itself becomes a class of its own, so that its
+file tells how to make it again: the block as it was, and the layers put into it.
+"""
+
+import copy
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import Self
+
+import keras
+
+from keras_psp._core.private import become
+from keras_psp._core.private import children
+from keras_psp._core.private import forget_parameters
+from keras_psp._core.private import stand_where
+from keras_psp._core.task_layer import TaskLayer
+
+if TYPE_CHECKING:
+    from typing import Any as KerasLayer  # What stands behind the mixin.
+else:
+    KerasLayer = object
+
+
+def layers_within(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns all layers inside a layer or a model, each once, in a fixed order."""
+    return [each for each, _ in pairs_within(layer, layer)]
+
+
+def pairs_within(
+    layer: keras.layers.Layer, like: keras.layers.Layer
+) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
+    """Returns the layers inside a layer with those inside one that is made like it.
+
+    It does not look into layers that take a task: others stood there before.
+
+    Raises:
+        ValueError: The two do not hold layers alike.
+    """
+    found: dict[int, tuple] = {}
+
+    def visit(layer: keras.layers.Layer, like: keras.layers.Layer) -> None:
+        ours, theirs = children(layer), children(like)
+        if len(ours) != len(theirs):
+            raise ValueError(
+                f"A copy of the layer {layer.name!r}, made from its `get_config()`, "
+                f"must hold as many layers. Received: a {type(layer).__name__} with "
+                f"{len(ours)} layers, {len(theirs)} in the copy"
+            )
+        for pair in zip(ours, theirs, strict=True):
+            if id(pair[0]) not in found:
+                found[id(pair[0])] = pair
+                if not isinstance(pair[0], TaskLayer):
+                    visit(*pair)
+
+    visit(layer, like)
+    return list(found.values())
+
+
+def as_it_is(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Returns what a block is read from again, before any layer is put into it."""
+    config = keras.saving.serialize_keras_object(layer)
+    # Keras saves what a model was compiled with beside its config.
+    config.pop("compile_config", None)
+    return config
+
+
+def read_original(as_it_was: dict[str, Any], custom_objects: Any = None) -> Any:
+    """Returns a new layer of what `as_it_is()` returned."""
+    return keras.saving.deserialize_keras_object(
+        copy.deepcopy(as_it_was),
+        custom_objects,  # Some layers empty their configs.
+    )
+
+
+def put_into(
+    layer: keras.layers.Layer,
+    new: Sequence[tuple[int, keras.layers.Layer, Any]],
+    as_it_was: dict[str, Any],
+    mixin: type,
+) -> None:
+    """Puts layers that take a task into a block, in the place of those there.
+
+    The block takes a class of its own, which its file can be read by.
+
+    Args:
+        layer: Built layer or model.
+        new: List of a place among `layers_within()`, the layer there, and a built layer
+            that it becomes, which may be itself.
+        as_it_was: What `as_it_is()` returned.
+        mixin: `Block`, or a subclass of it.
+    """
+    within = layers_within(layer)
+    for _, old, each in new:
+        each.in_block = True
+        become(old, each)
+    for each in (layer, *within):
+        forget_parameters(each)
+    # No attributes that Keras looks into: the layers are saved where they stand.
+    vars(layer)["_as_it_was"] = as_it_was
+    vars(layer)["_put_in"] = _Hidden({place: old for place, old, _ in new})
+    if not isinstance(layer, Block):
+        object.__setattr__(layer, "__class__", _class_of(mixin, type(layer)))
+
+
+def build_like(
+    new: keras.layers.Layer, old: keras.layers.Layer, place: keras.layers.Layer
+) -> None:
+    """Builds a layer for the shapes of another one.
+
+    Args:
+        new: Layer, not built.
+        old: Layer, built.
+        place: The layer in whose place the new one is to stand.
+    """
+    stand_where(new, place)
+    new.build_from_config(old.get_build_config())
+
+
+class _Hidden:
+    """The layers that were put into a block, hidden from Keras' search for layers."""
+
+    def __init__(self, layers):
+        self.layers = layers
+
+
+class Block(KerasLayer):
+    """Mixin of the classes that blocks take when layers have been put into them."""
+
+    _as_it_was: dict
+    _put_in: _Hidden
+    _mixin: type
+
+    @property
+    def original_class(self) -> type:
+        """The class of the block as it was."""
+        kinds = type(self).__mro__
+        return kinds[kinds.index(Block) + 1]
+
+    def original(self) -> keras.layers.Layer:
+        """Returns a new block as it was, with initial weights."""
+        return read_original(self._as_it_was)
+
+    @property
+    def put_in(self) -> dict[int, Any]:
+        """The layers that were put in, by their places in the block as it was."""
+        return self._put_in.layers
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        waiting = vars(self).get("_waiting")
+        if waiting is None:
+            return super().__call__(*args, **kwargs)
+        # A call builds the layers inside, those there before, and tells the shapes.
+        outputs = super().__call__(*args, **kwargs)
+        del vars(self)["_waiting"]
+        _put_read(self, waiting, self._as_it_was, self._mixin)
+        tensors = keras.tree.flatten(outputs)
+        if any(isinstance(each, keras.KerasTensor) for each in tensors):
+            return outputs
+        return super().__call__(*args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        layers = {
+            str(place): keras.saving.serialize_keras_object(layer)
+            for place, layer in self.put_in.items()
+        }
+        return {"original": self._as_it_was, "layers": layers}
+
+    def get_build_config(self) -> None:
+        """Returns nothing: the block as it was tells its shapes."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        read = functools.partial(
+            keras.saving.deserialize_keras_object, custom_objects=custom_objects
+        )
+        layer = read_original(config["original"], custom_objects)
+        new = {int(place): read(each) for place, each in config["layers"].items()}
+        within = layers_within(layer)
+        if all(place < len(within) and within[place].built for place in new):
+            _put_read(layer, new, config["original"], cls._mixin)
+        else:
+            # A block without a `build()` of its own makes its layers' weights when it
+            # is called.
+            vars(layer)["_as_it_was"] = config["original"]
+            vars(layer)["_waiting"] = new
+            object.__setattr__(layer, "__class__", _class_of(cls._mixin, type(layer)))
+        return layer
+
+
+def _put_read(layer, new, as_it_was, mixin):
+    """Puts layers that have been read from a config into a block."""
+    within, put_in = layers_within(layer), []
+    for place, each in new.items():
+        if not each.built:
+            build_like(each, within[place], within[place])
+        put_in.append((place, within[place], each))
+    put_into(layer, put_in, as_it_was, mixin)
+
+
+@functools.cache
+def _class_of(mixin: Any, kind: type) -> type:
+    name = f"Task{kind.__name__}"
+    made = type(name, (mixin, kind), {"__module__": mixin.__module__, "_mixin": mixin})
+    # A file names the mixin. That reads the block's own class from the config.
+    register = keras.saving.register_keras_serializable("keras_psp", mixin.__name__)
+    return register(made)
+
+
+Block._mixin = Block
+keras.saving.register_keras_serializable("keras_psp")(Block)
