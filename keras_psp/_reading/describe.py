@@ -119,7 +119,10 @@ def _own_attributes(layer):
 
 @functools.cache
 def _of_every_layer():
-    return {*vars(keras.layers.Layer())}
+    x = keras.Input(())
+    model = keras.Model(x, x)
+    model.compile(loss="mse")
+    return {*vars(keras.layers.Layer()), *vars(model)}
 
 
 @functools.cache

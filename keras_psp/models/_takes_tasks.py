@@ -107,6 +107,7 @@ class TakesTasks(KerasModel):
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(super().fit).bind(*args, **kwargs).arguments
+        given |= given.pop("kwargs", {})  # Of KerasHub's models.
         check = self._check("raise")
         given["x"] = checked(given.get("x"), check)
         if given.get("validation_data") is not None:
