@@ -254,7 +254,7 @@ def trace_for(value):
     """Returns a context in which JAX uses only what it has compiled for `value`."""
     if keras.backend.backend() != "jax":
         return contextlib.nullcontext()
-    key = value if isinstance(value, int) else (value.shape, value.tobytes())
+    key = (value.shape, value.tobytes()) if hasattr(value, "shape") else value
     return _trace_context()(key)
 
 
@@ -263,14 +263,14 @@ def _trace_context():
     return private.trace_context()
 
 
-def travelling(value, read, inputs, num_tasks):
+def travelling(value, read, inputs, tasks):
     """Returns a value that is known now, as data of the function that is being traced.
 
     Args:
         value: Integer, or NumPy array of integers.
         read: Function that returns the value at another time.
         inputs: Tensor of shape `(batch, ...)`, for which the value is.
-        num_tasks: What `read()` checks the value by.
+        tasks: What `read()` checks the value by.
 
     Returns:
         `value`; on TensorFlow, while it traces, an int32 tensor of shape `(batch,)`.
@@ -286,7 +286,7 @@ def travelling(value, read, inputs, num_tasks):
         return tensorflow.reshape(now, (-1,))
 
     spec = tensorflow.TensorSpec((None,), "int32")
-    index = private.value_at_call(graph, closure, spec, f"keras_psp.task.{num_tasks}")
+    index = private.value_at_call(graph, closure, spec, f"keras_psp.task.{tasks}")
     return index if inputs is None else ops.broadcast_to(index, ops.shape(inputs)[:1])
 
 

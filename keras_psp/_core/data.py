@@ -33,6 +33,8 @@ from keras import ops
 
 from keras_psp._core.checks import check_names
 from keras_psp._core.checks import check_shape
+from keras_psp._core.task_index import TaskNames
+from keras_psp._core.task_index import named_index
 
 Structure = Any  # An array, or a list, tuple or dictionary of structures.
 
@@ -53,6 +55,7 @@ class InputCheck:
         by_position: Whether a list stands for a dictionary. Keras reads a list in the
             order of sorted names, and refuses it if the model's dictionary has another.
         name: The argument's name, for messages.
+        task_names: The names of the tasks in order, by which the task may be given.
 
     Raises:
         TypeError: (when called) An input is no array or has a wrong dtype; the task is
@@ -68,6 +71,7 @@ class InputCheck:
         unknown: Literal["raise", "mark"] = "raise",
         by_position: bool = True,
         name: str = "x",
+        task_names: TaskNames | None = None,
     ) -> None:
         # Plain values alone: a `PyDataset` may send this to other processes.
         self.shapes = {key: tuple(value.shape) for key, value in inputs.items()}
@@ -76,6 +80,7 @@ class InputCheck:
         self.unknown = unknown
         self.by_position = by_position
         self.name = name
+        self.task_names = task_names
         self._found: Exception | None = None
 
     def __call__(self, given: Structure) -> dict[str, Any]:
@@ -100,7 +105,10 @@ class InputCheck:
             raise found from error
 
     def _check(self, given: Structure) -> dict[str, Any]:
-        given = {k: _as_array(k, v) for k, v in self.by_name(given).items()}
+        given = self.by_name(given)
+        if self._has_index:
+            given = {**given, "task": named_index(given["task"], self.task_names)}
+        given = {k: _as_array(k, v) for k, v in given.items()}
         self.check_types(given)
         self._check_lengths(given)
         if self._has_index and given["task"] is not None:
@@ -237,11 +245,17 @@ class BesideInputs(InputCheck):
     Args:
         num_tasks: Number of tasks.
         unknown: See `InputCheck`.
+        task_names: See `InputCheck`.
     """
 
-    def __init__(self, num_tasks: int, unknown: Literal["raise", "mark"]) -> None:
-        task = np.zeros((0,), "int32")
-        super().__init__({"task": task}, num_tasks, unknown, by_position=False)
+    def __init__(
+        self,
+        num_tasks: int,
+        unknown: Literal["raise", "mark"],
+        task_names: TaskNames | None = None,
+    ) -> None:
+        inputs = {"task": np.zeros((0,), "int32")}
+        super().__init__(inputs, num_tasks, unknown, False, task_names=task_names)
 
     def _check(self, given: Structure) -> Structure:
         return _beside(given, super()._check)

@@ -12,17 +12,24 @@ import numpy as np
 
 from keras_psp._core import backend
 from keras_psp._core.private import is_symbolic
+from keras_psp._core.task_index import Named
+from keras_psp._core.task_index import TaskNames
+from keras_psp._core.task_index import as_named
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import check_task_type
 from keras_psp._core.task_index import is_soft
+from keras_psp._core.task_index import named_index
 
 # Stands for the scope's task among a layer's arguments, so that the graph of a
 # functional model, and its file, hold no task.
 FROM_SCOPE = "<keras_psp.task>"
+# What a scope holds that is no tensor.
+KNOWN = (int, np.ndarray, Named)
 
 
 class _Opened(NamedTuple):
-    value: Any  # int, NumPy array, or a tensor of the graph that is being traced.
+    # int, NumPy array, `Named`, or a tensor of the graph that is being traced.
+    value: Any
     graph: Any  # What identifies that graph, or `None`.
 
 
@@ -47,7 +54,8 @@ def task(task: Any) -> Iterator[None]:
 
     Args:
         task: Integer for the whole batch, or integers of shape `(batch,)` or
-            `(batch, 1)`, one index for each example: a list, an array or a tensor.
+            `(batch, 1)`, one index for each example: a list, an array or a tensor. Or
+            the task's name, or a list of names, if the model's tasks have names.
 
     Yields:
         Nothing.
@@ -55,7 +63,7 @@ def task(task: Any) -> Iterator[None]:
     Raises:
         TypeError: `task` is not of an integer dtype.
         ValueError: An index is negative, or `task` has another shape. A layer raises
-            one if the index is not less than its `num_tasks`.
+            one if the index is not less than its `num_tasks`, or no task has the name.
 
     Example:
 
@@ -67,8 +75,10 @@ def task(task: Any) -> Iterator[None]:
     >>> bool(keras.ops.all(y == layer(x, 7)))
     True
     """
-    value = check_task_type(task)
-    if backend.is_readable(value) and not is_soft(value):
+    value = as_named(task) or check_task_type(task)
+    if isinstance(value, Named):
+        pass  # The layers know which task it is.
+    elif backend.is_readable(value) and not is_soft(value):
         array = np.asarray(value) if isinstance(value, int) else backend.to_numpy(value)
         if (array < 0).any():
             raise ValueError(
@@ -79,7 +89,7 @@ def task(task: Any) -> Iterator[None]:
         array = np.where(array > most, np.int64(most), array).astype("int32")
         value = int(array) if array.ndim == 0 else array
     with contextlib.ExitStack() as stack:
-        if isinstance(value, (int, np.ndarray)):
+        if isinstance(value, KNOWN):
             stack.enter_context(backend.trace_for(value))
         stack.enter_context(_open(_Opened(value, backend.current_graph())))
         yield
@@ -135,7 +145,7 @@ def argument(name: str) -> Any:
             f"{name!r} must be called with a `task`, or inside "
             "`with keras_psp.task(...):`. Received: task=None"
         )
-    if isinstance(opened.value, (int, np.ndarray)) or _is_within_block(opened.value):
+    if isinstance(opened.value, KNOWN) or _is_within_block(opened.value):
         return FROM_SCOPE
     return opened.value
 
@@ -155,18 +165,21 @@ def given() -> Any:
     What is known now, and what TensorFlow reads at each call, is checked by the layers.
     """
     opened = _innermost()
-    if opened is None or isinstance(opened.value, (int, np.ndarray)):
+    if opened is None or isinstance(opened.value, KNOWN):
         return None
     return None if _is_within_block(opened.value) else opened.value
 
 
-def current(inputs: Any, num_tasks: int | None = None) -> Any:
+def current(
+    inputs: Any, num_tasks: int | None = None, names: TaskNames | None = None
+) -> Any:
     """Returns the scope's task, as data where a function is being traced.
 
     Args:
         inputs: Tensor of shape `(batch, ...)`, the inputs of the layer that asks.
         num_tasks: Integer, the number of tasks, if it is to be checked at each call of
             a compiled function: what follows may turn NaN into words.
+        names: The tasks' names, or `None`.
 
     Raises:
         ValueError: There is no scope.
@@ -181,12 +194,13 @@ def current(inputs: Any, num_tasks: int | None = None) -> Any:
         )
     if _is_within_block(opened.value):
         return 0
-    if opened.graph is not None or not isinstance(opened.value, (int, np.ndarray)):
-        return opened.value  # The scope is part of what is traced.
+    value = named_index(opened.value, names)
+    if opened.graph is not None or not isinstance(opened.value, KNOWN):
+        return value  # The scope is part of what is traced.
 
     def read() -> Any:
         # When a compiled function is called: the scope may be another one, or none.
-        value = current(None)
+        value = current(None, names=names)
         return value if num_tasks is None else check_task(value, num_tasks)
 
-    return backend.travelling(opened.value, read, inputs, num_tasks)
+    return backend.travelling(value, read, inputs, (num_tasks, names))

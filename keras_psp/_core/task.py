@@ -14,8 +14,10 @@ from keras_psp._core.backend import is_readable
 from keras_psp._core.backend import remember_source
 from keras_psp._core.backend import take_rows
 from keras_psp._core.private import is_symbolic
+from keras_psp._core.task_index import TaskNames
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import is_soft
+from keras_psp._core.task_index import named_index
 
 
 class Task:
@@ -28,6 +30,7 @@ class Task:
             task of the scope that the layer runs in.
         num_tasks: Integer, the number of tasks.
         inputs: Tensor of shape `(batch, ...)`, the layer's inputs, or `None`.
+        names: The names of the tasks in order, if they have any.
 
     Attributes:
         index: An `int`; or an int32 tensor of shape `()` or `(batch,)`, clipped to
@@ -41,10 +44,16 @@ class Task:
             be read lies outside `[0, num_tasks)`.
     """
 
-    def __init__(self, given: Any, num_tasks: int, inputs: Any = None) -> None:
+    def __init__(
+        self,
+        given: Any,
+        num_tasks: int,
+        inputs: Any = None,
+        names: TaskNames | None = None,
+    ) -> None:
         # `None`: Keras' wrappers call a layer's `call()`, as if it took no task.
         if given is None or (isinstance(given, str) and given == scope.FROM_SCOPE):
-            given = check_task(scope.current(inputs, num_tasks), num_tasks)
+            given = check_task(scope.current(inputs, num_tasks, names), num_tasks)
         self.num_tasks = num_tasks
         self.index, self.known = given, None
         if isinstance(given, int):
@@ -226,6 +235,7 @@ def task_argument(task: Any, layer: keras.layers.Layer) -> Any:
         task = scope.argument(layer.name)
     if isinstance(task, str) and task == scope.FROM_SCOPE:
         return task
+    task = named_index(task, getattr(layer, "task_names", None))
     return check_task(as_index(task), layer.num_tasks)
 
 

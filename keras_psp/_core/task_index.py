@@ -2,12 +2,91 @@
 
 from numbers import Integral
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_psp._core.backend import is_readable
+from keras_psp._core.checks import check_integer
+from keras_psp._core.checks import check_name
+
+TaskNames = tuple[str, ...]
+
+
+class Named(NamedTuple):
+    """The task of a scope, by name.
+
+    Attributes:
+        names: The names, one for each example.
+        is_one: Whether there is one for all examples.
+    """
+
+    names: TaskNames
+    is_one: bool
+
+
+def as_named(task: Any) -> Named | None:
+    """Returns names of tasks as they are given, or `None` if it is no name."""
+    if isinstance(task, str):
+        return Named((task,), True)
+    if isinstance(task, np.ndarray) and task.dtype.kind == "U" and task.ndim == 1:
+        task = task.tolist()
+    if isinstance(task, (list, tuple)) and task and isinstance(task[0], str):
+        return Named(tuple(task), False)
+    return None
+
+
+def named_index(task: Any, names: TaskNames | None) -> Any:
+    """Returns the index of a task that is given by its name, or what else is given.
+
+    Args:
+        task: String, a list or array of them, or anything else.
+        names: The names of the tasks in order, or `None`.
+
+    Returns:
+        Integer, or int32 array `(batch,)`; or `task` itself.
+
+    Raises:
+        ValueError: The tasks have no names, or none has this one.
+    """
+    named = task if isinstance(task, Named) else as_named(task)
+    if named is None:
+        return task
+    if names is None:
+        raise ValueError(
+            "These tasks have no names: give an index, or make the model with names as "
+            f"`num_tasks`. Received: task={named.names[0]!r}"
+        )
+    index = [names.index(check_name("task", name, names)) for name in named.names]
+    return index[0] if named.is_one else np.asarray(index, "int32")
+
+
+def check_num_tasks(
+    num_tasks: Any, name: str = "num_tasks"
+) -> tuple[int, TaskNames | None]:
+    """Returns the number of tasks, and their names if these are given in its place.
+
+    Raises:
+        TypeError: `num_tasks` is neither an integer nor a list of strings.
+        ValueError: It is not positive, or a name is empty or given twice.
+    """
+    if isinstance(num_tasks, (list, tuple)):
+        return len(num_tasks), check_task_names(num_tasks)
+    return check_integer(name, num_tasks), None
+
+
+def check_task_names(names: Any) -> TaskNames:
+    """Returns names of tasks as a tuple; see `check_num_tasks()`."""
+    names = tuple(names)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"Names of tasks must be strings, at least one. Received: {names!r}"
+        )
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError(f"Each task must have a name of its own. Received: {names!r}")
+    return names
 
 
 def is_soft(task: Any) -> bool:

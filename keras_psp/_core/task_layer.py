@@ -9,6 +9,7 @@ import keras
 from keras_psp._core import private
 from keras_psp._core import scope
 from keras_psp._core.task import task_argument
+from keras_psp._core.task_index import TaskNames
 
 if TYPE_CHECKING:
     from typing import Any as KerasLayer  # What stands behind the mixin.
@@ -26,6 +27,11 @@ class TaskLayer(KerasLayer):
     # Whether it stands in a block whose code knows no task, and calls it as the Keras
     # layer that stood there before.
     in_block = False
+
+    @property
+    def task_names(self) -> TaskNames | None:
+        """The names of the tasks, if the layer's model has given them any."""
+        return vars(self).get("_task_names")
 
     def __call__(self, inputs: Any, task: Any = None, *args: Any, **kwargs: Any) -> Any:
         if self.in_block:

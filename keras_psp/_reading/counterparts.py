@@ -1,5 +1,7 @@
 """Which layer of this package stands for which of Keras', and the way back."""
 
+import math
+import re
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -109,7 +111,24 @@ def can_convert(layer: keras.layers.Layer) -> bool:
     return True
 
 
-def check_context(context: str | Context, context_over: str) -> int:
+def least_side(layer: keras.layers.Layer) -> int:
+    """Returns how great a rank a layer's kernels can have; 1 if it has none."""
+    sides = [1]
+    for leaf in leaf_layers([layer]):
+        kernel = getattr(leaf, "kernel", None)
+        if not issubclass(COUNTERPARTS.get(type(leaf), object), Superposed):
+            continue
+        if isinstance(leaf, keras.layers.EinsumDense):
+            inputs, kernel_axes, outputs = re.split(",|->", leaf.equation)
+            pairs = list(zip(kernel_axes, kernel.shape, strict=True))
+            rows = math.prod(size for axis, size in pairs if axis not in outputs)
+        else:
+            rows = math.prod(kernel.shape[:-1])
+        sides.append(min(rows, math.prod(kernel.shape) // rows))
+    return min(sides[1:] or sides)
+
+
+def check_context(context: str | Context | None, context_over: str) -> int:
     """Returns the seed of `context`; raises if `context_over` is unknown."""
     check_name("context_over", context_over, CONTEXT_OVER)
     return context.seed if isinstance(context, Context) else 0

@@ -14,6 +14,7 @@ from keras_psp._reading.describe import get_config
 from keras_psp._reading.describe import is_of_keras
 from keras_psp._reading.describe import plain_state
 from keras_psp._reading.same_value import same_value
+from keras_psp.models.task_model import TaskModel
 
 
 def _call(layer, *args, **kwargs):
@@ -142,7 +143,7 @@ def is_graph(layer: Any) -> bool:
     """
     return (
         isinstance(layer, keras.Model)
-        and is_of_keras(type(layer).get_config)
+        and (isinstance(layer, TaskModel) or is_of_keras(type(layer).get_config))
         and getattr(layer, "inputs", None) is not None
         and (type(layer).call in _calls() or hasattr(layer, "add_tasks"))
     )

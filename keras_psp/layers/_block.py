@@ -104,8 +104,9 @@ def put_into(
     # No attributes that Keras looks into: the layers are saved where they stand.
     vars(layer)["_as_it_was"] = as_it_was
     vars(layer)["_put_in"] = _Hidden({place: old for place, old, _ in new})
+    kind: Any = type(layer)
     if not isinstance(layer, Block):
-        object.__setattr__(layer, "__class__", _class_of(mixin, type(layer)))
+        object.__setattr__(layer, "__class__", _class_of(mixin, kind))
 
 
 def build_like(
@@ -189,7 +190,8 @@ class Block(KerasLayer):
             # is called.
             vars(layer)["_as_it_was"] = config["original"]
             vars(layer)["_waiting"] = new
-            object.__setattr__(layer, "__class__", _class_of(cls._mixin, type(layer)))
+            kind: Any = type(layer)
+            object.__setattr__(layer, "__class__", _class_of(cls._mixin, kind))
         return layer
 
 

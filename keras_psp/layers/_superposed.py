@@ -334,7 +334,7 @@ class Superposed(TaskLayer, LeafLayer):
 
     def call_bound(self, layer_call: Any, inputs: Any, task: Any) -> Any:
         """Calls `layer_call` on the bound inputs, as it were the layer's own."""
-        task = Task(task, self.num_tasks, inputs)
+        task = Task(task, self.num_tasks, inputs, self.task_names)
         outputs = layer_call(self.bind_inputs(inputs, task.index))
         # The outputs, not the bound inputs: an activation or an integer kernel may
         # turn NaN into a number.

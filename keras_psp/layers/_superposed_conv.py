@@ -73,7 +73,7 @@ class SuperposedConv(Superposed):
         self.build_parts((self.filters,))
 
     def call(self, inputs: Any, task: Any = None) -> Any:
-        task = Task(task, self.num_tasks, inputs)
+        task = Task(task, self.num_tasks, inputs, self.task_names)
         if self._binds_kernel:
             outputs = self._by_task(inputs, task)
         else:

@@ -26,7 +26,7 @@ class SuperposedDense(Superposed):
         raise NotImplementedError
 
     def call(self, inputs: Any, task: Any = None, training: Any = None) -> Any:
-        task = Task(task, self.num_tasks, inputs)
+        task = Task(task, self.num_tasks, inputs, self.task_names)
         outputs = self._multiply_by_task(inputs, task)
         if self.task_bias is not None:
             outputs = self.task_bias.add_to(outputs, task)
@@ -39,7 +39,7 @@ class SuperposedDense(Superposed):
     def quantized_call(
         self, inputs: Any, task: Any = None, training: Any = None
     ) -> Any:
-        task = Task(task, self.num_tasks, inputs)
+        task = Task(task, self.num_tasks, inputs, self.task_names)
         bound = self.bind_inputs(inputs, task.index)
         if self.base is None and not self._task_rows:
             outputs = super().quantized_call(bound, training=training)

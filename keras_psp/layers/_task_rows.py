@@ -145,7 +145,7 @@ class TaskRows(TaskLayer):
 
     def parse_task(self, task: Any, inputs: Any) -> Task:
         """Returns the `Task` of a call, which must hold indices."""
-        task = Task(task, self.num_tasks, inputs)
+        task = Task(task, self.num_tasks, inputs, self.task_names)
         if task.is_soft:
             raise TypeError(
                 f"A {type(self).__name__} has no contexts that could be mixed: `task` "

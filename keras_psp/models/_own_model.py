@@ -12,6 +12,7 @@ from keras_psp._core.private import entry_layer
 from keras_psp._core.task import as_index
 from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import check_task_type
+from keras_psp._core.task_index import named_index
 from keras_psp.layers._block import Block
 from keras_psp.models._takes_tasks import TakesTasks
 
@@ -32,6 +33,7 @@ class OwnModel(TakesTasks, Block):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         task, args = self._split(args)
+        task = named_index(task, self.task_names)
         if task is None:
             return super().__call__(*args, **kwargs)
         with scope.task(as_index(task)):
@@ -84,7 +86,7 @@ class OwnModel(TakesTasks, Block):
         return values[0] if len(values) == 1 else values
 
     def _check(self, unknown: Literal["raise", "mark"]) -> BesideInputs:
-        return BesideInputs(self.num_tasks, unknown)
+        return BesideInputs(self.num_tasks, unknown, self.task_names)
 
     def preprocess_samples(
         self, x: Any, y: Any = None, sample_weight: Any = None

@@ -6,6 +6,7 @@ import re
 import threading
 import weakref
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import Literal
@@ -15,12 +16,16 @@ import keras
 import numpy as np
 
 from keras_psp._core.checks import check_fewer_tasks
-from keras_psp._core.checks import check_integer
 from keras_psp._core.data import InputCheck
 from keras_psp._core.data import check_batch
 from keras_psp._core.data import checked
 from keras_psp._core.private import children
 from keras_psp._core.private import kept_weights
+from keras_psp._core.task_index import TaskNames
+from keras_psp._core.task_index import check_num_tasks
+from keras_psp._core.task_index import check_task
+from keras_psp._core.task_index import check_task_names
+from keras_psp._core.task_index import named_index
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp.contexts.context import Context
 from keras_psp.models._whole_steps import WholeSteps
@@ -53,27 +58,76 @@ class TakesTasks(KerasModel):
             raise ValueError(f"No layer of {self.name!r} takes a task.")
         return min(layer.num_tasks for layer in layers)
 
-    def add_tasks(self, n: int) -> Self:
+    @property
+    def task_names(self) -> TaskNames | None:
+        """The names of the tasks in order, or `None` if they have only indices.
+
+        They can be set to a list of strings, one for each task.
+        """
+        return vars(self).get("_task_names")
+
+    @task_names.setter
+    def task_names(self, names: Sequence[str] | None) -> None:
+        if names is not None:
+            names = check_task_names(names)
+            if len(names) != self.num_tasks:
+                raise ValueError(
+                    f"`task_names` must hold {self.num_tasks} names, one for each "
+                    f"task. Received: task_names={names!r}"
+                )
+        for each in (self, *self._task_layers()):
+            vars(each)["_task_names"] = names
+        self._forget_compiled()
+
+    def task_index(self, task: int | str) -> int:
+        """Returns the index of a task that is given by its index or its name.
+
+        Raises:
+            TypeError: `task` is neither an integer nor a string.
+            ValueError: There is no such task, or the tasks have no names.
+        """
+        index = check_task(named_index(task, self.task_names), self.num_tasks)
+        if not isinstance(index, int):
+            raise TypeError(
+                "`task` must be an integer, or a name if the tasks have names. "
+                f"Received: task={task!r}"
+            )
+        return index
+
+    def add_tasks(self, n: int | Sequence[str]) -> Self:
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
 
         The model need not be compiled again. The optimizer keeps what it knows of the
         present tasks, and so does a consolidation. Models that contain this one follow.
 
         Args:
-            n: Positive integer.
+            n: Positive integer; or a list of their names, if the tasks have names.
 
         Returns:
             The model itself.
 
         Raises:
-            TypeError: `n` is not an integer.
+            TypeError: `n` is neither an integer nor a list of strings.
             ValueError: `n` is not positive, a layer cannot hold so many tasks, or
-                the model takes soft contexts, whose number is that of an input.
+                the model takes soft contexts, whose number is that of an input; the
+                present tasks have names and the new ones have none, or the other way
+                round; a name is there already.
         """
-        total = self.num_tasks + check_integer("n", n)
-        self._check_can_change(n)
+        number, new = check_num_tasks(n, "n")
+        names = self.task_names
+        if (names is None) != (new is None):
+            raise ValueError(
+                "Either all tasks of a model have names or none has. Received: "
+                f"n={n!r} for a model with task_names={names!r}"
+            )
+        if names is not None:
+            new = check_task_names((*names, *new))
+        total = self.num_tasks + number
+        self._check_can_change(number)
         self.check_can_hold(total)
-        return self._change_to(total)
+        self._change_to(total)
+        self.task_names = new
+        return self
 
     def remove_tasks(self, *, n: int) -> Self:
         """Removes the last `n` tasks; the others stay exactly as they are.
@@ -95,7 +149,10 @@ class TakesTasks(KerasModel):
         """
         total = self.num_tasks - check_fewer_tasks(n, self.num_tasks)
         self._check_can_change(n)
-        return self._change_to(total)
+        names = self.task_names
+        self._change_to(total)
+        self.task_names = names and names[:total]
+        return self
 
     def check_can_hold(self, num_tasks: int) -> None:
         """Raises a `ValueError` if a layer's context cannot hold `num_tasks`."""
@@ -203,7 +260,20 @@ class TakesTasks(KerasModel):
                 f"and can neither grow nor shrink. Received: n={n}"
             )
 
-    def _change_to(self, total: int) -> Self:
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        return config | ({"task_names": self.task_names} if self.task_names else {})
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], *args: Any, **kwargs: Any) -> Self:
+        config = dict(config)
+        names = config.pop("task_names", None)
+        model = super().from_config(config, *args, **kwargs)
+        if names:
+            model.task_names = names
+        return model
+
+    def _change_to(self, total: int) -> None:
         before, values = self.num_tasks, self.get_weights()
         models = [self, *self._callers]
         trained = [list(model.trainable_variables) for model in models]
@@ -217,14 +287,19 @@ class TakesTasks(KerasModel):
             self._resize(before)
             self.set_weights(values)
             raise
+        self._forget_compiled()
         for model, variables in zip(models, trained, strict=True):
-            # What was compiled has the old weights, and number of tasks, in it.
-            model.train_function = model.test_function = model.predict_function = None
             if model.compiled:
                 grow_optimizer(
                     model.optimizer, variables, model.trainable_variables, rows
                 )
-        return self
+
+    def _forget_compiled(self) -> None:
+        """Lets all be compiled anew that has the old weights and tasks in it."""
+        for model in (self, *self._callers):
+            model.train_function = model.test_function = model.predict_function = None
+            if hasattr(model, "generate_function"):  # Of KerasHub's.
+                model.generate_function = None
 
     def _resize(self, total: int) -> None:
         for layer in self._task_layers():  # Which may share a context.

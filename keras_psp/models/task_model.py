@@ -12,6 +12,7 @@ from keras_psp._core.data import InputCheck
 from keras_psp._core.private import entry_layer
 from keras_psp._core.task import as_index
 from keras_psp._core.task import mask_outputs
+from keras_psp._core.task_index import as_named
 from keras_psp._core.task_index import check_task_type
 from keras_psp.models._takes_tasks import TakesTasks
 
@@ -87,7 +88,7 @@ class TaskModel(TakesTasks, keras.Model):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         task = self._task_in(inputs)
-        if task is None or is_readable(task):
+        if task is None or is_readable(task) or as_named(task) is not None:
             inputs = self._check("raise")(inputs)
         return super().__call__(inputs, *args, **kwargs)
 
@@ -118,4 +119,10 @@ class TaskModel(TakesTasks, keras.Model):
     def _check(self, unknown: Literal["raise", "mark"]) -> InputCheck:
         # Keras reads a list in the order of sorted names.
         by_position = list(self.input) == sorted(self.input)
-        return InputCheck(self.input, self.num_tasks, unknown, by_position)
+        return InputCheck(
+            self.input,
+            self.num_tasks,
+            unknown,
+            by_position,
+            task_names=self.task_names,
+        )

@@ -12,10 +12,12 @@ import numpy as np
 
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
+from keras_psp._core.task_index import check_num_tasks
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import is_altered
+from keras_psp._reading.counterparts import least_side
 from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
@@ -38,11 +40,12 @@ SHARED = ("warn", "freeze", "copy")
 
 def convert(
     model: keras.Model,
-    num_tasks: int,
-    context: str | Context = "binary",
+    num_tasks: int | Sequence[str],
+    context: str | Context | None = "binary",
     layers: Sequence[str] | str | re.Pattern | Callable | None = None,
     context_over: str = "kernel",
-    shared: Literal["warn", "freeze", "copy"] = "warn",
+    shared: Literal["warn", "freeze", "copy"] | None = None,
+    rank: int | None = None,
 ) -> Any:
     """Makes a Keras model one of many tasks, each of which starts as that model.
 
@@ -69,9 +72,11 @@ def convert(
         model: Built Keras model. Models inside it are converted too. It is not changed.
             A subclass with a `call()` or a `get_config()` of its own must be one that
             `from_config(get_config())` makes again, and so must blocks.
-        num_tasks: Positive integer, the number of tasks.
+        num_tasks: Positive integer, the number of tasks; or a list of their names.
         context: Name of a context family, or a `keras_psp.contexts.Context`. Each layer
-            gets a context like it with a seed of its own. Defaults to `"binary"`.
+            gets a context like it with a seed of its own. Defaults to `"binary"`. Or
+            `None`, for no superposed kernel: with a `rank`, each task then is an
+            adapter of one base that stays as it is.
         layers: Which layers to convert: a list of names, a regular expression for whole
             names, or a function of a layer that returns a boolean. Defaults to all. A
             warning names those without a counterpart whose weights all tasks share.
@@ -81,7 +86,10 @@ def convert(
         shared: What becomes of weights in layers without a counterpart. `"warn"`: all
             tasks share and train them, and a warning says how many there are.
             `"freeze"`: what tasks share is not trained. `"copy"`: each task has a copy
-            of its own.
+            of its own. Defaults to `"warn"`, or to `"freeze"` without a context.
+        rank: Positive integer, the rank of a kernel `A_k B_k` that each task has of its
+            own in every layer with a kernel, as in LoRA; less where a layer is smaller.
+            Or `None`.
 
     Returns:
         A model that is not compiled. Of a functional or sequential model, it is a
@@ -120,22 +128,37 @@ def convert(
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 3, for what is
         added to a kernel.
     """
-    num_tasks = check_integer("num_tasks", num_tasks)
+    num_tasks, names = check_num_tasks(num_tasks)
     seed = check_context(context, context_over)
+    if shared is None:
+        shared = "warn" if context is not None else "freeze"
     check_name("shared", shared, SHARED)
+    if rank is not None:
+        rank = check_integer("rank", rank)
+    elif context is None:
+        raise ValueError(
+            "Without a context, `rank` must be given: it tells how much each task has "
+            "of its own. Received: context=None, rank=None"
+        )
     check_can_rebuild(model)
     chosen, left = _choose(model, layers, shared)
-    contexts = series(context, num_tasks, len(chosen), seed=seed)
+    contexts = [None] * len(chosen)
+    if context is not None:
+        contexts = series(context, num_tasks, len(chosen), seed=seed)
 
     def new_layer(layer):
-        return make_superposed(layer, num_tasks, contexts.pop, True, context_over)
+        most = rank and min(rank, least_side(layer))
+        return make_superposed(
+            layer, num_tasks, contexts.pop, True, context_over, rank=most
+        )
 
     copied = left if shared == "copy" else ()
     converted, pairs = build_superposed(model, chosen, new_layer, num_tasks, copied)
     for layer, superposed in pairs:
         if isinstance(superposed, Superposed):
             superposed.base_kernel.assign(layer.get_weights()[0])
-            superposed.kernel.assign(np.zeros(superposed.kernel.shape))
+            if context is not None:
+                superposed.kernel.assign(np.zeros(superposed.kernel.shape))
         if isinstance(superposed, (Superposed, TaskRows)):
             set_task_weights(superposed, [layer] * num_tasks)
             set_new_rows(superposed, layer)
@@ -143,6 +166,8 @@ def convert(
             copy_weights(layer, superposed)
     if shared == "freeze":
         _freeze_shared(converted)
+    if names is not None:
+        converted.task_names = names
     return converted
 
 

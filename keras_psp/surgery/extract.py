@@ -5,7 +5,6 @@ from typing import Any
 import keras
 
 from keras_psp._core.private import own_weights
-from keras_psp._core.task_index import check_task
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import make_plain
 from keras_psp._reading.graph import Graph
@@ -20,20 +19,21 @@ from keras_psp.models._own_model import OwnModel
 from keras_psp.models.task_model import TaskModel
 
 
-def extract(model: TaskModel, task: int) -> keras.Model:
+def extract(model: Any, task: int | str) -> keras.Model:
     """Returns one task of a model as a plain Keras model, free of this package.
 
     Args:
         model: `keras_psp.models.TaskModel`, from a builder, converted, superposed or
             your own. It is not changed.
-        task: Integer in `[0, num_tasks)`.
+        task: Integer in `[0, num_tasks)`, or the task's name.
 
     Returns:
         A functional `keras.Model`, not compiled, whose layers have the same names. Its
-        input is the model's only input beside the task, or a dictionary of several.
+        input is the model's only input beside the task, or a dictionary of several. Of
+        a model of a class of its own, a model of that class.
 
     Raises:
-        TypeError: `model` takes no task, or `task` is not an integer.
+        TypeError: `model` takes no task, or `task` is neither an integer nor a name.
         ValueError: `task` is out of range; no layer takes a task; a layer is quantized,
             has a LoRA, is of a kind of its own, or is called with another task than the
             model's.
@@ -52,7 +52,7 @@ def extract(model: TaskModel, task: int) -> keras.Model:
 
 
 def build_plain(
-    model: TaskModel, task: int
+    model: Any, task: int | str
 ) -> tuple[keras.Model, list[tuple[keras.layers.Layer, keras.layers.Layer]]]:
     """Builds the model that `extract()` returns, from its arguments.
 
@@ -65,9 +65,7 @@ def build_plain(
             "`model` must be a `TaskModel`, which takes a task. Received: "
             f"model={model!r} (of type {type(model).__name__})"
         )
-    task = check_task(task, model.num_tasks)
-    if not isinstance(task, int):
-        raise TypeError(f"`task` must be an integer. Received: task={task!r}")
+    task = model.task_index(task)
     if isinstance(model, OwnModel):
         plain: Any = model.original()
         return plain, _take_weights(model, plain, task)
