@@ -29,7 +29,12 @@ NAMES = {
     fitted_model: {"_compile_loss"},
     lambda: fitted_model().layers[0]: {
         "_flatten_layers",
+        "_inbound_nodes",
+        "_non_trainable_variables",
         "_open_name_scope",
+        "_outbound_nodes",
+        "_parent_path",
+        "_seed_generators",
         "_tracker",
         "_untrack_variable",
     },
@@ -65,6 +70,12 @@ if BACKEND == "torch":
     import torch
 
     NAMES[lambda: torch.ones(())] = {"_version"}
+    NAMES[
+        lambda: fitted_model().layers[0].torch_params and fitted_model().layers[0]
+    ] = {
+        "_modules",
+        "_torch_params",
+    }
     NAMES[lambda: keras.optimizers.SGD()] = {"_parallel_update_step"}
 if BACKEND == "tensorflow":
     import tensorflow
@@ -72,7 +83,13 @@ if BACKEND == "tensorflow":
     graph = tensorflow.function(lambda x: x).get_concrete_function(1.0).graph
     NAMES[lambda: graph] = {"capture_call_time_value", "outer_graph"}
 # Attributes that are not the class' but are set on what it makes or marks.
-ELSEWHERE = {"_keras_mask", "_parallel_update_step", "_version"}
+ELSEWHERE = {
+    "_keras_mask",
+    "_modules",
+    "_parallel_update_step",
+    "_torch_params",
+    "_version",
+}
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,10 @@ def extended_scope(values: Iterable[tuple[Any, Any]]) -> keras.StatelessScope:
 def children(layer: keras.layers.Layer) -> list:
     """Returns the layers directly inside a layer or a model, without inputs.
 
-    Keras offers `layers` for models alone.
+    Keras offers `layers` for models alone. Operations that are no layers have none.
     """
+    if not isinstance(layer, keras.layers.Layer):
+        return []
     found = layer._flatten_layers(include_self=False, recursive=False)
     return [each for each in found if not isinstance(each, keras.layers.InputLayer)]
 

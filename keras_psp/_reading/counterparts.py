@@ -115,7 +115,7 @@ def least_side(layer: keras.layers.Layer) -> int:
     """Returns how great a rank a layer's kernels can have; 1 if it has none."""
     sides = [1]
     for leaf in leaf_layers([layer]):
-        kernel = getattr(leaf, "kernel", None)
+        kernel: Any = getattr(leaf, "kernel", None)
         if not issubclass(COUNTERPARTS.get(type(leaf), object), Superposed):
             continue
         if isinstance(leaf, keras.layers.EinsumDense):

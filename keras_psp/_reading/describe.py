@@ -122,7 +122,9 @@ def _of_every_layer():
     x = keras.Input(())
     model = keras.Model(x, x)
     model.compile(loss="mse")
-    return {*vars(keras.layers.Layer()), *vars(model)}
+    # What a model has done with data leaves more than compiling it.
+    done = {"stop_training", "stop_evaluating", "stop_predicting"}
+    return {*vars(keras.layers.Layer()), *vars(model), *done}
 
 
 @functools.cache

@@ -83,6 +83,7 @@ def copy_built(layer: keras.layers.Layer) -> Any:
         copy = copy_layer(layer)
         if not copy.built:
             copy.build_from_config(layer.get_build_config())
+            copy.built = True  # As where Keras reads a model from its file.
     except Exception as error:
         raise ValueError(
             f"A {type(layer).__name__} must be one that `from_config(get_config())` "

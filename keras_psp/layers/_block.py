@@ -62,11 +62,14 @@ def pairs_within(
     return list(found.values())
 
 
-def as_it_is(layer: keras.layers.Layer) -> dict[str, Any]:
-    """Returns what a block is read from again, before any layer is put into it."""
+def as_it_is(layer: keras.layers.Layer, is_block: bool = True) -> dict[str, Any]:
+    """Returns what a layer is read from again, before it is changed."""
     config = keras.saving.serialize_keras_object(layer)
     # Keras saves what a model was compiled with beside its config.
     config.pop("compile_config", None)
+    if is_block and not isinstance(layer, keras.Model):
+        # A block is built when it is called: it need not have a `build()`.
+        config.pop("build_config", None)
     return config
 
 
@@ -82,7 +85,7 @@ def put_into(
     layer: keras.layers.Layer,
     new: Sequence[tuple[int, keras.layers.Layer, Any]],
     as_it_was: dict[str, Any],
-    mixin: type,
+    mixin: Any,
 ) -> None:
     """Puts layers that take a task into a block, in the place of those there.
 
@@ -135,7 +138,7 @@ class Block(KerasLayer):
 
     _as_it_was: dict
     _put_in: _Hidden
-    _mixin: type
+    _mixin: Any
 
     @property
     def original_class(self) -> type:
@@ -153,12 +156,12 @@ class Block(KerasLayer):
         return self._put_in.layers
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        waiting = vars(self).get("_waiting")
+        waiting = self.__dict__.get("_waiting")
         if waiting is None:
             return super().__call__(*args, **kwargs)
         # A call builds the layers inside, those there before, and tells the shapes.
         outputs = super().__call__(*args, **kwargs)
-        del vars(self)["_waiting"]
+        del self.__dict__["_waiting"]
         _put_read(self, waiting, self._as_it_was, self._mixin)
         tensors = keras.tree.flatten(outputs)
         if any(isinstance(each, keras.KerasTensor) for each in tensors):
@@ -206,7 +209,7 @@ def _put_read(layer, new, as_it_was, mixin):
 
 
 @functools.cache
-def _class_of(mixin: Any, kind: type) -> type:
+def _class_of(mixin: Any, kind: Any) -> type:
     name = f"Task{kind.__name__}"
     made = type(name, (mixin, kind), {"__module__": mixin.__module__, "_mixin": mixin})
     # A file names the mixin. That reads the block's own class from the config.

@@ -31,7 +31,7 @@ def make_copies(layer: keras.layers.Layer, num_tasks: int) -> None:
         num_tasks: Positive integer.
     """
     kind: Any = type(layer)
-    as_it_was = as_it_is(layer)
+    as_it_was = as_it_is(layer, is_block=False)
     weights = list(layer.weights)
     values = layer.get_weights()
     untrack_weights(layer, weights)

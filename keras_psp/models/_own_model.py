@@ -60,7 +60,7 @@ class OwnModel(TakesTasks, Block):
     @property
     def _callers(self) -> weakref.WeakSet:
         """Models that have called this one."""
-        return vars(self).setdefault("_called_by", weakref.WeakSet())
+        return self.__dict__.setdefault("_called_by", weakref.WeakSet())
 
     def _split(self, args: tuple) -> tuple[Any, tuple]:
         """Returns the task that stands beside the inputs, and arguments without it."""

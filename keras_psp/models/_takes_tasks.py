@@ -121,7 +121,7 @@ class TakesTasks(KerasModel):
                 f"n={n!r} for a model with task_names={names!r}"
             )
         if names is not None:
-            new = check_task_names((*names, *new))
+            new = check_task_names((*names, *(new or ())))
         total = self.num_tasks + number
         self._check_can_change(number)
         self.check_can_hold(total)

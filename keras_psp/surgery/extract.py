@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_psp._core.private import own_weights
 from keras_psp._core.task_layer import TaskLayer
@@ -90,7 +91,7 @@ def _take_weights(block, plain, task):
             copy.set_weights(make_plain(layer, task).get_weights())
         else:
             for weight, own in zip(own_weights(layer), own_weights(copy), strict=True):
-                own.assign(weight)
+                own.assign(ops.convert_to_numpy(weight))  # JAX may share an array.
     return pairs[1:]
 
 

@@ -1,0 +1,300 @@
+"""Layers are superposed in blocks, in wrappers and in models of any class."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from conftest import once
+from keras import layers
+from keras import ops
+from small_models import draw_weights
+
+import keras_psp
+from keras_psp._core.task_layer import find_task_layers
+
+NUM_TASKS = 3
+TASKS = np.arange(6, dtype="int32") % NUM_TASKS
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class OwnBlock(layers.Layer):
+    """As in keras.io's examples: no `build()`, and inputs given by their places."""
+
+    def __init__(self, width=8, **kwargs):
+        super().__init__(**kwargs)
+        self.width = width
+        self.attention = layers.MultiHeadAttention(2, width)
+        self.dense = keras.Sequential([layers.Dense(4, "relu"), layers.Dense(width)])
+        self.norms = [layers.LayerNormalization(epsilon=1e-6) for _ in range(2)]
+
+    def call(self, inputs):
+        x = self.norms[0](inputs + self.attention(inputs, inputs))
+        return self.norms[1](x + self.dense(x))
+
+    def get_config(self):
+        return {**super().get_config(), "width": self.width}
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class OwnModel(keras.Model):
+    def __init__(self, units=5, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.hidden = layers.Dense(units, activation="tanh")
+        self.head = layers.Dense(2)
+
+    def call(self, inputs):
+        return self.head(self.hidden(inputs))
+
+    def get_config(self):
+        return {"units": self.units, "name": self.name}
+
+
+def words():
+    return np.random.default_rng(0).integers(0, 11, (6, 4))
+
+
+def block():
+    x = keras.Input((4,), dtype="int32", name="x")
+    y = OwnBlock(name="block")(layers.Embedding(11, 8, name="embedding")(x))
+    y = layers.TimeDistributed(layers.Dense(3), name="each")(y)
+    return keras.Model(x, layers.Flatten()(y)), words()
+
+
+def recurrent():
+    x = keras.Input((4,), dtype="int32", name="x")
+    y = layers.Embedding(11, 4, name="embedding")(x)
+    y = layers.Bidirectional(layers.LSTM(2), name="both")(y)
+    return keras.Model(x, layers.Dense(2, name="head")(y)), words()
+
+
+def own_model():
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    model = OwnModel()
+    model(x)
+    return model, x
+
+
+def hub_classifier():
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=11,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=4,
+        intermediate_dim=8,
+        max_sequence_length=4,
+    )
+    model = keras_hub.models.BertTextClassifier(backbone, 2, dropout=0.0)
+    ones = np.ones((6, 4), "int32")
+    x = {"token_ids": words(), "segment_ids": 0 * ones, "padding_mask": ones}
+    return model, x
+
+
+MODELS = [block, recurrent, own_model, hub_classifier]
+
+
+def with_task(model, x, task):
+    """Returns inputs with the task beside them."""
+    task = np.broadcast_to(np.asarray(task, "int32"), 6)
+    if isinstance(x, dict):
+        return {**x, "task": task}
+    name = "x" if isinstance(model, keras_psp.models.TaskModel) else "inputs"
+    return {name: x, "task": task}
+
+
+def ask(model, x, task):
+    return model.predict(with_task(model, x, task), verbose=0)
+
+
+def train(model, x, task, outputs):
+    model.compile(keras.optimizers.SGD(0.1), "mse", metrics=[])
+    model.fit(with_task(model, x, task), np.ones_like(outputs), verbose=0)
+
+
+@pytest.mark.filterwarnings("ignore:These layers have no superposed counterpart")
+@pytest.mark.filterwarnings("ignore:.shuffle=True. was passed")  # By KerasHub.
+@pytest.mark.parametrize(
+    ("make", "shared"),
+    [
+        (block, "copy"),
+        once(block, "freeze"),
+        (recurrent, "copy"),
+        once(recurrent, "warn"),
+        (own_model, "warn"),
+        (hub_classifier, "copy"),
+        once(hub_classifier, "freeze"),
+    ],
+)
+def test_each_task_starts_as_the_model_trains_alone_is_saved_and_extracted(
+    make, shared, tmp_path
+):
+    model, x = make()
+    draw_weights(model)
+    before = [np.array(w) for w in model.get_weights()]
+    expected = model.predict(x, verbose=0)
+    one = keras_psp.convert(model, NUM_TASKS, shared=shared)
+    np.testing.assert_allclose(ask(one, x, TASKS), expected, atol=1e-5)
+    assert not find_task_layers(model)
+    train(one, x, 1, expected)
+    mixed = ask(one, x, TASKS)
+    own = [ask(one, x, k) for k in range(NUM_TASKS)]
+    moved = [np.abs(y - expected).max() for y in own]
+    assert moved[1] > 1e-3
+    if shared != "warn":  # What moves the others is interference alone.
+        assert max(moved[0], moved[2]) < moved[1]
+    for k, y in enumerate(own):
+        np.testing.assert_allclose(mixed[TASKS == k], y[TASKS == k], atol=1e-5)
+    one.save(tmp_path / "one.keras")
+    read = keras.models.load_model(tmp_path / "one.keras")
+    assert type(read).__mro__[1:] == type(one).__mro__[1:]
+    np.testing.assert_allclose(ask(read, x, TASKS), mixed, atol=1e-6)
+    plain = keras_psp.extract(read, 1)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), own[1], atol=1e-5)
+    assert not find_task_layers(plain)
+    read.add_tasks(1)
+    np.testing.assert_allclose(ask(read, x, TASKS), mixed, atol=1e-6)
+    assert ask(read, x, NUM_TASKS).shape == expected.shape
+    for weight, old in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, old)
+
+
+@pytest.mark.parametrize("make", [block, own_model, hub_classifier])
+def test_an_unknown_task_never_becomes_an_answer(make):
+    model, x = make()
+    one = keras_psp.convert(model, NUM_TASKS, shared="copy")
+    wrong = np.where(np.arange(6) == 3, NUM_TASKS, TASKS)
+    if keras.backend.backend() == "torch":
+        with pytest.raises(ValueError, match="`task` must lie in"):
+            ask(one, x, wrong)
+    else:
+        y = ask(one, x, wrong)
+        assert np.isnan(y[3]).all()
+        np.testing.assert_array_equal(np.isnan(y).all(-1), np.arange(6) == 3)
+    with pytest.raises(ValueError, match="`task` must lie in"):
+        one(with_task(one, x, wrong))
+    with pytest.raises(ValueError, match="`task` must lie in"):
+        train(one, x, wrong, np.ones((6, 2)))
+
+
+def test_a_model_of_its_own_class_takes_its_task_from_the_scope():
+    model, x = own_model()
+    draw_weights(model)
+    expected = model.predict(x, verbose=0)
+    one = keras_psp.convert(model, ["paris", "tokyo", "rome"])
+    assert isinstance(one, OwnModel) and one.units == 5
+    one.compile(keras.optimizers.SGD(0.1), "mse")
+    with keras_psp.task("tokyo"):
+        one.fit(x, np.ones((6, 2)), verbose=0)
+        tokyo = one.predict(x, verbose=0)
+    with keras_psp.task("rome"):
+        rome = one.predict(x, verbose=0)
+    assert np.abs(tokyo - rome).max() > 1e-3
+    assert np.abs(rome - expected).max() < np.abs(tokyo - expected).max()
+    with keras_psp.task(["tokyo", "rome"] * 3):
+        mixed = one.predict(x, verbose=0)
+    np.testing.assert_allclose(mixed[::2], tokyo[::2], atol=1e-5)
+    np.testing.assert_allclose(mixed[1::2], rome[1::2], atol=1e-5)
+    with pytest.raises(ValueError, match=r"Did you mean 'tokyo'\?"):
+        with keras_psp.task("toky"):
+            one(x)
+    with pytest.raises(ValueError, match="take their task from a scope"):
+        one(x)
+
+
+def test_text_of_several_tasks_is_generated_in_one_batch():
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=31,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=8,
+        max_sequence_length=8,
+    )
+    model = keras_hub.models.GPT2CausalLM(backbone)
+    names = ["legal", "medical"]
+    adapters = keras_psp.convert(model, names, context=None, rank=2, shared="copy")
+    for i, weight in enumerate(adapters.trainable_weights):
+        draw = keras.random.normal(weight.shape, stddev=0.3, seed=i)
+        weight.assign(weight + draw)
+    adapters.compile(sampler="greedy")
+    prompts = {
+        "token_ids": np.array([[5, 6, 7, 0, 0, 0, 0, 0], [8, 9, 1, 0, 0, 0, 0, 0]]),
+        "padding_mask": np.array([[1, 1, 1, 0, 0, 0, 0, 0]] * 2),
+    }
+
+    def generate(task):
+        with keras_psp.task(task):
+            found = adapters.generate(prompts, stop_token_ids=None)["token_ids"]
+        return ops.convert_to_numpy(found)
+
+    legal, medical = generate("legal"), generate("medical")
+    assert (legal[:, 3:] != medical[:, 3:]).any()
+    mixed = generate(names)
+    np.testing.assert_array_equal(mixed[0], legal[0])
+    np.testing.assert_array_equal(mixed[1], medical[1])
+    np.testing.assert_array_equal(generate("legal"), legal)
+    with pytest.raises(ValueError, match="Unknown task"):
+        generate("poetic")
+    with pytest.raises(ValueError, match="`task` must lie in"):
+        generate(2)
+
+
+def test_adapters_leave_the_base_and_one_another_alone():
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    model = draw_weights(
+        keras.Sequential([keras.Input((4,), name="x"), layers.Dense(5), OwnDense(2)])
+    )
+    expected = model.predict(x, verbose=0)
+    one = keras_psp.convert(model, NUM_TASKS, context=None, rank=8)
+    assert one.layers[-2].low_rank.rank == 4  # No more than the layer has.
+    train(one, x, 1, expected)
+    np.testing.assert_allclose(ask(one, x, 0), expected, atol=1e-6)
+    assert np.abs(ask(one, x, 1) - expected).max() > 1e-3
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class OwnDense(layers.Dense):
+    pass
+
+
+def test_the_warning_says_how_much_tasks_share():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(4), OwnDense(4)])
+    with pytest.warns(UserWarning, match=r"\(OwnDense\).*50.0% of the model's"):
+        keras_psp.convert(model, NUM_TASKS)
+    frozen = keras_psp.convert(model, NUM_TASKS, shared="freeze")
+    assert not frozen.layers[-1].trainable_weights
+
+
+@pytest.mark.once
+def test_bad_input():
+    model, x = own_model()
+    with pytest.raises(ValueError, match="`rank` must be given"):
+        keras_psp.convert(model, 2, context=None)
+    with pytest.raises(ValueError, match="Unknown shared.*'keep'"):
+        keras_psp.convert(model, 2, shared="keep")
+    with pytest.raises(ValueError, match="name of its own"):
+        keras_psp.convert(model, ["a", "a"])
+    with pytest.raises(TypeError, match="must be strings"):
+        keras_psp.convert(model, ["a", 1])
+    with pytest.raises(ValueError, match="must not take a task already"):
+        keras_psp.convert(keras_psp.convert(model, 2), 2)
+    with pytest.raises(ValueError, match="must be built"):
+        keras_psp.convert(OwnModel(), 2)
+
+    class Unlike(OwnModel):
+        def get_config(self):
+            return {"units": 3}
+
+    unlike = Unlike()
+    unlike(x)
+    with pytest.raises(ValueError, match="from_config|must be like it"):
+        keras_psp.convert(unlike, 2)
+    named = keras_psp.convert(model, ["a", "b"])
+    assert named.add_tasks(["c"]).task_names == ("a", "b", "c")
+    assert named.remove_tasks(n=2).task_names == ("a",)
+    with pytest.raises(ValueError, match="Either all tasks"):
+        named.add_tasks(1)
+    with pytest.raises(ValueError, match="`task_names` must hold 1"):
+        named.task_names = ["a", "b"]
+    with pytest.raises(ValueError, match="have no names"):
+        keras_psp.extract(keras_psp.convert(model, 2), "a")
