@@ -1,11 +1,13 @@
 """The multi-layer perceptron of the paper's permuting experiments."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
+from keras_psp._core.task_index import check_num_tasks
 from keras_psp.models._seeded_layers import HEADS
 from keras_psp.models._seeded_layers import SeededLayers
 from keras_psp.models.task_model import TaskModel
@@ -14,7 +16,7 @@ from keras_psp.models.task_model import TaskModel
 def mlp(
     input_shape: Any,
     num_classes: int,
-    num_tasks: int,
+    num_tasks: int | Sequence[str],
     units: int = 256,
     depth: int = 3,
     context: Any = "binary",
@@ -33,7 +35,7 @@ def mlp(
     Args:
         input_shape: Tuple of integers, the shape of one image.
         num_classes: Positive integer, the number of logits.
-        num_tasks: Positive integer, the number of tasks.
+        num_tasks: Positive integer, the number of tasks; or a list of their names.
         units: Positive integer, the width of a hidden layer.
         depth: Non-negative integer, the number of hidden layers.
         context: Name of a context family, one of `keras_psp.contexts.FAMILIES`, or a
@@ -68,7 +70,7 @@ def mlp(
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), section 4.1.
     """
-    num_tasks = check_integer("num_tasks", num_tasks)
+    num_tasks, names = check_num_tasks(num_tasks)
     check_name("head", head, HEADS)
     if complex_valued and head != "superposed":
         raise ValueError(
@@ -96,4 +98,7 @@ def mlp(
     )
     if complex_valued:
         logits = logits[:, :num_classes]
-    return TaskModel({"image": image, "task": task}, logits, name=name)
+    model = TaskModel({"image": image, "task": task}, logits, name=name)
+    if names is not None:
+        model.task_names = names
+    return model

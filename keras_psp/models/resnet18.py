@@ -1,12 +1,13 @@
 """The residual network of the paper's incremental experiments."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
+from keras_psp._core.task_index import check_num_tasks
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import TaskBatchNormalization
 from keras_psp.models._seeded_layers import HEADS
@@ -22,7 +23,7 @@ _NUM_CONTEXTS = 1 + 4 * 2 * 2 + 3 + 1
 def resnet18(
     input_shape: Any,
     num_classes: int,
-    num_tasks: int,
+    num_tasks: int | Sequence[str],
     context: Any = "binary",
     context_over: str = "kernel",
     learnable: bool = False,
@@ -39,7 +40,7 @@ def resnet18(
         input_shape: Tuple `(height, width, channels)` of one image; height and width
             may be `None`.
         num_classes: Positive integer, the number of logits.
-        num_tasks: Positive integer, the number of tasks.
+        num_tasks: Positive integer, the number of tasks; or a list of their names.
         context: Name of a context family, one of `keras_psp.contexts.FAMILIES`, or a
             `Context` that shows what each layer's own is to be, but for its seed; or
             `None` for plain `Conv2D` layers.
@@ -78,7 +79,7 @@ def resnet18(
         al., 2016](https://arxiv.org/abs/1512.03385), table 1, with the stem of its
         section 4.2.
     """
-    num_tasks = check_integer("num_tasks", num_tasks)
+    num_tasks, names = check_num_tasks(num_tasks)
     for what, value, known in (
         ("head", head, HEADS),
         ("norm", norm, NORMS),
