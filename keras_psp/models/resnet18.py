@@ -152,4 +152,7 @@ def resnet18(
     )
     knows_tasks = context is not None or head != "shared" or norm == "task"
     kind = TaskModel if knows_tasks else keras.Model
-    return kind({"image": image, "task": task}, logits, name=name)
+    model = kind({"image": image, "task": task}, logits, name=name)
+    if names is not None and knows_tasks:
+        model.task_names = names
+    return model
