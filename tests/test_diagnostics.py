@@ -8,6 +8,7 @@ from keras import layers
 import keras_psp
 from keras_psp import contexts
 from keras_psp.diagnostics import capacity
+from keras_psp.diagnostics import frontier
 from keras_psp.diagnostics import interference
 from keras_psp.diagnostics import memory
 from keras_psp.diagnostics.interference import Interference
@@ -499,3 +500,65 @@ def test_missing_matplotlib_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):
         capacity([8]).plot()
+
+
+# Frontier
+
+
+def test_frontier_compares_errors_and_memory(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    base = keras.Sequential([keras.Input((20,), name="x"), layers.Dense(12)])
+    models = []
+    for _ in range(3):
+        models.append(keras.models.clone_model(base))
+        kernel = to_numpy(base.layers[0].kernel)
+        change = 0.1 * np.outer(rng.normal(size=20), rng.normal(size=12))
+        models[-1].layers[0].kernel.assign(kernel + change)
+    data = [draw(rng, 50, 20) for _ in models]
+
+    def evaluate(one):
+        (name,) = set(one.input) - {"task"}
+        errors = []
+        for k, (model, x) in enumerate(zip(models, data, strict=True)):
+            ours = one.predict({name: x, "task": np.full(50, k)}, verbose=0)
+            own = model.predict(x, verbose=0)
+            errors.append(np.square(ours - own).sum() / (50 * own.var(0).sum()))
+        return np.mean(errors)
+
+    result = frontier(models, base, data, evaluate, budgets=[1.5, 0.01, 0.8])
+    rows = {(row["system"], row["size"]): row for row in result.rows}
+    ours = [row for row in result.rows if row["system"] == "superpose(budget=)"]
+    assert [row["size"] for row in ours] == ["0.8 networks", "1.5 networks"]
+    assert all(row["memory"] <= float(row["size"].split()[0]) for row in ours)
+    assert ours[1]["error"] < ours[0]["error"]
+    # The error is that of the models which `evaluate` is given.
+    for row in result.rows:
+        np.testing.assert_allclose(row["error"], row["evaluate"], rtol=1e-3, atol=1e-9)
+    copies = rows["copies", "4 bits"]
+    # Codes, and for each task a scale and a bias of twelve columns.
+    expected = (3 * (20 * 12 / 2 + 2 * 4 * 12)) / (4 * base.count_params())
+    np.testing.assert_allclose(copies["memory"], expected)
+    # The differences are of rank one.
+    assert rows["low rank", "2 in 4 bits"]["error"] < copies["error"]
+    for system in ("differences", "low rank"):
+        errors = [row["error"] for row in result.rows if row["system"] == system]
+        assert errors == sorted(errors, reverse=True) or system == "low rank"
+    assert "18/18" in capsys.readouterr().out
+    lines = str(result).splitlines()
+    assert lines[0].split() == ["memory", "error", "evaluate"]
+    assert lines[1].startswith("superpose(budget=), 0.8 networks")
+    assert len(lines) == 1 + len(result.rows)
+    result.plot(tmp_path / "frontier.png")
+    assert (tmp_path / "frontier.png").stat().st_size > 0
+
+
+def test_frontier_says_what_is_wrong():
+    base = keras.Sequential([keras.Input((4,), name="x"), layers.Dense(2)])
+    models = [keras.models.clone_model(base) for _ in range(2)]
+    x = np.zeros((5, 4), "float32")
+    with pytest.raises(TypeError, match="`data` must be a list"):
+        frontier(models, base)
+    with pytest.raises(ValueError, match="at least two"):
+        frontier(models[:1], base, [x])
+    with pytest.raises(TypeError, match="`budgets`"):
+        frontier(models, base, [x] * 2, budgets=["1"])

@@ -1,7 +1,8 @@
 """What tasks do to one another, what they cost, and how many there is room for."""
 
 from keras_psp.diagnostics.capacity import capacity
+from keras_psp.diagnostics.frontier import frontier
 from keras_psp.diagnostics.interference import interference
 from keras_psp.diagnostics.memory import memory
 
-__all__ = ["capacity", "interference", "memory"]
+__all__ = ["capacity", "frontier", "interference", "memory"]

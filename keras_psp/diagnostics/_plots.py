@@ -28,6 +28,28 @@ def save(figure, path):
     return figure
 
 
+def draw_frontier(rows):
+    """Returns a figure of the rows of a `Frontier`: a line for each system."""
+    figure = new_figure(7.5, 4.5)
+    axis = figure.subplots()
+    what = "evaluate" if "evaluate" in rows[0] else "error"
+    for i, system in enumerate(dict.fromkeys(row["system"] for row in rows)):
+        same = [row for row in rows if row["system"] == system]
+        same = sorted(same, key=lambda row: row["memory"])
+        x, y = ([row[name] for row in same] for name in ("memory", what))
+        style = {**line_style(i), "marker": "o", "markersize": 4}
+        axis.plot(x, y, **style, linewidth=1.5 if i else 2.5, label=system)
+    axis.set(xscale="log", xlabel="memory, in float32 networks of one model")
+    axis.set(ylabel="evaluate()")
+    if what == "error":
+        axis.set(yscale="log", ylabel="squared error, as a share of the variance")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("{x:g}")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(frameon=False)
+    return figure
+
+
 def draw_interference(layers):
     """Returns a figure of a sequence of `LayerInterference`."""
     if len(layers) > MAX_MATRICES:

@@ -166,18 +166,31 @@ def best_scale(values: np.ndarray, bits: int, axis: Any, weights: Any = 1.0) -> 
     Returns:
         float64 array that broadcasts against `values`; positive.
     """
-    tiny = float(np.finfo("float32").tiny)
-    most = np.abs(values).max(axis, keepdims=True) / levels(bits)
-    best, least = np.maximum(most, tiny), np.inf
+    axes = tuple(np.atleast_1d(axis) % values.ndim - values.ndim)
+    weights = np.broadcast_to(weights, values.shape)
+    if values.ndim > 2 and -values.ndim not in axes:  # Matrix by matrix, in the cache.
+        pairs = zip(values, weights, strict=True)
+        return np.stack([best_scale(each, bits, axes, by) for each, by in pairs])
+    options = {"axis": axes, "keepdims": True, "dtype": "float64"}
+    tiny, middle = float(np.finfo("float32").tiny), levels(bits)
+    most = np.abs(values).max(axes, keepdims=True) / middle
+    values, weights = values.astype("float32"), weights.astype("float32")
+    weighted, numbers = values * weights, np.empty_like(values)
+    best, most_gain = np.maximum(most, tiny), np.full(most.shape, -1.0)
     for clip in CLIPS:
-        signs = to_codes(values, np.maximum(clip * most, tiny), bits) - levels(bits)
-        size = np.sum(np.square(signs) * weights, axis, keepdims=True)
-        scale = np.sum(values * signs * weights, axis, keepdims=True)
-        scale = np.maximum(scale / np.maximum(size, tiny), tiny)
-        error = np.square(values - signs * scale) * weights
-        error = np.sum(error, axis, keepdims=True)
-        best = np.where(error < least, scale, best)
-        least = np.minimum(error, least)
+        step = np.maximum(clip * most, tiny)
+        np.divide(values, step.astype("float32"), out=numbers)
+        numbers += middle
+        np.clip(np.rint(numbers, out=numbers), 0, 2 * middle, out=numbers)
+        numbers -= middle
+        along = np.maximum(np.sum(weighted * numbers, **options), 0.0)
+        np.square(numbers, out=numbers)
+        numbers *= weights
+        size = np.maximum(np.sum(numbers, **options), tiny)
+        # The error is |values|^2 less this, for the best scale of these codes.
+        gain = np.square(along) / size
+        best = np.where(gain > most_gain, np.maximum(along / size, tiny), best)
+        most_gain = np.maximum(gain, most_gain)
     return best
 
 

@@ -17,7 +17,7 @@ from keras_psp.surgery._rounding import rounded
 
 BASE_BITS = (2, 3, 4, 5, 6, 8)
 CORE_BITS = (2, 3, 4, 6)
-RANK_BITS = (1, 2, 3, 4)
+RANK_BITS = (2, 3, 4)  # Signs alone lose far more than `LOSS` says.
 FULL_BITS = (1, 2, 3, 4, 6, 8)
 RANKS = (*range(17), *range(18, 33, 2), *range(36, 129, 4))
 CORES = (8, 16, 32, 48, 64, 96, 128, 192)
@@ -36,26 +36,17 @@ class Choice:
     error: float
 
 
-def choices(layers: Sequence[tuple[Wanted, float]]) -> list[Choice]:
-    """Returns the `best` of all that there is to choose from.
+def choices(layers: Sequence[Wanted]) -> list[Choice]:
+    """Returns all that there is to choose from.
 
     Args:
-        layers: List of the layers that take one form: the projections of an attention,
-            or one layer. For each what is to be kept, and the mean variance of its
-            outputs, all added up; its errors are shares of it.
+        layers: List of what is to be kept of the layers that take one form: of the
+            projections of an attention, or of one layer.
     """
-    return best(all_choices(layers))
-
-
-def all_choices(layers: Sequence[tuple[Wanted, float]]) -> list[Choice]:
-    """Returns all that there is to choose from; see `choices()`."""
-    num_tasks = len(layers[0][0].kernels)
-    shapes = [(each.kernels.shape[1], each.kernels.shape[2]) for each, _ in layers]
+    num_tasks = len(layers[0].kernels)
+    shapes = [(each.kernels.shape[1], each.kernels.shape[2]) for each in layers]
     narrowest = None if len(shapes) == 1 else min(min(shape) for shape in shapes)
-    errors = [
-        {form: error / variance for form, error in _estimates(wanted, narrowest)}
-        for wanted, variance in layers
-    ]
+    errors = [dict(_estimates(wanted, narrowest)) for wanted in layers]
     return [
         Choice(
             form,
@@ -119,19 +110,20 @@ def _estimates(wanted: Wanted, narrowest: int | None) -> Iterator[tuple[Form, fl
         narrowest: Where other layers take the same form, their least width. Or `None`.
     """
     center = wanted.center(wanted.kernels)
-    sample = Wanted(wanted.kernels[:SAMPLE], wanted.grams[:SAMPLE])
+    sample = wanted.of(wanted.kernels, SAMPLE)
     bases = {}
     for bits in BASE_BITS:
         error = rounded(*wanted.shared_rounding.round(center, bits), bits) - center
-        bases[bits] = float(np.sum(wanted.mean_gram @ error * error))
+        seen = wanted.mean_gram @ error @ wanted.mean_outputs
+        bases[bits] = float(np.sum(seen * error))
     for kept, base, most in ((sample.kernels, 0, 8), (sample.kernels - center, 4, 4)):
         for bits in FULL_BITS:
             if bits <= most:
                 codes, scale = sample.own_rounding.round(kept, bits)
                 lost = sample.error(rounded(codes, scale, bits) - kept).mean()
                 yield Form(base, rank=FULL, rank_bits=bits), float(lost)
-    rest = Wanted(wanted.kernels - center, wanted.grams)
-    few = Wanted(rest.kernels[:SAMPLE], rest.grams[:SAMPLE])
+    rest = wanted.of(wanted.kernels - center)
+    few = rest.of(rest.kernels, SAMPLE)
     least = min(narrowest or np.inf, *center.shape)
     ranks = [rank for rank in RANKS if rank < least]
     tail = _tail(few)
@@ -176,12 +168,12 @@ class _Loss:
 
 def _tail(rest):
     """The mean energy that is left without the first r directions, for each r."""
-    kernels = rest.kernels
-    if kernels.shape[1] < kernels.shape[2]:
-        seen = transpose(np.linalg.cholesky(rest.grams)) @ kernels
+    seen = rest.kernels @ np.linalg.cholesky(rest.outputs)
+    if seen.shape[1] < seen.shape[2]:
+        seen = transpose(np.linalg.cholesky(rest.grams)) @ seen
         moments = seen @ transpose(seen)
     else:
-        moments = transpose(kernels) @ (rest.grams @ kernels)
+        moments = transpose(seen) @ (rest.grams @ seen)
     energies = np.maximum(np.linalg.eigvalsh(moments).mean(0), 0.0)
     return np.append(np.cumsum(energies)[::-1], 0.0)
 
@@ -197,12 +189,11 @@ def _cores(rest, few, narrowest):
     shapes = [(min(size, m), min(size, n)) for size in CORES if size < most]
     if not shapes:
         return
-    left, right = shared_directions(rest.kernels, rest, *shapes[-1])
+    left, right = shared_directions(rest, *shapes[-1])
 
     def without(kept, shape):
         a, v = left[:, : shape[0]], right[:, : shape[1]]
-        cores = core_of(kept.kernels, kept.grams, a, v)
-        return Wanted(kept.kernels - a @ cores @ v.T, kept.grams)
+        return kept.of(kept.kernels - a @ core_of(kept, a, v) @ v.T)
 
     middle = shapes[len(shapes) // 2]
     ideal = np.mean(without(rest, middle).energy)

@@ -21,9 +21,11 @@ from keras_psp._reading.rows import input_rows
 from keras_psp._reading.rows import kernel_rows
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._superposed_attention import SuperposedAttention
+from keras_psp.layers._task_low_rank import FULL
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._budget import Choice
+from keras_psp.surgery._budget import best
 from keras_psp.surgery._budget import choices
 from keras_psp.surgery._budget import choose
 from keras_psp.surgery._build_superposed import build_superposed
@@ -32,42 +34,28 @@ from keras_psp.surgery._parts import Parts
 from keras_psp.surgery._parts import Wanted
 from keras_psp.surgery._parts import fit
 from keras_psp.surgery._parts import fit_more
+from keras_psp.surgery._sensitivity import Sensitivity
+from keras_psp.surgery._sensitivity import ends_with_columns
 from keras_psp.surgery.extract import build_plain
 
 BATCH_SIZE = 256
 RIDGE = 0.1
 
 
-def compress(
-    graphs: Sequence[Graph],
-    chosen: Sequence[keras.layers.Layer],
-    with_base: bool,
-    data: Sequence[dict[str, np.ndarray]] | None,
-    ridge: float | None,
-    budget: float,
-) -> TaskModel:
+def compress(walk: "Walk", budget: float) -> TaskModel:
     """Builds the model of the least error in a memory; see `superpose()`.
 
     Args:
-        graphs: The models' `Graph`s, and that of the base behind them.
-        chosen: The first model's layers that have counterparts.
-        with_base: Whether there is a base.
-        data: List of a dictionary of arrays for each model, or `None`.
-        ridge: Non-negative float, or `None` for 0.1.
+        walk: The `Walk` through the models.
         budget: Positive float, in float32 networks of one model.
     """
-    walk = Walk(graphs, chosen, with_base, data, RIDGE if ridge is None else ridge)
-    network = sum(
-        int(np.prod(weight.shape))
-        for layer in leaf_layers(graphs[0].layers)
-        for weight in getattr(layer, "weights", ())
-    )
-    menus = [walk.choices(group) for group in walk.groups]
-    model = walk.fit_within(menus, 4 * network * budget)
+    menus = [best(walk.choices(group)) for group in walk.groups]
+    model = walk.fit_within(menus, walk.count_model_bytes() * budget)
     if model is None:
         least = sum(menu[0].bits for menu in menus) / 8 + walk.count_other_bytes()
+        least = np.ceil(1000 * least / walk.count_model_bytes()) / 1000
         raise ValueError(
-            f"`budget` must be at least {_round_up(least / (4 * network))} for these "
+            f"`budget` must be at least {float(least)} for these "
             f"models, biases and all else that each keeps of its own included. "
             f"Received: budget={budget}"
         )
@@ -87,7 +75,7 @@ def fit_more_models(
     graphs: Sequence[Graph],
     data: Sequence[dict[str, np.ndarray]] | None,
     ridge: float | None,
-) -> list[tuple[Superposed, Parts]]:
+) -> list[tuple[Superposed, Parts, np.ndarray | None]]:
     """Fits the own parts of more models, beside what the present tasks share.
 
     Args:
@@ -98,21 +86,23 @@ def fit_more_models(
         ridge: Non-negative float, or `None` for 0.1.
 
     Returns:
-        List of the compressed layers, each with the `Parts` of the new tasks.
+        List of the compressed layers, each with the `Parts` of the new tasks and their
+        biases, if these change.
     """
     chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
-    walk = Walk(graphs, chosen, False, data, RIDGE if ridge is None else ridge)
+    walk = Walk(graphs, chosen, False, data, ridge)
     holder = {id(plains[0]): layer for layer, plains in pairs}
     return [
-        (holder[id(leaf)], walk.fit_more(leaf, _read(holder[id(leaf)])))
+        (holder[id(leaf)], *walk.fit_more(leaf, _read(holder[id(leaf)])))
         for group in walk.groups
         for leaf in group
     ]
 
 
-def hold_more(layer: Superposed, parts: Parts) -> None:
-    """Gives a layer's last tasks, which are new, the parts fitted for them."""
+def hold_more(layer: Superposed, parts: Parts, biases: np.ndarray | None) -> None:
+    """Gives a layer's last tasks, which are new, what has been fitted for them."""
     first = layer.num_tasks - parts.num_tasks
+    _set_biases(layer, biases, first)
     for part, rows in _rows_of(layer, parts):
         codes = part.get_codes()
         for name, new in rows.items():
@@ -149,15 +139,12 @@ def check_can_compress(
                 )
 
 
-def _round_up(number):
-    return float(np.ceil(1000 * number) / 1000)
-
-
 class Walk:
     """Goes through the layers of K models, from inputs to outputs.
 
     Each layer's kernels are fitted to the inputs that the layers before it give, which
-    have been compressed already. One plain model takes all models' weights in turn.
+    have been compressed already. Its biases make up for the mean errors of the outputs.
+    One plain model takes all models' weights in turn.
     """
 
     def __init__(
@@ -166,11 +153,11 @@ class Walk:
         chosen: Sequence[keras.layers.Layer],
         with_base: bool,
         data: Sequence[dict[str, np.ndarray]] | None,
-        ridge: float,
+        ridge: float | None,
     ) -> None:
         self._graph, self._chosen = graphs[0], chosen
         self.num_tasks = len(graphs) - int(with_base)
-        self._data, self._ridge = data, ridge
+        self._data, self._ridge = data, RIDGE if ridge is None else ridge
         leaves = (leaf_layers(each.layers) for each in graphs)
         self._same = {id(same[0]): same for same in zip(*leaves, strict=True)}
         self._with_base = with_base
@@ -185,8 +172,16 @@ class Walk:
         order = {id(layer): i for i, (layer, _) in enumerate(self._pairs)}
         self.groups = sorted(groups, key=lambda group: order[id(group[0])])
         self._kernels: dict[int, np.ndarray] = {}
+        self._biases: dict[int, np.ndarray] = {}
         self._new_tasks: dict[int, Parts] = {}
         self._models: dict[int, keras.Model] = {}
+        self._outputs = None if data is None else self._measure_outputs()
+
+    def count_model_bytes(self) -> int:
+        """Returns the bytes of one of the models, in float32."""
+        layers = leaf_layers(self._graph.layers)
+        weights = [x for layer in layers for x in getattr(layer, "weights", ())]
+        return 4 * sum(int(np.prod(weight.shape)) for weight in weights)
 
     def count_other_bytes(self) -> int:
         """Returns the bytes of all that is no kernel of a compressed layer."""
@@ -200,7 +195,7 @@ class Walk:
 
     def choices(self, group: Sequence[keras.layers.Layer]) -> list[Choice]:
         """Returns what there is to choose from for leaf layers of one form."""
-        return choices([self.wanted(leaf, compressed=False) for leaf in group])
+        return choices([self.wanted(leaf, compressed=False)[0] for leaf in group])
 
     def fit_within(
         self, menus: Sequence[list[Choice]], memory: float
@@ -214,7 +209,45 @@ class Walk:
         found = choose(menus, 8 * (memory - self.count_other_bytes()))
         if found is None:
             return None
-        forms = [choice.form for choice in found]
+        return self.fit([choice.form for choice in found])
+
+    def fit_alike(self, form: Form) -> TaskModel:
+        """Returns the model whose layers are all kept in one form.
+
+        Where a layer is too narrow for the rank it has whole kernels, and for the core
+        a smaller one.
+
+        Raises:
+            ValueError: Rank or core is too large for all layers.
+        """
+        shapes = [self._smallest(group) for group in self.groups]
+        most = self.widest()
+        if form.rank not in (0, FULL) and int(form.rank) > most:
+            raise ValueError(
+                f"`rank` must be at most {most}, or 'full', for these models. "
+                f"Received: rank={form.rank}"
+            )
+        largest = tuple(map(max, zip(*shapes, strict=True)))
+        if form.core and (form.core[0] > largest[0] or form.core[1] > largest[1]):
+            raise ValueError(
+                f"`core` must be at most {largest} for these models. "
+                f"Received: core={form.core}"
+            )
+        return self.fit([form.within(*shape) for shape in shapes])
+
+    def widest(self) -> int:
+        """Returns the largest rank that the kernels of a group can have."""
+        return max(min(self._smallest(group)) for group in self.groups)
+
+    def _smallest(self, group):
+        """Returns the least numbers of rows and of columns of a group's kernels."""
+        shapes = [
+            self._superposed[id(leaf)].kernel_rows(leaf.kernel).shape for leaf in group
+        ]
+        return tuple(map(min, zip(*shapes, strict=True)))
+
+    def fit(self, forms: Sequence[Form]) -> TaskModel:
+        """Returns the model of these forms, one for each of the `groups`."""
         fitted = {
             id(leaf): self._fit(leaf, form)
             for group, form in zip(self.groups, forms, strict=True)
@@ -224,27 +257,55 @@ class Walk:
 
     def _fit(self, leaf, form):
         """Fits a leaf layer's parts, and goes on with what they give."""
-        wanted, _ = self.wanted(leaf, compressed=True)
+        wanted, means = self.wanted(leaf, compressed=True)
         parts = fit(form, wanted)
         if self._with_base:
             base = kernel_rows(
                 self._superposed[id(leaf)], self._same[id(leaf)][-1].kernel
             )
-            new = Wanted(base[None], wanted.mean_gram[None])
+            # A new task has the base's biases: the means of the inputs count too.
+            here = means[1] if means is not None else np.zeros((1, len(base)))
+            gram = wanted.mean_gram + here.T @ here / len(here)
+            new = Wanted(base[None], gram[None], wanted.mean_outputs[None])
             self._new_tasks[id(leaf)] = fit_more(parts, new)
-        self.keep(leaf, parts.kernels())
+        self._go_on(leaf, parts, means)
         return parts
 
-    def fit_more(self, leaf: keras.layers.Layer, shared: Parts) -> Parts:
-        """Fits a leaf layer's parts beside those that other tasks have already."""
-        wanted, _ = self.wanted(leaf, compressed=True)
+    def fit_more(
+        self, leaf: keras.layers.Layer, shared: Parts
+    ) -> tuple[Parts, np.ndarray | None]:
+        """Fits a leaf layer's parts beside those that other tasks have already.
+
+        Returns:
+            The `Parts`, and the biases if these change.
+        """
+        wanted, means = self.wanted(leaf, compressed=True)
         parts = fit_more(shared, wanted)
-        self.keep(leaf, parts.kernels())
-        return parts
+        self._go_on(leaf, parts, means)
+        return parts, self._biases.get(id(leaf))
+
+    def _go_on(self, leaf, parts, means):
+        """Goes on with what has been fitted for a leaf layer."""
+        kernels = parts.kernels()
+        self.keep(leaf, kernels)
+        if means is not None:
+            layers = self._same[id(leaf)][: self.num_tasks]
+            ours, biases = self._superposed[id(leaf)], []
+            for layer, own, here, kernel in zip(layers, *means, kernels, strict=True):
+                lost = own @ kernel_rows(ours, layer.kernel) - here @ kernel
+                bias = ops.convert_to_numpy(layer.bias)
+                biases.append(bias + lost.reshape(bias.shape))
+            self._biases[id(leaf)] = np.stack(biases).astype("float32")
 
     def keep(self, leaf: keras.layers.Layer, kernels: np.ndarray) -> None:
         """Goes on with these kernels, rows `(K, M, N)`, in place of a layer's own."""
         self._kernels[id(leaf)] = kernels.astype("float32")
+        self._biases.pop(id(leaf), None)
+
+    def own(self, task: int) -> keras.Model:
+        """Returns the one plain model, with the weights of a task's own model."""
+        self._take_weights(task, compressed=False)
+        return self._plain
 
     def plain(self, task: int) -> keras.Model:
         """Returns the one plain model, with the compressed kernels of a task."""
@@ -266,6 +327,7 @@ class Walk:
                         part.set_new_codes(**{k: row[0] for k, row in rows.items()})
             if isinstance(ours, (Superposed, TaskRows)):
                 set_task_weights(ours, layers[: self.num_tasks])
+                _set_biases(ours, self._biases.get(id(layer)))
                 if self._with_base:
                     set_new_rows(ours, layers[-1])
             else:
@@ -286,55 +348,86 @@ class Walk:
         )
 
     def wanted(
-        self, leaf: keras.layers.Layer, compressed: bool
-    ) -> tuple[Wanted, float]:
-        """Returns what is to be kept of a layer, and its outputs' mean variance.
+        self, leaf: keras.layers.Layer, compressed: bool, with_means: bool = False
+    ) -> tuple[Wanted, tuple[np.ndarray, np.ndarray] | None]:
+        """Returns what is to be kept of a layer.
 
         Args:
             leaf: The layer in the first model.
             compressed: Whether the inputs are those after the layers that have been
                 fitted, or those of each task's own model.
+            with_means: Whether errors of the outputs' means count. Else, where a layer
+                has a bias, that is to make up for them.
+
+        Returns:
+            The `Wanted`. Where biases are to change, also the means `(K, M)` of the
+            inputs in the tasks' own models and of these inputs; else `None`.
         """
         ours = self._superposed[id(leaf)]
         layers = self._same[id(leaf)][: self.num_tasks]
         kernels = np.stack([kernel_rows(ours, each.kernel) for each in layers])
-        size = kernels.shape[1]
-        if self._data is None:
-            gram = np.broadcast_to(np.eye(size), (self.num_tasks, size, size))
-            variance = np.mean(np.sum(np.square(kernels), (1, 2)))
-            return Wanted(kernels, gram), variance
-        grams, variances = np.empty((self.num_tasks, size, size)), []
+        num_tasks, size, columns = kernels.shape
+        if self._data is None or self._outputs is None:  # One is where the other is.
+            gram = np.broadcast_to(np.eye(size), (num_tasks, size, size))
+            outputs = np.eye(columns) / max(np.square(kernels).sum() / num_tasks, 1e-12)
+            outputs = np.broadcast_to(outputs, (num_tasks, columns, columns))
+            return Wanted(kernels, gram, outputs), None
+        centered = not with_means and _has_free_bias(leaf, columns)
+        grams, means = np.empty((num_tasks, size, size)), np.empty((2, num_tasks, size))
         for k, x in enumerate(self._data):
-            gram, cross, mean = self._products(leaf, ours, k, x, compressed)
-            ridge = self._ridge * max(np.trace(gram) / size, 1e-12)
-            grams[k] = gram + ridge * np.eye(size)
-            centered = gram - np.outer(mean, mean)
-            variances.append(np.sum(centered @ kernels[k] * kernels[k]))
+            gram, cross, own, here = self._products(leaf, ours, k, x, compressed)
+            ridge = self._ridge * max(np.trace(gram) / size, 1e-12) * np.eye(size)
+            if centered:
+                gram, cross = gram - np.outer(here, here), cross - np.outer(here, own)
+            grams[k], means[:, k] = gram + ridge, (own, here)
             if compressed:
-                right = cross @ kernels[k] + ridge * kernels[k]
+                right = cross @ kernels[k] + ridge @ kernels[k]
                 kernels[k] = np.linalg.solve(grams[k], right)
-        return Wanted(kernels, grams), max(float(np.mean(variances)), 1e-12)
+        outputs = self._outputs[id(leaf)].astype("float64")
+        return Wanted(kernels, grams, outputs), (*means,) if centered else None
+
+    def _measure_outputs(self):
+        """Returns how much each layer's outputs count for each model's answers."""
+        plain, copies = build_plain(self._template, 0)
+        copy_of = {id(layer): copy for layer, copy in copies}
+        leaves = [leaf for group in self.groups for leaf in group]
+        sensitivity = Sensitivity(
+            plain, [copy_of[id(self._superposed[id(leaf)])] for leaf in leaves]
+        )
+        found = []
+        for k, x in enumerate(self._data):
+            self._take_weights(k, compressed=False)
+            plain.set_weights(self._plain.get_weights())
+            batches = [x if len(x) > 1 else x.popitem()[1] for x in _batches(x)]
+            found.append(sensitivity.measure(batches))
+        return {
+            id(leaf): np.stack(each)
+            for leaf, each in zip(leaves, zip(*found, strict=True), strict=True)
+        }
 
     def _products(self, leaf, ours, task, x, compressed):
-        """The mean products of a layer's inputs: by themselves, by its own model's."""
+        """The mean products of a layer's inputs: by themselves, by its own model's.
+
+        And the means of its own model's, and of these.
+        """
         probe = self._models.get(id(leaf))
         if probe is None:
             called = self._called[id(self._copies[id(ours)])]
             probe = self._models[id(leaf)] = keras.Model(self._inputs, called)
         own = self._probe(probe, ours, task, x, compressed=False)
         here = self._probe(probe, ours, task, x, compressed=True) if compressed else own
-        gram = cross = mean = count = 0
+        gram = cross = own_mean = here_mean = count = 0
         for a, b in zip(here, own, strict=True):
             gram, cross = gram + a.T @ a, cross + a.T @ b
-            mean, count = mean + b.sum(0), count + len(a)
-        return gram / count, cross / count, mean / count
+            here_mean, own_mean = here_mean + a.sum(0), own_mean + b.sum(0)
+            count += len(a)
+        return gram / count, cross / count, own_mean / count, here_mean / count
 
     def _probe(self, probe, ours, task, x, compressed):
         """Returns a list of a layer's input rows, for each batch."""
         self._take_weights(task, compressed)
         found = []
-        for start in range(0, len(next(iter(x.values()))), BATCH_SIZE):
-            batch = {k: v[start : start + BATCH_SIZE] for k, v in x.items()}
+        for batch in _batches(x):
             rows = input_rows(ours, probe.predict_on_batch(batch))
             found.append(rows[:, 0].astype("float64"))
         return found
@@ -349,6 +442,8 @@ class Walk:
             if compressed and id(layer) in self._kernels:
                 rows = ops.convert_to_tensor(self._kernels[id(layer)][task])
                 copy.kernel.assign(ours.kernel_of_rows(rows))
+            if compressed and id(layer) in self._biases:
+                copy.bias.assign(self._biases[id(layer)][task])
 
     def _holds_kernels(self, layer):
         """Whether a chosen layer's counterpart holds kernels in parts."""
@@ -393,3 +488,28 @@ def _read(layer: Superposed) -> Parts:
     )
     codes = (None if part is None else part.get_codes() for part in (base, core, own))
     return Parts(form, layer.num_tasks, *codes)
+
+
+def _batches(x):
+    number = len(next(iter(x.values())))
+    return [
+        {name: array[start : start + BATCH_SIZE] for name, array in x.items()}
+        for start in range(0, number, BATCH_SIZE)
+    ]
+
+
+def _has_free_bias(leaf: Any, columns: int) -> bool:
+    """Whether a layer adds a number to each column of its kernel's outputs."""
+    bias = leaf.bias
+    if bias is None or np.prod(bias.shape) != columns:
+        return False
+    return ends_with_columns(leaf)
+
+
+def _set_biases(layer: Any, biases: np.ndarray | None, first: int = 0) -> None:
+    """Gives tasks from the first one on biases, if these have been fitted."""
+    if biases is not None:
+        weight = layer.task_bias.bias
+        rows = ops.convert_to_numpy(weight).copy()
+        rows[first : first + len(biases)] = biases.reshape(-1, *weight.shape[1:])
+        weight.assign(rows)

@@ -5,7 +5,8 @@ Kernels are rows `(M, N)` here. Task k's is
     W_k = W_0 + A core_k V^T + A_k B_k
 
 where each part may be missing. What is to be kept is given as `Wanted`: for each task a
-kernel, and the mean products of the inputs that tell which errors of it count.
+kernel, the mean products of the inputs, and how much the model's answers change with
+the outputs. The two tell which errors of the kernel count.
 """
 
 import dataclasses
@@ -15,13 +16,17 @@ from typing import Any
 import numpy as np
 
 from keras_psp.layers._few_bits import best_scale
+from keras_psp.layers._few_bits import check_bits_of
 from keras_psp.layers._few_bits import packed_size
+from keras_psp.layers._task_core import check_core
 from keras_psp.layers._task_low_rank import FULL
+from keras_psp.layers._task_low_rank import check_rank
 from keras_psp.surgery._rounding import Rounding
 from keras_psp.surgery._rounding import decode
 from keras_psp.surgery._rounding import rounded
 
 SCALE_BITS = 32
+DEFAULT_BITS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,41 @@ class Form:
     core_bits: int = 4
     rank: int | str = 0
     rank_bits: int = 4
+
+    @classmethod
+    def read(cls, rank: Any, core: Any, bits: Any, with_base: bool) -> "Form":
+        """Returns the form that arguments of `superpose()` ask for.
+
+        Raises:
+            TypeError: One of them is not of its type.
+            ValueError: One of them is outside of its range, or `bits` is for a part
+                that there is not.
+        """
+        if rank is None and core is None:
+            rank = FULL
+        rank = 0 if rank is None else check_rank(rank)
+        core = None if core is None else check_core(core)
+        parts = {
+            "base": with_base or rank != FULL,
+            "core": core is not None,
+            "rank": bool(rank),
+        }
+        few = check_bits_of(DEFAULT_BITS if bits is None else bits, parts)
+        given = {name: few[name] or DEFAULT_BITS for name in parts}
+        base = given["base"] if parts["base"] else 0
+        return cls(base, core, given["core"], rank, given["rank"])
+
+    def within(self, m: int, n: int) -> "Form":
+        """Returns the form for kernels `(m, n)` that may be too narrow for it.
+
+        The core is then smaller, and a task's own part a whole kernel.
+        """
+        core, rank = self.core, self.rank
+        if core is not None:
+            core = min(core[0], m), min(core[1], n)
+        if rank and rank != FULL and int(rank) >= min(m, n):
+            rank = FULL
+        return dataclasses.replace(self, core=core, rank=rank)
 
     def count_bits(self, m: int, n: int, num_tasks: int) -> int:
         """Returns the memory of kernels `(m, n)` of all tasks, in bits."""
@@ -71,17 +111,40 @@ class Wanted:
 
     Attributes:
         kernels: float64 array `(K, M, N)`: the best kernel for the task's inputs.
-        grams: float64 array `(K, M, M)`: the mean products of these inputs, positive
-            definite. An error E of kernel k counts as `tr(E^T G_k E)`.
+        grams: float64 array `(K, M, M)`: the mean products G_k of these inputs,
+            positive definite.
+        outputs: float64 array `(K, N, N)`: the mean products H_k of the derivatives of
+            the model's answers by the layer's outputs, positive definite. An error E of
+            kernel k counts as `tr(H_k E^T G_k E)`. Defaults to the identity.
     """
 
     kernels: np.ndarray
     grams: np.ndarray
+    outputs: Any = None
+
+    def __post_init__(self):
+        if self.outputs is None:
+            num_tasks, _, n = self.kernels.shape
+            self.outputs = np.broadcast_to(np.eye(n), (num_tasks, n, n))
+
+    def of(self, kernels: np.ndarray, number: int | None = None) -> "Wanted":
+        """Returns the same with other kernels, of the first tasks if there is a number.
+
+        Args:
+            kernels: The kernels, of all tasks or of the first ones.
+            number: Integer, or `None` for all.
+        """
+        return Wanted(kernels[:number], self.grams[:number], self.outputs[:number])
 
     @functools.cached_property
     def mean_gram(self) -> np.ndarray:
         """The mean products over all tasks."""
         return self.grams.mean(0)
+
+    @functools.cached_property
+    def mean_outputs(self) -> np.ndarray:
+        """What outputs count, in the mean over all tasks."""
+        return self.outputs.mean(0)
 
     @functools.cached_property
     def shared_rounding(self) -> Rounding:
@@ -99,13 +162,13 @@ class Wanted:
         return self.error(self.kernels)
 
     def center(self, kernels: np.ndarray) -> np.ndarray:
-        """Returns the one kernel `(M, N)` whose errors to `kernels` count least."""
+        """Returns the kernel `(M, N)` nearest to all, if all outputs count alike."""
         right = np.einsum("kij,kjn->in", self.grams, kernels, optimize=True)
         return np.linalg.solve(self.grams.sum(0), right)
 
     def error(self, errors: np.ndarray) -> np.ndarray:
         """Returns how much the errors of each task's kernel count, `(K,)`."""
-        return np.einsum("kij,kij->k", self.grams @ errors, errors)
+        return np.einsum("kij,kij->k", self.grams @ errors, errors @ self.outputs)
 
 
 @dataclasses.dataclass
@@ -202,7 +265,7 @@ def fit_more(shared: Parts, wanted: Wanted) -> Parts:
         rest = rest - parts.base_kernel()
     if shared.core is not None:
         left, right = shared.core_factors()
-        cores = core_of(rest, wanted.grams, left, right)
+        cores = core_of(wanted.of(rest), left, right)
         codes, scale = _round_cores(cores, wanted.grams, left, form.core_bits)
         parts.core = {**shared.core, "core": codes, "core_scale": scale[:, 0, 0]}
         rest = rest - parts.core_kernels()
@@ -222,22 +285,25 @@ def _fit_rank(form, wanted, rest):
     They begin with the principal directions of each task's outputs. The first factor is
     rounded, and the second fitted to what it can give and rounded; and once more.
     """
-    grams, bits = wanted.grams, form.rank_bits
+    grams, outputs, bits = wanted.grams, wanted.outputs, form.rank_bits
+    counts = np.diagonal(outputs, axis1=-2, axis2=-1)[:, None]
     if form.rank == FULL:
         codes, scale = wanted.own_rounding.round(rest, bits)
         return {"first": codes, "second": None, "scale": scale[:, 0]}
-    left = rest @ own_directions(rest, grams, form.rank)
+    seen = rest @ np.linalg.cholesky(outputs)
+    left = seen @ _leading(transpose(seen) @ (grams @ seen), form.rank)
     for _ in range(2):
         codes, scale = wanted.own_rounding.round(left, bits)
         fixed = rounded(codes, scale, bits)
         inner = transpose(fixed) @ grams
         small = _regular(inner @ fixed)
         second = np.linalg.solve(small, inner @ rest)
-        rounding, sizes = Rounding(small), best_scale(second, bits, -1)
+        rounding, sizes = Rounding(small), best_scale(second, bits, -1, counts)
         others, other_scale = rounding.round(second, bits, sizes)
         fitted = rounded(others, other_scale, bits)
-        small = _regular(fitted @ transpose(fitted))
-        left = transpose(np.linalg.solve(small, fitted @ transpose(rest)))
+        inner = fitted @ outputs
+        small = _regular(inner @ transpose(fitted))
+        left = transpose(np.linalg.solve(small, inner @ transpose(rest)))
     scale = scale[:, 0] * other_scale[..., 0]
     return {"first": codes, "second": others, "scale": scale}
 
@@ -249,23 +315,25 @@ def _fit_core(form, wanted, rest):
     what they need of the inputs. A, V and the cores are rounded in turn, each fitted to
     what the others, as they are rounded, leave to it.
     """
-    grams, bits = wanted.grams, form.core_bits
+    grams, bits, outputs = wanted.grams, form.core_bits, wanted.mean_outputs
     first, second = form.core
-    left, right = shared_directions(rest, wanted, first, second)
-    cores = core_of(rest, grams, left, right)
+    left, right = shared_directions(wanted.of(rest), first, second)
+    cores = core_of(wanted.of(rest), left, right)
     # Cores of even size everywhere waste no codes: the bases take up the sizes.
     rows, columns = _even_out(np.sqrt(np.mean(np.square(cores), 0)))
     left, right = left * rows, right * columns
-    right = rounded(*Rounding(np.eye(len(right))).round(right, bits), bits)
+    right = rounded(*Rounding(outputs).round(right, bits), bits)
     for i in range(2):
         if i > 0:
             seen = cores @ right.T
-            small = _regular(np.einsum("krn,ksn->rs", seen, seen))
-            bound = np.einsum("krn,kmn->rm", seen, rest, optimize=True)
+            weighted = seen @ outputs
+            small = np.einsum("krn,ksn->rs", weighted, seen, optimize=True)
+            bound = np.einsum("krn,kmn->rm", weighted, rest, optimize=True)
+            small = _regular(small)
             left = np.linalg.solve(small, bound).T
         left_codes, left_scale = wanted.shared_rounding.round(left, bits)
         left = rounded(left_codes, left_scale, bits)
-        cores = core_of(rest, grams, left, right)
+        cores = core_of(wanted.of(rest), left, right)
         codes, scale = _round_cores(cores, grams, left, bits)
         cores = rounded(codes, scale, bits)
         seen = left @ cores
@@ -274,7 +342,8 @@ def _fit_core(form, wanted, rest):
         bound = np.einsum("kmr,kmn->rn", weighted, rest, optimize=True)
         small = _regular(small)
         right = np.linalg.solve(small, bound)
-        rounding, sizes = Rounding(small), best_scale(right, bits, -1)
+        sizes = best_scale(right, bits, -1, np.diagonal(outputs))
+        rounding = Rounding(small)
         right_codes, right_scale = rounding.round(right, bits, sizes)
         right = rounded(right_codes, right_scale, bits).T
     return {
@@ -290,21 +359,19 @@ def _fit_core(form, wanted, rest):
 _FITS = {"base": _fit_base, "core": _fit_core, "rank": _fit_rank}
 
 
-def own_directions(rest: np.ndarray, grams: np.ndarray, number: int) -> np.ndarray:
-    """Returns `(K, N, number)`: each task's principal directions of the outputs."""
-    return _leading(transpose(rest) @ (grams @ rest), number)
-
-
 def shared_directions(
-    rest: np.ndarray, wanted: Wanted, first: int, second: int
+    wanted: Wanted, first: int, second: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns bases `(M, first)` and `(N, second)` of all tasks' kernels."""
-    outputs = sum(d.T @ g @ d for d, g in zip(rest, wanted.grams, strict=True))
-    right = _leading(outputs, second)
+    upper = np.linalg.cholesky(wanted.mean_outputs)
+    seen = wanted.kernels @ upper
+    moments = sum(d.T @ g @ d for d, g in zip(seen, wanted.grams, strict=True))
+    right = _leading(moments, second)
     lower = np.linalg.cholesky(wanted.mean_gram)
-    seen = lower.T @ (rest @ right)
+    seen = lower.T @ (seen @ right)
     moments = np.einsum("kmr,knr->mn", seen, seen, optimize=True)
-    return np.linalg.solve(lower.T, _leading(moments, first)), right
+    left = np.linalg.solve(lower.T, _leading(moments, first))
+    return left, np.linalg.solve(upper.T, right)
 
 
 def transpose(matrices: np.ndarray) -> np.ndarray:
@@ -312,13 +379,12 @@ def transpose(matrices: np.ndarray) -> np.ndarray:
     return np.swapaxes(matrices, -1, -2)
 
 
-def core_of(
-    rest: np.ndarray, grams: np.ndarray, left: np.ndarray, right: np.ndarray
-) -> np.ndarray:
+def core_of(wanted: Wanted, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Returns the cores of the least error for given bases."""
-    inner = left.T @ grams
-    cores = np.linalg.solve(_regular(inner @ left), inner @ (rest @ right))
-    return cores @ np.linalg.inv(_regular(right.T @ right))
+    inner, weighted = left.T @ wanted.grams, wanted.mean_outputs @ right
+    bound = inner @ (wanted.kernels @ weighted)
+    cores = np.linalg.solve(_regular(inner @ left), bound)
+    return cores @ np.linalg.inv(_regular(right.T @ weighted))
 
 
 def _round_cores(cores, grams, left, bits):

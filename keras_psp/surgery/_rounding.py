@@ -6,7 +6,7 @@ from keras_psp.layers._few_bits import best_scale
 from keras_psp.layers._few_bits import levels
 from keras_psp.layers._few_bits import to_codes
 
-BLOCK = 64
+BLOCK = 32
 
 
 def decode(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -136,8 +136,8 @@ def _add_compressed(model, models, pairs, data, ridge):
         model.add_tasks(len(models))
         for layer, plains in pairs:
             set_task_weights(layer, plains, first)
-        for layer, parts in fitted:
-            hold_more(layer, parts)
+        for layer, parts, biases in fitted:
+            hold_more(layer, parts, biases)
     return model
 
 
@@ -172,8 +172,8 @@ def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
     Raises:
         TypeError: `model` takes no task; one of `models` is not a Keras model.
         ValueError: There is no model; one has another architecture, or other biases,
-            scales or statistics than the task has; no task would be left. The model is
-            then as it was.
+            scales or statistics than the task has (biases beside kernels in few bits
+            are not compared); no task would be left. The model is then as it was.
 
     Example:
 
@@ -192,6 +192,8 @@ def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
     pairs = _pair(model, models)
     first = model.num_tasks - check_fewer_tasks(len(models), model.num_tasks)
     for layer, plains in pairs:
+        if isinstance(layer, Superposed) and is_compressed(layer):
+            continue  # Its biases were fitted.
         if differs(layer, plains, own=True, first=first):
             raise ValueError(
                 f"`models` must be the last tasks of {model.name!r}. Received: models "

@@ -25,11 +25,13 @@ from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._build_superposed import build_superposed
+from keras_psp.surgery._compressed import Walk
 from keras_psp.surgery._compressed import check_can_compress
 from keras_psp.surgery._compressed import compress
 from keras_psp.surgery._kernel import RIDGE
 from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel
+from keras_psp.surgery._parts import Form
 
 
 def superpose(
@@ -39,6 +41,9 @@ def superpose(
     data: Sequence[Any] | None = None,
     ridge: float | None = None,
     context_over: str = "kernel",
+    rank: int | str | None = None,
+    core: int | tuple[int, int] | None = None,
+    bits: int | dict[str, int] | None = None,
     budget: float | None = None,
 ) -> TaskModel:
     """Stores K trained models of one architecture in one model.
@@ -83,10 +88,20 @@ def superpose(
 
     a base, a small core a task between factors that all tasks share, and a part of low
     rank or a whole kernel of each task's own. For each layer it is estimated what a
-    bit more would gain in each part. The forms of which the least error of the layers'
+    bit more would gain in each part. The forms of which the least error of the models'
     outputs is expected are chosen. Copies in few bits, and a base with differences in
     few bits, are among them. Then all parts are fitted to the layers' inputs, layer
-    after layer: each is rounded, and the others are fitted to what it leaves.
+    after layer: each is rounded, and the others are fitted to what it leaves. With H_k,
+    the mean products of the derivatives of model k's outputs by the layer's, they
+    minimize
+
+    ```
+    sum_k tr(H_k E_k^T G_k E_k),   E_k the error of the kernel of task k
+    ```
+
+    with inputs without their means, for each task's biases make up for these.
+
+    With `rank`, `core` or `bits`, the parts are those that they name, in all layers.
 
     Args:
         models: List of at least two built functional or sequential Keras models of one
@@ -105,9 +120,18 @@ def superpose(
         context_over: What contexts of convolutions act on: `"kernel"`, as in the paper,
             or `"channels"`, which is faster where a batch holds many tasks but
             interferes more. See `keras_psp.layers.PSPConv2D`.
+        rank: Positive integer, the rank of each task's own part beside a base, or
+            `"full"` for whole kernels. A layer that is too narrow has whole kernels.
+            Without a `base`, whole kernels have none beside them. Or `None`.
+        core: Positive integer, or a pair of these: the size of each task's core beside
+            a base. A layer that is too narrow has a smaller one. Or `None`.
+        bits: Integer in [1, 8], or a dictionary of these for `"base"`, `"core"` and
+            `"rank"`: the bits of each number. Defaults to 4 with `rank` or `core`.
+            Without these, whole kernels of each task are kept in so many bits.
         budget: Positive float, the memory of the whole model as a share of one of the
-            models in float32: 0.25 is a quarter of one model, for all tasks. The
-            contexts are then not used. Or `None`.
+            models in float32: 0.25 is a quarter of one model, for all tasks.
+            `rank`, `core` and `bits` are then chosen. Or `None`. With any of these
+            four, the contexts are not used.
 
     Returns:
         A `keras_psp.models.TaskModel`, not compiled. Inputs: a dictionary of the
@@ -118,15 +142,17 @@ def superpose(
         as exactly as the other tasks are kept.
 
     Raises:
-        TypeError: One of the models is not a Keras model; `data` holds no arrays.
+        TypeError: One of the models is not a Keras model; `data` holds no arrays; an
+            argument is not of its type.
         ValueError: There are fewer than two models, or not as many data; the data have
             no example or are not finite; a model is not built, neither functional nor
             sequential, or differs in a layer, a function, a constant or in how a layer
             is called; the ridge is 0 and the data do not show all inputs of a layer; a
             layer without a counterpart here has other weights in each; a layer is
-            quantized or has a LoRA; the `budget` is too small, which names the least;
-            with a budget, the ridge is 0, a
-            convolution has groups of filters, or a weight is not finite.
+            quantized or has a LoRA; the `budget` is too small, which names the least,
+            or is given with `rank`, `core` or `bits`; `rank` or `core` is too large for
+            all layers; `bits` is not in [1, 8]. Where parts are in few bits: the ridge
+            is 0, a convolution has groups of filters, or a weight is not finite.
 
     Example:
 
@@ -147,23 +173,37 @@ def superpose(
         shared factors are those of Compress then Serve ([Brüel-Gabrielsson et al.,
         2024](https://arxiv.org/abs/2407.00066)), fitted to the layers' inputs.
     """
-    graphs = _check(models, base)
+    graphs = read_models(models, base)
     if ridge is not None:
         ridge = check_number("ridge", ridge)
     seed = check_context(context, context_over)
     chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
     with_base = base is not None
+    form = None
     if budget is not None:
         budget = check_number("budget", budget)
+    if not (rank is None and core is None and bits is None):
+        if budget is not None:
+            raise ValueError(
+                "With a `budget`, `rank`, `core` and `bits` are chosen and cannot be "
+                f"given. Received: rank={rank}, core={core}, bits={bits}"
+            )
+        form = Form.read(rank, core, bits, with_base)
+    in_few_bits = budget is not None or form is not None
+    if in_few_bits:
         if ridge == 0:
             raise ValueError(
-                f"`ridge` must be positive with a `budget`. Received: ridge={ridge}"
+                "`ridge` must be positive with a `budget`, and with `rank`, `core` or "
+                f"`bits`. Received: ridge={ridge}"
             )
         check_can_compress(graphs, chosen)
     if data is not None:
-        data = _read_data(graphs[0], len(models), data)
-    if budget is not None:
-        return compress(graphs, chosen, with_base, data, ridge, budget)
+        data = read_data_of_tasks(graphs[0], len(models), data)
+    if in_few_bits:
+        walk = Walk(graphs, chosen, with_base, data, ridge)
+        if form is not None:
+            return walk.fit_alike(form)
+        return compress(walk, float(budget or 0))
     contexts = series(context, len(models), len(chosen), seed=seed)
 
     def new_layer(layer):
@@ -201,8 +241,13 @@ def superpose(
     return one
 
 
-def _check(models, base):
-    """Returns the `Graph`s of the models, and of the base behind them."""
+def read_models(models, base):
+    """Returns the `Graph`s of the models, and of the base behind them.
+
+    Raises:
+        TypeError: One of the models is not a Keras model.
+        ValueError: They cannot be superposed.
+    """
     if not isinstance(models, (list, tuple)) or len(models) < 2:
         raise ValueError(
             "`models` must be a list of at least two Keras models. "
@@ -224,8 +269,13 @@ def _check(models, base):
     return graphs
 
 
-def _read_data(graph, number, data):
-    """Returns a dictionary of arrays for each of the models."""
+def read_data_of_tasks(graph, number, data):
+    """Returns a dictionary of arrays for each of the models.
+
+    Raises:
+        TypeError: `data` is not a list, or holds no arrays.
+        ValueError: It has another length, or does not fit the inputs.
+    """
     data = check_list("data", data, "one set of inputs for each of the models")
     if len(data) != number:
         raise ValueError(

@@ -6,11 +6,13 @@ import pytest
 from conftest import once
 
 import keras_psp
+from keras_psp.layers import PSPDense
 from keras_psp.surgery._parts import Form
 from keras_psp.surgery._parts import Wanted
 from keras_psp.surgery._parts import fit
 from keras_psp.surgery._rounding import Rounding
 from keras_psp.surgery._rounding import rounded
+from keras_psp.surgery._sensitivity import Sensitivity
 
 RNG = np.random.default_rng(0)
 
@@ -208,3 +210,94 @@ def test_later_rows_make_up_for_errors_of_earlier_ones():
         for each in (gram, np.diag(np.diag(gram)))
     )
     assert np.square(error).sum() < 0.3 * np.square(plain).sum()
+
+
+@pytest.mark.once
+def test_biases_make_up_for_what_kernels_lose_in_the_mean():
+    base, models, _ = fine_tuned(dense)
+    data = [RNG.normal(3.0, 1.0, size=(60, 24)).astype("float32") for _ in models]
+    one = keras_psp.superpose(models, base=base, data=data, bits=2)
+    for model, x, ours in zip(models, data, answers(one, data), strict=True):
+        own = model.predict(x, verbose=0)
+        assert np.abs((ours - own).mean(0)).max() < 1e-4 * np.std(own)
+
+
+@pytest.mark.parametrize("build", [dense, convolutional, once(attentive)])
+def test_answers_change_as_derivatives_tell(build):
+    """E^T H E is what a small error of a layer's outputs does to the answers."""
+    model = build()
+    shape = model.input_shape[1:]
+    x = RNG.normal(size=(400, *shape)).astype("float32")
+    layer = next(each for each in model.layers if hasattr(each, "kernel"))
+    if build is attentive:
+        layer = model.layers[1].output_dense
+    before = model.predict(x, verbose=0)
+    bias = keras.ops.convert_to_numpy(layer.bias)
+    error = (0.01 * RNG.normal(size=bias.shape)).astype("float32")
+    layer.bias.assign(bias + error)
+    after = model.predict(x, verbose=0)
+    layer.bias.assign(bias)
+    expected = np.square(after - before).sum(1).mean() / before.var(0).sum()
+    (products,) = Sensitivity(model, [layer]).measure([x[:200], x[200:]])
+    damping = 0.1 * np.trace(products) / 1.1 / len(products)
+    undamped = products - damping * np.eye(len(products))
+    places = 1
+    if build is convolutional:
+        places = 16  # An error of the bias is one in all places.
+    if build is attentive:
+        places = 5
+    assert expected < 2 * places * (error @ undamped @ error)
+    if places == 1:
+        np.testing.assert_allclose(error @ undamped @ error, expected, rtol=0.2)
+
+
+@pytest.mark.parametrize(
+    "options, parts",
+    [
+        ({"bits": 5}, {"low_rank": 5}),
+        ({"rank": 4}, {"base": 4, "low_rank": 4}),
+        ({"rank": 4, "bits": {"base": 8, "rank": 3}}, {"base": 8, "low_rank": 3}),
+        ({"core": (6, 4), "bits": 3}, {"base": 3, "core": 3}),
+        ({"rank": "full", "core": 6, "bits": 2}, {"core": 2, "low_rank": 2}),
+    ],
+)
+def test_forms_may_be_fixed(options, parts):
+    base, models, data = fine_tuned(dense)
+    one = keras_psp.superpose(models, data=data, **options)
+    first, last = (each for each in one.layers if isinstance(each, PSPDense))
+    for layer in (first, last):
+        for name in ("base", "core"):
+            part = getattr(layer, name)
+            assert (part and part.bits) == parts.get(name)
+    low_rank = first.low_rank
+    assert (low_rank and low_rank.bits) == parts.get("low_rank")
+    if options.get("rank") == 4:
+        assert first.low_rank.rank == 4
+        assert last.low_rank.rank == "full"  # It has three outputs.
+    assert max(differences(one, models, data)) < 0.6
+    with_base = keras_psp.superpose(models, base=base, data=data, **options)
+    assert max(differences(with_base, models, data)) < 0.6
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"rank": 4, "budget": 1.0}, ValueError, "With a `budget`"),
+        ({"bits": 4, "budget": 1.0}, ValueError, "With a `budget`"),
+        ({"bits": 9}, ValueError, r"`bits` must be an integer in \[1, 8\]"),
+        ({"bits": 0}, ValueError, "`bits` must be"),
+        ({"bits": 2.5}, TypeError, "`bits` must be"),
+        ({"bits": {"rank": 3}, "core": 2}, ValueError, "the layer has none of"),
+        ({"rank": 0}, ValueError, "`rank` must be"),
+        ({"rank": "half"}, TypeError, "`rank` must be"),
+        ({"rank": 25}, ValueError, "`rank` must be at most 24, or 'full'"),
+        ({"core": (2, 40)}, ValueError, r"`core` must be at most \(32, 32\)"),
+        ({"core": 0}, ValueError, "`core` must be"),
+        ({"rank": 2, "ridge": 0}, ValueError, "`ridge` must be positive"),
+    ],
+)
+def test_bad_forms(options, error, message):
+    _, models, data = fine_tuned(dense)
+    with pytest.raises(error, match=message):
+        keras_psp.superpose(models, data=data, **options)

@@ -37,7 +37,6 @@ from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.rows import kernel_rows
 from keras_psp.surgery._budget import Choice
-from keras_psp.surgery._budget import all_choices
 from keras_psp.surgery._budget import best
 from keras_psp.surgery._compressed import RIDGE
 from keras_psp.surgery._compressed import Walk
@@ -235,10 +234,7 @@ class Networks:
 
     @functools.cached_property
     def _choices(self) -> list[list[Choice]]:
-        return [
-            all_choices([self._walk.wanted(leaf, compressed=False) for leaf in group])
-            for group in self._walk.groups
-        ]
+        return [self._walk.choices(group) for group in self._walk.groups]
 
     def test(self) -> Mapping[str, float]:
         """Returns figures of the networks as they are kept, in %."""
@@ -278,12 +274,14 @@ class Layer:
         self, walk: Walk, leaf: keras.layers.Layer, base: keras.layers.Layer
     ) -> None:
         self._walk, self._leaf = walk, leaf
-        self._own, _ = walk.wanted(leaf, compressed=False)
+        self._own, _ = walk.wanted(leaf, compressed=False, with_means=True)
         self.kernels = self._own.kernels
         self.base = kernel_rows(walk._superposed[id(leaf)], base.kernel)
 
     def wanted(self, compressed: bool) -> Wanted:
-        return self._walk.wanted(self._leaf, True)[0] if compressed else self._own
+        if not compressed:
+            return self._own
+        return self._walk.wanted(self._leaf, compressed=True, with_means=True)[0]
 
     def keep(self, kernels: np.ndarray) -> None:
         self._walk.keep(self._leaf, kernels)
