@@ -111,11 +111,14 @@ def _estimates(wanted: Wanted, narrowest: int | None) -> Iterator[tuple[Form, fl
     """
     center = wanted.center(wanted.kernels)
     sample = wanted.of(wanted.kernels, SAMPLE)
-    bases = {}
-    for bits in BASE_BITS:
-        error = rounded(*wanted.shared_rounding.round(center, bits), bits) - center
-        seen = wanted.mean_gram @ error @ wanted.mean_outputs
-        bases[bits] = float(np.sum(seen * error))
+    shared_errors = {
+        bits: rounded(*wanted.shared_rounding.round(center, bits), bits) - center
+        for bits in BASE_BITS
+    }
+    bases = {
+        bits: float(np.sum((wanted.mean_gram @ error @ wanted.mean_outputs) * error))
+        for bits, error in shared_errors.items()
+    }
     for kept, base, most in ((sample.kernels, 0, 8), (sample.kernels - center, 4, 4)):
         for bits in FULL_BITS:
             if bits <= most:
@@ -129,8 +132,12 @@ def _estimates(wanted: Wanted, narrowest: int | None) -> Iterator[tuple[Form, fl
     tail = _tail(few)
     rank = min(16, least)
     own_loss = _Loss.measure(Form(rank=rank, rank_bits=_Loss.BITS), few, tail[rank])
-    for core, lost_of, left in _cores(rest, few, narrowest):
+    # Other parts make up for some of the base's error: which share they leave of it.
+    error, size = shared_errors[_Loss.BITS], bases[_Loss.BITS]
+    shares = (_tail(few.of(few.kernels - error)) - tail) / max(size, 1e-30)
+    for core, lost_of, left, more in _cores(rest, few, narrowest, error):
         tail = _tail(left)
+        kept = np.clip(shares, 0.0, 1.0) * np.clip(more / max(size, 1e-30), 0.0, 1.0)
         for rank in ranks:
             for core_bits in CORE_BITS if core else (4,):
                 for bits in RANK_BITS if rank else (4,):
@@ -138,7 +145,7 @@ def _estimates(wanted: Wanted, narrowest: int | None) -> Iterator[tuple[Form, fl
                     lost += lost_of(core_bits)
                     for base in BASE_BITS:
                         form = Form(base, core, core_bits, rank, bits)
-                        yield form, bases[base] + float(lost)
+                        yield form, kept[rank] * bases[base] + float(lost)
 
 
 class _Loss:
@@ -178,12 +185,14 @@ def _tail(rest):
     return np.append(np.cumsum(energies)[::-1], 0.0)
 
 
-def _cores(rest, few, narrowest):
+def _cores(rest, few, narrowest, error):
     """Yields shapes of cores, with what they are expected to lose and to leave.
 
-    The loss is a function of their bits, and what they leave the `Wanted` of a few.
+    The loss is a function of their bits, what they leave the `Wanted` of a few, and in
+    the end how much they leave of an error that all kernels have.
     """
-    yield None, lambda bits: 0.0, few
+    with_error = few.of(few.kernels - error)
+    yield None, lambda bits: 0.0, few, np.inf
     m, n = rest.kernels.shape[1:]
     most = max(m, n) if narrowest is None else narrowest
     shapes = [(min(size, m), min(size, n)) for size in CORES if size < most]
@@ -203,4 +212,5 @@ def _cores(rest, few, narrowest):
         remaining = without(few, shape)
         kept = whole - np.mean(remaining.energy)
         size = min(shape)
-        yield shape, lambda bits, s=size, e=kept: loss(bits, s) * e, remaining
+        more = without(with_error, shape).energy - remaining.energy
+        yield shape, lambda b, s=size, e=kept: loss(b, s) * e, remaining, more.mean()
