@@ -9,6 +9,7 @@ pieces of one width, the first in its lowest bits. The highest bits of all codes
 first.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,7 @@ def check_bits_of(bits: Any, parts: dict[str, bool]) -> dict[str, int | None]:
     return {name: number if parts[name] else None for name, number in checked.items()}
 
 
+@functools.cache
 def packed_size(count: int, bits: int) -> int:
     """Returns how many bytes `count` codes take."""
     return sum(-(-count * width // 8) for width in _widths(bits))

@@ -266,7 +266,8 @@ class Walk:
             # A new task has the base's biases: the means of the inputs count too.
             here = means[1] if means is not None else np.zeros((1, len(base)))
             gram = wanted.mean_gram + here.T @ here / len(here)
-            new = Wanted(base[None], gram[None], wanted.mean_outputs[None])
+            new = (base[None].astype("float32"), gram[None].astype("float32"))
+            new = Wanted(*new, wanted.mean_outputs[None])
             self._new_tasks[id(leaf)] = fit_more(parts, new)
         self._go_on(leaf, parts, means)
         return parts
@@ -365,15 +366,18 @@ class Walk:
         """
         ours = self._superposed[id(leaf)]
         layers = self._same[id(leaf)][: self.num_tasks]
-        kernels = np.stack([kernel_rows(ours, each.kernel) for each in layers])
+        kernels = np.stack(
+            [kernel_rows(ours, each.kernel).astype("float32") for each in layers]
+        )
         num_tasks, size, columns = kernels.shape
         if self._data is None or self._outputs is None:  # One is where the other is.
-            gram = np.broadcast_to(np.eye(size), (num_tasks, size, size))
-            outputs = np.eye(columns) / max(np.square(kernels).sum() / num_tasks, 1e-12)
-            outputs = np.broadcast_to(outputs, (num_tasks, columns, columns))
-            return Wanted(kernels, gram, outputs), None
+            count = max(float(np.square(kernels).sum()) / num_tasks, 1e-12)
+            grams = _repeated(num_tasks, np.eye(size))
+            outputs = _repeated(num_tasks, np.eye(columns) / count)
+            return Wanted(kernels, grams, outputs), None
         centered = not with_means and _has_free_bias(leaf, columns)
-        grams, means = np.empty((num_tasks, size, size)), np.empty((2, num_tasks, size))
+        grams = np.empty((num_tasks, size, size), "float32")
+        means = np.empty((2, num_tasks, size))
         for k, x in enumerate(self._data):
             gram, cross, own, here = self._products(leaf, ours, k, x, compressed)
             ridge = self._ridge * max(np.trace(gram) / size, 1e-12) * np.eye(size)
@@ -381,10 +385,10 @@ class Walk:
                 gram, cross = gram - np.outer(here, here), cross - np.outer(here, own)
             grams[k], means[:, k] = gram + ridge, (own, here)
             if compressed:
-                right = cross @ kernels[k] + ridge @ kernels[k]
-                kernels[k] = np.linalg.solve(grams[k], right)
-        outputs = self._outputs[id(leaf)].astype("float64")
-        return Wanted(kernels, grams, outputs), (*means,) if centered else None
+                right = (cross + ridge) @ kernels[k]
+                kernels[k] = np.linalg.solve(gram + ridge, right)
+        wanted = Wanted(kernels, grams, self._outputs[id(leaf)])
+        return wanted, (means[0], means[1]) if centered else None
 
     def _measure_outputs(self):
         """Returns how much each layer's outputs count for each model's answers."""
@@ -419,7 +423,8 @@ class Walk:
         gram = cross = own_mean = here_mean = count = 0
         for a, b in zip(here, own, strict=True):
             gram, cross = gram + a.T @ a, cross + a.T @ b
-            here_mean, own_mean = here_mean + a.sum(0), own_mean + b.sum(0)
+            here_mean = here_mean + a.sum(0, dtype="float64")
+            own_mean = own_mean + b.sum(0, dtype="float64")
             count += len(a)
         return gram / count, cross / count, own_mean / count, here_mean / count
 
@@ -429,7 +434,7 @@ class Walk:
         found = []
         for batch in _batches(x):
             rows = input_rows(ours, probe.predict_on_batch(batch))
-            found.append(rows[:, 0].astype("float64"))
+            found.append(rows[:, 0])
         return found
 
     def _take_weights(self, task, compressed):
@@ -496,6 +501,10 @@ def _batches(x):
         {name: array[start : start + BATCH_SIZE] for name, array in x.items()}
         for start in range(0, number, BATCH_SIZE)
     ]
+
+
+def _repeated(number, matrix):
+    return np.broadcast_to(matrix.astype("float32"), (number, *matrix.shape))
 
 
 def _has_free_bias(leaf: Any, columns: int) -> bool:

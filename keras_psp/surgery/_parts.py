@@ -6,7 +6,8 @@ Kernels are rows `(M, N)` here. Task k's is
 
 where each part may be missing. What is to be kept is given as `Wanted`: for each task a
 kernel, the mean products of the inputs, and how much the model's answers change with
-the outputs. The two tell which errors of the kernel count.
+the outputs. The two tell which errors of the kernel count. All are in float32 here;
+equations are solved in float64.
 """
 
 import dataclasses
@@ -110,10 +111,10 @@ class Wanted:
     """The kernels of all tasks for one layer.
 
     Attributes:
-        kernels: float64 array `(K, M, N)`: the best kernel for the task's inputs.
-        grams: float64 array `(K, M, M)`: the mean products G_k of these inputs,
+        kernels: float32 array `(K, M, N)`: the best kernel for the task's inputs.
+        grams: float32 array `(K, M, M)`: the mean products G_k of these inputs,
             positive definite.
-        outputs: float64 array `(K, N, N)`: the mean products H_k of the derivatives of
+        outputs: float32 array `(K, N, N)`: the mean products H_k of the derivatives of
             the model's answers by the layer's outputs, positive definite. An error E of
             kernel k counts as `tr(H_k E^T G_k E)`. Defaults to the identity.
     """
@@ -125,7 +126,8 @@ class Wanted:
     def __post_init__(self):
         if self.outputs is None:
             num_tasks, _, n = self.kernels.shape
-            self.outputs = np.broadcast_to(np.eye(n), (num_tasks, n, n))
+            every = (num_tasks, n, n)
+            self.outputs = np.broadcast_to(np.eye(n, dtype="float32"), every)
 
     def of(self, kernels: np.ndarray, number: int | None = None) -> "Wanted":
         """Returns the same with other kernels, of the first tasks if there is a number.
@@ -164,11 +166,12 @@ class Wanted:
     def center(self, kernels: np.ndarray) -> np.ndarray:
         """Returns the kernel `(M, N)` nearest to all, if all outputs count alike."""
         right = np.einsum("kij,kjn->in", self.grams, kernels, optimize=True)
-        return np.linalg.solve(self.grams.sum(0), right)
+        return _solve(self.grams.sum(0), right)
 
     def error(self, errors: np.ndarray) -> np.ndarray:
         """Returns how much the errors of each task's kernel count, `(K,)`."""
-        return np.einsum("kij,kij->k", self.grams @ errors, errors @ self.outputs)
+        products = (self.grams @ errors) * (errors @ self.outputs)
+        return products.sum((1, 2), dtype="float64")
 
 
 @dataclasses.dataclass
@@ -297,13 +300,13 @@ def _fit_rank(form, wanted, rest):
         fixed = rounded(codes, scale, bits)
         inner = transpose(fixed) @ grams
         small = _regular(inner @ fixed)
-        second = np.linalg.solve(small, inner @ rest)
+        second = _solve(small, inner @ rest)
         rounding, sizes = Rounding(small), best_scale(second, bits, -1, counts)
         others, other_scale = rounding.round(second, bits, sizes)
         fitted = rounded(others, other_scale, bits)
         inner = fitted @ outputs
         small = _regular(inner @ transpose(fitted))
-        left = transpose(np.linalg.solve(small, inner @ transpose(rest)))
+        left = transpose(_solve(small, inner @ transpose(rest)))
     scale = scale[:, 0] * other_scale[..., 0]
     return {"first": codes, "second": others, "scale": scale}
 
@@ -330,7 +333,7 @@ def _fit_core(form, wanted, rest):
             small = np.einsum("krn,ksn->rs", weighted, seen, optimize=True)
             bound = np.einsum("krn,kmn->rm", weighted, rest, optimize=True)
             small = _regular(small)
-            left = np.linalg.solve(small, bound).T
+            left = _solve(small, bound).T
         left_codes, left_scale = wanted.shared_rounding.round(left, bits)
         left = rounded(left_codes, left_scale, bits)
         cores = core_of(wanted.of(rest), left, right)
@@ -341,7 +344,7 @@ def _fit_core(form, wanted, rest):
         small = np.einsum("kmr,kms->rs", seen, weighted, optimize=True)
         bound = np.einsum("kmr,kmn->rn", weighted, rest, optimize=True)
         small = _regular(small)
-        right = np.linalg.solve(small, bound)
+        right = _solve(small, bound)
         sizes = best_scale(right, bits, -1, np.diagonal(outputs))
         rounding = Rounding(small)
         right_codes, right_scale = rounding.round(right, bits, sizes)
@@ -370,8 +373,8 @@ def shared_directions(
     lower = np.linalg.cholesky(wanted.mean_gram)
     seen = lower.T @ (seen @ right)
     moments = np.einsum("kmr,knr->mn", seen, seen, optimize=True)
-    left = np.linalg.solve(lower.T, _leading(moments, first))
-    return left, np.linalg.solve(upper.T, right)
+    left = _solve(lower.T, _leading(moments, first))
+    return left, _solve(upper.T, right)
 
 
 def transpose(matrices: np.ndarray) -> np.ndarray:
@@ -383,8 +386,9 @@ def core_of(wanted: Wanted, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Returns the cores of the least error for given bases."""
     inner, weighted = left.T @ wanted.grams, wanted.mean_outputs @ right
     bound = inner @ (wanted.kernels @ weighted)
-    cores = np.linalg.solve(_regular(inner @ left), bound)
-    return cores @ np.linalg.inv(_regular(right.T @ weighted))
+    cores = _solve(_regular(inner @ left), bound)
+    small = _regular(right.T @ weighted)
+    return transpose(_solve(small, transpose(cores)))
 
 
 def _round_cores(cores, grams, left, bits):
@@ -399,7 +403,11 @@ def _even_out(sizes):
     for _ in range(20):
         rows = np.mean(squares / columns, 1)
         columns = np.mean(squares / rows[:, None], 0)
-    return np.sqrt(rows), np.sqrt(columns)
+    return np.sqrt(rows).astype(sizes.dtype), np.sqrt(columns).astype(sizes.dtype)
+
+
+def _solve(gram, right):
+    return np.linalg.solve(gram.astype("float64"), right).astype(right.dtype)
 
 
 def _leading(moments, number):

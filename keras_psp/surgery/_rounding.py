@@ -11,12 +11,12 @@ BLOCK = 32
 
 def decode(codes: np.ndarray, bits: int) -> np.ndarray:
     """Returns the numbers that codes stand for, for a scale of one."""
-    return codes.astype("float64") - levels(bits)
+    return codes.astype("float32") - np.float32(levels(bits))
 
 
 def rounded(codes: np.ndarray, scale: np.ndarray, bits: int) -> np.ndarray:
     """Returns the numbers that codes of a scale stand for."""
-    return decode(codes, bits) * scale
+    return decode(codes, bits) * np.asarray(scale, "float32")
 
 
 class Rounding:

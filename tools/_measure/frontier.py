@@ -42,6 +42,7 @@ from keras_psp.surgery._compressed import RIDGE
 from keras_psp.surgery._compressed import Walk
 from keras_psp.surgery._parts import Wanted
 
+TUNED = "fine-tuned networks"
 OURS = "superpose(budget=)"
 # Our method without some parts of a `Form`.
 WITHOUT = {"": (), ", without core": ("core",), ", without own rank": ("rank",)}
@@ -55,9 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser)
     parser.add_argument("--examples", type=int, default=500, help="of each task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    budgets = [0.15, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 1.0]
+    budgets = [0.15, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 1.0, 1.5, 2.0]
     parser.add_argument("--budgets", type=float, nargs="+", default=budgets)
-    parser.add_argument("--most", type=float, default=2.5, help="networks, of rivals")
+    parser.add_argument("--most", type=float, default=2.1, help="networks, of rivals")
+    systems = {"nargs": "+", "metavar": "NAME", "help": "to measure, and no others"}
+    parser.add_argument("--systems", **systems)
     folder = {"type": Path, "metavar": "FOLDER"}
     parser.add_argument("--folder", **folder, help="of trained networks")
     parser.add_argument("--runs", **folder, help="of finished rows")
@@ -84,6 +87,8 @@ def _compare(args: argparse.Namespace, seed: int) -> list[Row]:
     known = {(row["system"], row["size"]): row for row in map(json.loads, found)}
     rows: list[Row] = []
     for system, size, keep in _ways(args, networks):
+        if args.systems and system not in (TUNED, *args.systems):
+            continue
         if (system, size) in known:
             rows.append(known[system, size])
             continue
@@ -109,7 +114,7 @@ def _ways(
 
     It returns their memory in float32 networks, or `None` if that cannot be done.
     """
-    yield "fine-tuned networks", "", networks.keep_all
+    yield TUNED, "", networks.keep_all
     for part, budget in itertools.product(WITHOUT, sorted(args.budgets)):
         keep = functools.partial(networks.superpose, budget, WITHOUT[part])
         yield OURS + part, f"{budget:g}", keep
