@@ -127,13 +127,14 @@ def frontier(
     bar = keras.utils.Progbar(len(ways), verbose=int(verbose))
     rows = []
     for i, (system, size, how) in enumerate(ways):
+        one: TaskModel | None
         if isinstance(how, Form):
             one = walk.fit_alike(how)
         else:
             one = walk.fit_within(menus, how * walk.count_model_bytes())
         if one is not None:
             here = [_answer(walk.plain(k), x) for k, x in enumerate(data)]
-            row = {"system": system, "size": size}
+            row: dict[str, Any] = {"system": system, "size": size}
             row["memory"] = memory(one).total / walk.count_model_bytes()
             row["error"] = _error(here, own)
             if evaluate is not None:

@@ -173,7 +173,7 @@ def best_scale(values: np.ndarray, bits: int, axis: Any, weights: Any = 1.0) -> 
     if values.ndim > 2 and -values.ndim not in axes:  # Matrix by matrix, in the cache.
         pairs = zip(values, weights, strict=True)
         return np.stack([best_scale(each, bits, axes, by) for each, by in pairs])
-    options = {"axis": axes, "keepdims": True, "dtype": "float64"}
+    options: dict[str, Any] = {"axis": axes, "keepdims": True, "dtype": "float64"}
     tiny, middle = float(np.finfo("float32").tiny), levels(bits)
     most = np.abs(values).max(axes, keepdims=True) / middle
     values, weights = values.astype("float32"), weights.astype("float32")

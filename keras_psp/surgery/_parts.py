@@ -123,7 +123,7 @@ class Wanted:
     grams: np.ndarray
     outputs: Any = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.outputs is None:
             num_tasks, _, n = self.kernels.shape
             every = (num_tasks, n, n)

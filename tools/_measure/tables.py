@@ -191,7 +191,7 @@ _FRONTIER_SUMMARY = (
 )
 
 
-def draw_frontier(result: Result) -> Cells:
+def draw_frontier(result: Result, memories: Sequence[float] = MEMORIES) -> Cells:
     """The best share of the fine-tuned accuracy in so much memory, by system.
 
     Behind it in brackets is the share of the way there from the floor.
@@ -199,13 +199,13 @@ def draw_frontier(result: Result) -> Cells:
     rows = []
     for system, points in read_frontier(result).items():
         cells = []
-        for memory in MEMORIES:
+        for memory in memories:
             within = [point for point in points if point["memory"] <= 1.005 * memory]
             chosen = max(within, key=lambda point: mean(point["share"]), default=None)
             cells.append(_write_share(chosen) if chosen else "")
         if any(cells):
             rows.append([system, *cells])
-    return ["", *(f"{memory:g}" for memory in MEMORIES)], rows
+    return ["", *(f"{memory:g}" for memory in memories)], rows
 
 
 def draw_frontier_summary(result: Result) -> Cells:
