@@ -23,6 +23,7 @@ from keras_psp.exporting._check import run_python
 from keras_psp.exporting._check import takes_index
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.exporting._formats import check_installed
+from keras_psp.models._own_model import OwnModel
 from keras_psp.models.task_model import TaskModel
 
 # How far an exported model's answers may be from the model's own.
@@ -183,6 +184,8 @@ def _check_path(path: Any, format: str, overwrite: bool) -> Path:
 
 def _with_named_inputs(model: keras.Model) -> keras.Model:
     """Returns the model with a dictionary of inputs, and as a `TaskModel` if it is."""
+    if isinstance(model, OwnModel):
+        model = model.as_task_model()
     graph = Graph(model, takes_task=True)
     shapes = {name: tuple(tensor.shape) for name, tensor in graph.inputs.items()}
     if any(not shape or shape[0] is not None for shape in shapes.values()):
@@ -281,7 +284,7 @@ def _custom_objects(config: Any) -> Iterator[str]:
         elif name == "__lambda__":
             yield "a lambda"
         elif isinstance(name, str) and not name.startswith("__"):
-            known = package in ("keras", "keras_psp")
+            known = package in ("keras", "keras_hub", "keras_psp")
             if not known:
                 yield config.get("registered_name") or name
         for value in config.values():

@@ -15,6 +15,7 @@ from keras_psp._core.task_index import check_task_type
 from keras_psp._core.task_index import named_index
 from keras_psp.layers._block import Block
 from keras_psp.models._takes_tasks import TakesTasks
+from keras_psp.models.task_model import TaskModel
 
 
 class OwnModel(TakesTasks, Block):
@@ -53,6 +54,30 @@ class OwnModel(TakesTasks, Block):
             with scope.task(task):
                 outputs = super().call(*args, **kwargs)
         return outputs if task is None else self._mark(outputs, task)
+
+    def as_task_model(self) -> TaskModel:
+        """Returns a `TaskModel` around this one, with its inputs by name and a task.
+
+        Raises:
+            ValueError: The model is not functional: its inputs are not known.
+        """
+        graph = getattr(self, "inputs", None)
+        if graph is None:
+            raise ValueError(
+                "The model must be functional: of others, inputs and outputs are not "
+                f"known. Received: {self.name!r}, a {self.original_class.__name__}"
+            )
+        named = self.input if isinstance(self.input, dict) else None
+        named = named or {tensor.name: tensor for tensor in graph}
+        inputs = {
+            name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=name)
+            for name, x in named.items()
+        }
+        inputs["task"] = keras.Input((), dtype="int32", name="task")
+        model = TaskModel(inputs, self(inputs), name=self.name)
+        if self.task_names is not None:
+            model.task_names = self.task_names
+        return model
 
     def _mark(self, outputs: Any, task: Any) -> Any:
         return mask_outputs(outputs, task, self.num_tasks)

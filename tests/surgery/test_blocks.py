@@ -112,7 +112,9 @@ def train(model, x, task, outputs):
 
 
 @pytest.mark.filterwarnings("ignore:These layers have no superposed counterpart")
-@pytest.mark.filterwarnings("ignore:.shuffle=True. was passed")  # By KerasHub.
+# By KerasHub.
+@pytest.mark.filterwarnings("ignore:.shuffle=True. was passed")
+@pytest.mark.filterwarnings("ignore:.compile... was not called as part")
 @pytest.mark.parametrize(
     ("make", "shared"),
     [
