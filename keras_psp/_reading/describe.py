@@ -62,7 +62,11 @@ def get_config(layer: keras.layers.Layer) -> dict[str, Any]:
     """
     kind: Any = type(layer)
     held = {name: getattr(layer, name, None) for name in _arguments(kind)}
-    functions = {name: value for name, value in held.items() if is_own_function(value)}
+    functions = {
+        name: value
+        for name, value in held.items()
+        if is_own_function(value) and not _is_method_of(layer, value)
+    }
     try:
         for name in functions:
             setattr(layer, name, keras.activations.linear)
@@ -76,8 +80,15 @@ def get_config(layer: keras.layers.Layer) -> dict[str, Any]:
 def own_functions(layer: keras.layers.Layer) -> dict[str, Callable]:
     """Returns the functions of the user's own that a layer holds, by attribute."""
     return {
-        name: value for name, value in _own_attributes(layer) if is_own_function(value)
+        name: value
+        for name, value in _own_attributes(layer)
+        if is_own_function(value) and not _is_method_of(layer, value)
     }
+
+
+def _is_method_of(layer, value):
+    """Whether a value is a method of the layer itself, which its class tells."""
+    return getattr(value, "__self__", None) is layer
 
 
 def is_own_function(value: Any) -> bool:
@@ -123,7 +134,7 @@ def _of_every_layer():
     model = keras.Model(x, x)
     model.compile(loss="mse")
     # What a model has done with data leaves more than compiling it.
-    done = {"stop_training", "stop_evaluating", "stop_predicting"}
+    done = {"stop_training", "stop_evaluating", "stop_predicting", "_torch_params"}
     return {*vars(keras.layers.Layer()), *vars(model), *done}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_psp._core.task_layer import TaskLayer
+from keras_psp._core.task_layer import find_task_layers
 from keras_psp._reading.counterparts import copy_flags
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.describe import get_config
@@ -128,11 +129,94 @@ class Graph:
             call_function=call_by_position,
         ).output
 
+    def give(self, x: dict[str, Any]) -> Any:
+        """Returns inputs, by name and without a task, as the model is called."""
+        return _give(self, x)
+
     def name_inputs(self, given: Any) -> dict[str, Any]:
         """Returns what the model is called with, without the task, by name."""
         if isinstance(given, dict):
             return given
         return dict(zip(self.names, keras.tree.flatten(given), strict=True))
+
+
+class OwnCode:
+    """A built model of a class of its own: what `Graph` tells, as far as it is known.
+
+    Args:
+        model: Keras model for which `is_graph()` is false.
+
+    Attributes:
+        model: The model.
+        name: Its name.
+        inputs: What it is called with, symbolic and by name. A model that is not
+            functional has one input, `"inputs"`.
+        is_named: Whether it is called with a dictionary of inputs.
+        layers: List of the model itself.
+
+    Raises:
+        ValueError: It is not built, takes a task already, or its inputs are not known.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        if not model.built:
+            raise ValueError(
+                "The model must be built, by a call. Received: "
+                f"{model.name!r}, which is not"
+            )
+        if find_task_layers(model):
+            raise ValueError(
+                f"The model must not take a task already. Received: {model.name!r}"
+            )
+        self.model, self.name, self.layers = model, model.name, [model]
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the model is called with a dictionary of inputs."""
+        known = getattr(self.model, "inputs", None) is not None
+        return known and isinstance(self.model.input, dict)
+
+    @functools.cached_property
+    def inputs(self) -> dict[str, keras.KerasTensor]:
+        """What the model is called with, symbolic and by name."""
+        if self.is_named:
+            return dict(self.model.input)
+        if getattr(self.model, "inputs", None) is not None:
+            return {tensor.name: tensor for tensor in self.model.inputs}
+        shape = (self.model.get_build_config() or {}).get("input_shape")
+        if not isinstance(shape, (list, tuple)) or not all(
+            size is None or isinstance(size, int) for size in shape
+        ):
+            raise ValueError(
+                "The model must be functional, or have one input, for its data to be "
+                f"read. Received: {self.name!r}, a {type(self.model).__name__}"
+            )
+        return {"inputs": keras.KerasTensor((None, *shape[1:]))}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the inputs."""
+        return list(self.inputs)
+
+    def give(self, x: dict[str, Any]) -> Any:
+        """Returns inputs as the model is called with them."""
+        return _give(self, x)
+
+
+def read_model(model: Any) -> "Graph | OwnCode":
+    """Returns what a model tells of itself: its `Graph`, if it has one."""
+    if isinstance(model, keras.Model) and not is_graph(model):
+        own = not isinstance(model, keras.Sequential) and type(model) is not keras.Model
+        if own:
+            return OwnCode(model)
+    return Graph(model)
+
+
+def _give(read, x):
+    if read.is_named:
+        return x
+    values = [x[name] for name in read.names]
+    return values[0] if len(values) == 1 else values
 
 
 def is_graph(layer: Any) -> bool:
@@ -254,7 +338,7 @@ def inputs_of_layers(
                 probed = keras.Model(names, tensors)(given)
                 called.setdefault(each, []).extend(probed)
             return layer(*args, **kwargs)
-        if isinstance(layer, TaskLayer):
+        if isinstance(layer, TaskLayer) and not layer.in_block:
             check_own_task(kwargs["task"], inputs["task"], layer)
         if leaf_layers([layer]) != [layer]:
             tensors = _inputs_of_leaves(layer, *args, **kwargs)

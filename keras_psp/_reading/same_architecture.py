@@ -14,29 +14,41 @@ from keras_psp._reading.counterparts import is_altered
 from keras_psp._reading.describe import describe_layer
 from keras_psp._reading.describe import tensors_in
 from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import OwnCode
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.same_value import same_value
+from keras_psp._reading.within import holders
+from keras_psp._reading.within import weights_of
 
 
-def check_same_architecture(graphs: Sequence[Graph]) -> None:
+def check_same_architecture(graphs: Sequence[Any]) -> None:
     """Raises a `ValueError` if models do not compute the same but for their weights.
 
     Their layers must be of the same types, with the same arguments, functions and
     weight shapes, and must be called in the same way with the same constants.
 
     Args:
-        graphs: List of `Graph`s.
+        graphs: List of what `read_model()` returns.
 
     Raises:
         ValueError: They do not, or a layer of one is quantized or has a LoRA.
     """
-    for layer in (layer for graph in graphs for layer in graph.layers):
+    for layer in (layer for graph in graphs for layer in holders(graph.layers)):
         if is_altered(layer):
             raise ValueError(
                 "A layer that is quantized or has a LoRA cannot be superposed. "
                 f"Received: {layer.name!r}"
             )
     first, *others = graphs
+    if isinstance(first, OwnCode):
+        whole = describe_layer(first.model)
+        for graph in others:
+            if not same_value(whole, describe_layer(graph.model)):
+                raise ValueError(
+                    "The models must be of one architecture. "
+                    f"Received: {first.name!r} and {graph.name!r}, which differ"
+                )
+        return
     first_calls = _Calls(first, list(first.inputs))
     described = [first_calls.describe(layer) for layer in first.layers]
     for graph in others:
@@ -63,7 +75,7 @@ def check_same_architecture(graphs: Sequence[Graph]) -> None:
 
 def all_equal(layers: Sequence[keras.layers.Layer]) -> bool:
     """Returns whether layers, of one architecture, hold equal weights."""
-    weights = [getattr(layer, "weights", ()) for layer in layers]
+    weights = [weights_of(layer) for layer in layers]
     to_numpy = ops.convert_to_numpy
     return all(
         np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True)

@@ -14,6 +14,7 @@ import keras
 from keras_psp._core.private import children
 from keras_psp._core.private import own_weights
 from keras_psp._reading.counterparts import can_convert
+from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import copy_weights
 
@@ -53,9 +54,16 @@ def holders_within(block: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
             yield layer
 
 
+def leaves(layers: Iterable[keras.layers.Layer]) -> list[Any]:
+    """Returns the layers that hold weights, of attention in a graph its projections."""
+    return leaf_layers(holders(layers))
+
+
 def weights_of(holder: keras.layers.Layer) -> list[Any]:
     """Returns the weights that one of `holders()` holds."""
-    return own_weights(holder) if is_block(holder) else holder.weights
+    if is_block(holder):
+        return own_weights(holder)
+    return getattr(holder, "weights", [])  # An operation has none.
 
 
 def count_numbers(weights: Iterable[Any]) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_psp._core.checks import check_number
 from keras_psp._reading.counterparts import can_convert
+from keras_psp._reading.within import holders
 from keras_psp.diagnostics import _plots as plots
 from keras_psp.diagnostics.memory import memory
 from keras_psp.layers._task_low_rank import FULL
@@ -116,14 +117,15 @@ def frontier(
     """
     graphs = read_models(models, base)
     budgets = sorted(check_number("budgets", each) for each in budgets)
-    chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
+    chosen = [layer for layer in holders(graphs[0].layers) if can_convert(layer)]
     check_can_compress(graphs, chosen)
     data = read_data_of_tasks(graphs[0], len(models), data)
     walk = Walk(graphs, chosen, base is not None, data, None)
     ways = [(OURS, f"{each:g} networks", each) for each in budgets]
     ways += _rivals(walk, base is not None, len(models))
     menus = [best(walk.choices(group)) for group in walk.groups]
-    own = [_answer(walk.own(k), x) for k, x in enumerate(data)]
+    given = [graphs[0].give(x) for x in data]
+    own = [_answer(walk.own(k), x) for k, x in enumerate(given)]
     bar = keras.utils.Progbar(len(ways), verbose=int(verbose))
     rows = []
     for i, (system, size, how) in enumerate(ways):
@@ -133,7 +135,7 @@ def frontier(
         else:
             one = walk.fit_within(menus, how * walk.count_model_bytes())
         if one is not None:
-            here = [_answer(walk.plain(k), x) for k, x in enumerate(data)]
+            here = [_answer(walk.plain(k), x) for k, x in enumerate(given)]
             row: dict[str, Any] = {"system": system, "size": size}
             row["memory"] = memory(one).total / walk.count_model_bytes()
             row["error"] = _error(here, own)
@@ -163,7 +165,6 @@ def _rivals(walk, with_base, num_tasks):
 
 def _answer(model, x):
     """Returns a model's outputs, each example's in a row."""
-    x = x if len(x) > 1 else next(iter(x.values()))
     found = keras.tree.flatten(model.predict(x, verbose=0))
     return np.concatenate([each.reshape(len(each), -1) for each in found], 1)
 

@@ -80,6 +80,7 @@ class TaskCopies(TaskRows, _SavedByOrder):
 
     _as_it_was: dict
     _copied: _Hidden
+    in_block = True
 
     def original(self) -> Any:
         """Returns a new layer as it was."""

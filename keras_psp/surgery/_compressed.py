@@ -16,9 +16,11 @@ from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_weights
-from keras_psp._reading.graph import inputs_of_layers
+from keras_psp._reading.listen import Listener
 from keras_psp._reading.rows import input_rows
 from keras_psp._reading.rows import kernel_rows
+from keras_psp._reading.within import holders
+from keras_psp._reading.within import leaves
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._superposed_attention import SuperposedAttention
 from keras_psp.layers._task_low_rank import FULL
@@ -89,7 +91,7 @@ def fit_more_models(
         List of the compressed layers, each with the `Parts` of the new tasks and their
         biases, if these change.
     """
-    chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
+    chosen = [layer for layer in holders(graphs[0].layers) if can_convert(layer)]
     walk = Walk(graphs, chosen, False, data, ridge)
     holder = {id(plains[0]): layer for layer, plains in pairs}
     return [
@@ -131,7 +133,7 @@ def check_can_compress(
                 f"`budget`. Received: {layer.name!r} with groups={layer.groups}"
             )
     for graph in graphs:
-        for layer in filter(can_convert, graph.layers):
+        for layer in filter(can_convert, holders(graph.layers)):
             if not all(np.isfinite(weight).all() for weight in layer.get_weights()):
                 raise ValueError(
                     "Weights must be finite to be kept in a `budget`. "
@@ -154,18 +156,19 @@ class Walk:
         with_base: bool,
         data: Sequence[dict[str, np.ndarray]] | None,
         ridge: float | None,
+        copied: Sequence[keras.layers.Layer] = (),
     ) -> None:
-        self._graph, self._chosen = graphs[0], chosen
+        self._graph, self._chosen, self._copied = graphs[0], chosen, copied
         self.num_tasks = len(graphs) - int(with_base)
         self._data, self._ridge = data, RIDGE if ridge is None else ridge
-        leaves = (leaf_layers(each.layers) for each in graphs)
-        self._same = {id(same[0]): same for same in zip(*leaves, strict=True)}
+        every = (leaves(each.layers) for each in graphs)
+        self._same = {id(same[0]): same for same in zip(*every, strict=True)}
         self._with_base = with_base
         # Tells how kernels and inputs become rows, and has the plain model to probe.
         self._template, self._pairs = self._build(lambda layer: Form(base=8))
         self._plain, copies = build_plain(self._template, 0)
         self._copies = {id(layer): copy for layer, copy in copies}
-        self._inputs, self._called = inputs_of_layers(Graph(self._plain))
+        self._listener = Listener(self._plain)
         self._superposed = {id(layer): ours for layer, ours in self._pairs}
         # Leaf layers that take one form: a layer, or an attention's projections.
         groups = [leaf_layers([x]) for x in chosen if self._holds_kernels(x)]
@@ -174,7 +177,7 @@ class Walk:
         self._kernels: dict[int, np.ndarray] = {}
         self._biases: dict[int, np.ndarray] = {}
         self._new_tasks: dict[int, Parts] = {}
-        self._models: dict[int, keras.Model] = {}
+        self._probes: dict[int, Any] = {}
         self._outputs = None if data is None else self._measure_outputs()
 
     def count_model_bytes(self) -> int:
@@ -345,7 +348,7 @@ class Walk:
             )
 
         return build_superposed(
-            self._graph.model, self._chosen, new_layer, self.num_tasks
+            self._graph.model, self._chosen, new_layer, self.num_tasks, self._copied
         )
 
     def wanted(
@@ -394,19 +397,19 @@ class Walk:
         """Returns how much each layer's outputs count for each model's answers."""
         plain, copies = build_plain(self._template, 0)
         copy_of = {id(layer): copy for layer, copy in copies}
-        leaves = [leaf for group in self.groups for leaf in group]
+        every = [leaf for group in self.groups for leaf in group]
         sensitivity = Sensitivity(
-            plain, [copy_of[id(self._superposed[id(leaf)])] for leaf in leaves]
+            plain, [copy_of[id(self._superposed[id(leaf)])] for leaf in every]
         )
         found = []
         for k, x in enumerate(self._data):
             self._take_weights(k, compressed=False)
             plain.set_weights(self._plain.get_weights())
-            batches = [x if len(x) > 1 else x.popitem()[1] for x in _batches(x)]
+            batches = [self._graph.give(batch) for batch in _batches(x)]
             found.append(sensitivity.measure(batches))
         return {
             id(leaf): np.stack(each)
-            for leaf, each in zip(leaves, zip(*found, strict=True), strict=True)
+            for leaf, each in zip(every, zip(*found, strict=True), strict=True)
         }
 
     def _products(self, leaf, ours, task, x, compressed):
@@ -414,10 +417,10 @@ class Walk:
 
         And the means of its own model's, and of these.
         """
-        probe = self._models.get(id(leaf))
+        probe = self._probes.get(id(leaf))
         if probe is None:
-            called = self._called[id(self._copies[id(ours)])]
-            probe = self._models[id(leaf)] = keras.Model(self._inputs, called)
+            probe = self._listener.probe(self._copies[id(ours)])
+            self._probes[id(leaf)] = probe
         own = self._probe(probe, ours, task, x, compressed=False)
         here = self._probe(probe, ours, task, x, compressed=True) if compressed else own
         gram = cross = own_mean = here_mean = count = 0
@@ -433,7 +436,7 @@ class Walk:
         self._take_weights(task, compressed)
         found = []
         for batch in _batches(x):
-            rows = input_rows(ours, probe.predict_on_batch(batch))
+            rows = input_rows(ours, probe.predict_on_batch(self._graph.give(batch)))
             found.append(rows[:, 0])
         return found
 
@@ -452,7 +455,7 @@ class Walk:
 
     def _holds_kernels(self, layer):
         """Whether a chosen layer's counterpart holds kernels in parts."""
-        counterpart = COUNTERPARTS[type(layer)]
+        counterpart = COUNTERPARTS.get(type(layer), object)
         return issubclass(counterpart, (Superposed, SuperposedAttention))
 
 

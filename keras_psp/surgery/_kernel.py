@@ -1,14 +1,14 @@
 """One layer's kernels in many models, and the one superposed kernel that holds them."""
 
-from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_psp._reading.graph import Graph
-from keras_psp._reading.graph import inputs_of_layers
+from keras_psp._reading.graph import read_model
+from keras_psp._reading.listen import Listener
 from keras_psp._reading.rows import input_rows
 from keras_psp._reading.rows import kernel_rows
 from keras_psp._reading.rows import unbind_rows
@@ -90,7 +90,7 @@ class Kernel:
         left = right = 0.0
         for k, x in enumerate(data):
             probes.hold(k)
-            gram, cross = self._products(here, there, x, k)
+            gram, cross = self._products(probes, here, there, x, k)
             # Groups of filters see groups of channels: each has a solution of its own.
             groups, _, size = gram.shape
             # Inputs that are all zero show nothing. Then only the kernels count.
@@ -142,10 +142,11 @@ class Kernel:
         """Returns `C_k^T R` for the rows `R` of each group."""
         return np.stack([unbind_rows(self.superposed, each, task) for each in rows])
 
-    def _products(self, here, there, x, task):
+    def _products(self, probes, here, there, x, task):
         """Returns the mean products of the layer's inputs: own by own, own by theirs.
 
         Args:
+            probes: The `InputProbes`.
             here: Model that returns the layer's inputs in the superposed model.
             there: Model that returns its inputs in the task's own model.
             x: Dictionary of arrays.
@@ -160,7 +161,10 @@ class Kernel:
             index = np.full(len(next(iter(batch.values()))), task, "int32")
             ours, theirs = (
                 input_rows(self.superposed, model.predict_on_batch(given))
-                for model, given in ((here, {**batch, "task": index}), (there, batch))
+                for model, given in (
+                    (here, {**batch, "task": index}),
+                    (there, probes.give(batch)),
+                )
             )
             gram = gram + np.einsum("ngi,ngj->gij", ours, ours, optimize=True)
             cross = cross + np.einsum("ngi,ngj->gij", ours, theirs, optimize=True)
@@ -189,21 +193,16 @@ class InputProbes:
     ) -> None:
         plain, pairs = build_plain(model, 0)
         self._copies = {id(layer): copy for layer, copy in pairs}
+        self.give = read_model(plain).give
         self._held = [(self._copies[id(layer)], layers) for layer, layers in held]
-        self._here = inputs_of_layers(Graph(model, takes_task=True))
-        self._there = inputs_of_layers(Graph(plain))
+        self._here, self._there = Listener(model), Listener(plain)
 
     def hold(self, task: int) -> None:
         """Gives the plain model the weights of model k."""
         for copy, layers in self._held:
             copy.set_weights(layers[task].get_weights())
 
-    def models(self, layer: keras.layers.Layer) -> Iterator[keras.Model]:
-        """Yields two models that return what a layer is called with, here and there."""
-        return (
-            keras.Model(inputs, called[id(each)])
-            for (inputs, called), each in (
-                (self._here, layer),
-                (self._there, self._copies[id(layer)]),
-            )
-        )
+    def models(self, layer: keras.layers.Layer) -> tuple[Any, Any]:
+        """Returns two probes of what a layer is called with, here and there."""
+        copy = self._copies[id(layer)]
+        return self._here.probe(layer), self._there.probe(copy)

@@ -15,13 +15,15 @@ from keras_psp._core.checks import check_number
 from keras_psp._core.data import read_inputs
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import differs
-from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import read_model
 from keras_psp._reading.same_architecture import all_equal
 from keras_psp._reading.same_architecture import check_same_architecture
+from keras_psp._reading.within import leaves
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers._superposed import Superposed
+from keras_psp.models._own_model import OwnModel
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._compressed import fit_more_models
 from keras_psp.surgery._compressed import hold_more
@@ -130,7 +132,7 @@ def add_models(
 def _add_compressed(model, models, pairs, data, ridge):
     if data is not None:
         data = _read_data(model, len(models), data)[-len(models) :]
-    fitted = fit_more_models(pairs, [Graph(each) for each in models], data, ridge)
+    fitted = fit_more_models(pairs, [read_model(each) for each in models], data, ridge)
     first = model.num_tasks
     with _undone_if_it_fails(model, pairs):
         model.add_tasks(len(models))
@@ -213,11 +215,11 @@ def _pair(model, models):
             f"`models` must be a list of Keras models. Received: models={models!r}"
         )
     plain, pairs = build_plain(model, 0)
-    graphs = [Graph(each) for each in (plain, *models)]
+    graphs = [read_model(each) for each in (plain, *models)]
     check_same_architecture(graphs)
     same = {
         id(layers[0]): layers[1:]
-        for layers in zip(*(leaf_layers(graph.layers) for graph in graphs), strict=True)
+        for layers in zip(*(leaves(graph.layers) for graph in graphs), strict=True)
     }
     found = []
     for layer, copy in pairs:
@@ -255,7 +257,10 @@ def _read_data(model, number, data):
             f"all {first + number} tasks. Received: "
             + (f"{len(data)} sets" if hasattr(data, "__len__") else repr(data))
         )
-    graph = Graph(model, takes_task=True)
+    if isinstance(model, OwnModel):
+        graph: Any = read_model(model.original())
+    else:
+        graph = Graph(model, takes_task=True)
     inputs = {name: graph.inputs[name] for name in graph.names}
     data = [read_inputs(each, inputs, name=f"data[{i}]") for i, each in enumerate(data)]
     if len(data) == number:

@@ -92,7 +92,7 @@ def _take_weights(block, plain, task):
         else:
             for weight, own in zip(own_weights(layer), own_weights(copy), strict=True):
                 own.assign(ops.convert_to_numpy(weight))  # JAX may share an array.
-    return pairs[1:]
+    return pairs
 
 
 def _build(model, task, made):

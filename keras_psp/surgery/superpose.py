@@ -11,14 +11,16 @@ from keras_psp._core.checks import check_number
 from keras_psp._core.data import read_inputs
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
-from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
-from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_weights
+from keras_psp._reading.graph import read_model
 from keras_psp._reading.same_architecture import all_equal
 from keras_psp._reading.same_architecture import check_same_architecture
+from keras_psp._reading.within import can_copy
+from keras_psp._reading.within import holders
+from keras_psp._reading.within import leaves
 from keras_psp.contexts.context import Context
 from keras_psp.contexts.families import series
 from keras_psp.layers._superposed import Superposed
@@ -177,7 +179,8 @@ def superpose(
     if ridge is not None:
         ridge = check_number("ridge", ridge)
     seed = check_context(context, context_over)
-    chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
+    chosen = [layer for layer in holders(graphs[0].layers) if can_convert(layer)]
+    copied = _find_copied(graphs)
     with_base = base is not None
     form = None
     if budget is not None:
@@ -200,7 +203,7 @@ def superpose(
     if data is not None:
         data = read_data_of_tasks(graphs[0], len(models), data)
     if in_few_bits:
-        walk = Walk(graphs, chosen, with_base, data, ridge)
+        walk = Walk(graphs, chosen, with_base, data, ridge, copied)
         if form is not None:
             return walk.fit_alike(form)
         return compress(walk, float(budget or 0))
@@ -211,10 +214,12 @@ def superpose(
             layer, len(models), contexts.pop, with_base, context_over
         )
 
-    one, pairs = build_superposed(models[0], chosen, new_layer, len(models))
+    one, pairs = build_superposed(
+        graphs[0].model, chosen, new_layer, len(models), copied
+    )
     same = {
         id(layers[0]): layers
-        for layers in zip(*(leaf_layers(graph.layers) for graph in graphs), strict=True)
+        for layers in zip(*(leaves(graph.layers) for graph in graphs), strict=True)
     }
     held, kernels = [], []
     for layer, superposed in pairs:
@@ -253,20 +258,29 @@ def read_models(models, base):
             "`models` must be a list of at least two Keras models. "
             f"Received: models={models!r}"
         )
-    graphs = [Graph(model) for model in (*models, *([] if base is None else [base]))]
+    graphs = [read_model(each) for each in (*models, *([] if base is None else [base]))]
     check_same_architecture(graphs)
-    for layers in zip(*(graph.layers for graph in graphs), strict=True):
-        if not can_convert(layers[0]) and not all_equal(layers):
+    for layer in _find_copied(graphs):
+        if not can_copy(layer):
             raise ValueError(
-                f"A {type(layers[0]).__name__} has no counterpart that keeps weights "
-                f"for each task. Received: models whose {layers[0].name!r} differ"
+                f"A {type(layer).__name__} has no counterpart that keeps weights "
+                f"for each task. Received: models whose {layer.name!r} differ"
             )
-    if not any(map(can_convert, graphs[0].layers)):
+    if not any(map(can_convert, holders(graphs[0].layers))):
         raise ValueError(
             "`models` must have a layer that can be superposed. "
             f"Received: {graphs[0].name!r}, which has none"
         )
     return graphs
+
+
+def _find_copied(graphs):
+    """Returns layers without a counterpart in which the models differ."""
+    return [
+        layers[0]
+        for layers in zip(*(holders(graph.layers) for graph in graphs), strict=True)
+        if not can_convert(layers[0]) and not all_equal(layers)
+    ]
 
 
 def read_data_of_tasks(graph, number, data):

@@ -160,6 +160,70 @@ def test_each_task_starts_as_the_model_trains_alone_is_saved_and_extracted(
         np.testing.assert_array_equal(weight, old)
 
 
+def tune(base, x, number):
+    """Returns models like a base with other weights, and what they answer."""
+    models = []
+    for k in range(number):
+        draw = np.random.default_rng(k + 1)
+        model = type(base).from_config(base.get_config())
+        model(x)
+        model.set_weights(
+            [
+                w + 0.05 * draw.normal(size=w.shape) if w.dtype == "float32" else w
+                for w in base.get_weights()
+            ]
+        )
+        models.append(model)
+    return models, [model.predict(x, verbose=0) for model in models]
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "allowed"),
+    [
+        (recurrent, {"budget": 3.5}, 0.01),
+        once(recurrent, {}, 0.2),
+        (own_model, {"budget": 3.5}, 0.01),
+        once(own_model, {"bits": 8}, 0.01),
+        once(block, {}, 0.5),
+        (hub_classifier, {}, 0.05),
+        once(hub_classifier, {"budget": 3.5}, 0.01),
+    ],
+)
+def test_fine_tuned_models_are_kept_in_one(make, options, allowed, tmp_path):
+    base, x = make()
+    draw_weights(base)
+    models, own = tune(base, x, NUM_TASKS)
+    data = [x] * NUM_TASKS
+    one = keras_psp.superpose(models, "fast_rotation", base, data, **options)
+    floor = max(np.abs(base.predict(x, verbose=0) - y).max() for y in own)
+    found = [ask(one, x, k) for k in range(NUM_TASKS)]
+    errors = [np.abs(y - z).max() for y, z in zip(found, own, strict=True)]
+    assert max(errors) < allowed and max(errors) < floor
+    mixed = ask(one, x, TASKS)
+    for k, y in enumerate(found):
+        np.testing.assert_allclose(mixed[TASKS == k], y[TASKS == k], atol=1e-5)
+    one.save(tmp_path / "one.keras")
+    read = keras.models.load_model(tmp_path / "one.keras")
+    np.testing.assert_allclose(ask(read, x, TASKS), mixed, atol=1e-6)
+
+
+def test_more_models_of_a_class_of_their_own_come_later():
+    base, x = own_model()
+    draw_weights(base)
+    models, own = tune(base, x, NUM_TASKS)
+    one = keras_psp.superpose(models[:2], "fast_rotation", base, [x] * 2, budget=3.5)
+    keras_psp.surgery.add_models(one, models[2:], data=[x])
+    np.testing.assert_allclose(ask(one, x, 2), own[2], atol=0.02)
+
+
+def test_models_of_other_architectures_are_refused():
+    base, x = own_model()
+    other = OwnModel(units=6)
+    other(x)
+    with pytest.raises(ValueError, match="of one architecture"):
+        keras_psp.superpose([base, other])
+
+
 @pytest.mark.parametrize("make", [block, own_model, hub_classifier])
 def test_an_unknown_task_never_becomes_an_answer(make):
     model, x = make()
