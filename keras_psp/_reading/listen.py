@@ -10,6 +10,7 @@ from keras_psp._core.task_layer import find_task_layers
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import inputs_of_layers
 from keras_psp._reading.graph import is_graph
+from keras_psp._reading.graph import read_model
 
 
 class Listener:
@@ -33,7 +34,10 @@ class Listener:
             self._inputs, self._called = inputs_of_layers(graph)
 
     def probe(self, layer: keras.layers.Layer) -> Any:
-        """Returns what has a `predict_on_batch()` that returns a layer's inputs."""
+        """Returns what has a `predict_on_batch()` that returns a layer's inputs.
+
+        It takes a dictionary of the model's inputs by name.
+        """
         if id(layer) in self._called:
             return keras.Model(self._inputs, self._called[id(layer)])
         return _Heard(self._model, layer)
@@ -44,6 +48,8 @@ class _Heard:
 
     def __init__(self, model, layer):
         self._model, self._layer = model, layer
+        takes_task = bool(find_task_layers(model))
+        self._give = (lambda x: x) if takes_task else read_model(model).give
 
     def predict_on_batch(self, x: Any) -> list[np.ndarray]:
         """Returns an array for each call of the layer."""
@@ -56,7 +62,7 @@ class _Heard:
         # No attribute for Keras to track.
         vars(layer)["call"] = call
         try:
-            self._model(x, training=False)
+            self._model(self._give(x), training=False)
         finally:
             del vars(layer)["call"]
         if not heard:

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_psp._reading.graph import read_model
 from keras_psp._reading.listen import Listener
 from keras_psp._reading.rows import input_rows
 from keras_psp._reading.rows import kernel_rows
@@ -90,7 +89,7 @@ class Kernel:
         left = right = 0.0
         for k, x in enumerate(data):
             probes.hold(k)
-            gram, cross = self._products(probes, here, there, x, k)
+            gram, cross = self._products(here, there, x, k)
             # Groups of filters see groups of channels: each has a solution of its own.
             groups, _, size = gram.shape
             # Inputs that are all zero show nothing. Then only the kernels count.
@@ -142,13 +141,12 @@ class Kernel:
         """Returns `C_k^T R` for the rows `R` of each group."""
         return np.stack([unbind_rows(self.superposed, each, task) for each in rows])
 
-    def _products(self, probes, here, there, x, task):
+    def _products(self, here, there, x, task):
         """Returns the mean products of the layer's inputs: own by own, own by theirs.
 
         Args:
-            probes: The `InputProbes`.
-            here: Model that returns the layer's inputs in the superposed model.
-            there: Model that returns its inputs in the task's own model.
+            here: Probe of the layer's inputs in the superposed model.
+            there: Probe of its inputs in the task's own model.
             x: Dictionary of arrays.
             task: Integer.
         """
@@ -161,10 +159,7 @@ class Kernel:
             index = np.full(len(next(iter(batch.values()))), task, "int32")
             ours, theirs = (
                 input_rows(self.superposed, model.predict_on_batch(given))
-                for model, given in (
-                    (here, {**batch, "task": index}),
-                    (there, probes.give(batch)),
-                )
+                for model, given in ((here, {**batch, "task": index}), (there, batch))
             )
             gram = gram + np.einsum("ngi,ngj->gij", ours, ours, optimize=True)
             cross = cross + np.einsum("ngi,ngj->gij", ours, theirs, optimize=True)
@@ -193,7 +188,6 @@ class InputProbes:
     ) -> None:
         plain, pairs = build_plain(model, 0)
         self._copies = {id(layer): copy for layer, copy in pairs}
-        self.give = read_model(plain).give
         self._held = [(self._copies[id(layer)], layers) for layer, layers in held]
         self._here, self._there = Listener(model), Listener(plain)
 
