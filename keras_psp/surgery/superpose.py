@@ -106,8 +106,9 @@ def superpose(
     With `rank`, `core` or `bits`, the parts are those that they name, in all layers.
 
     Args:
-        models: List of at least two built functional or sequential Keras models of one
-            architecture. They are not changed. Model k becomes task k.
+        models: List of at least two built Keras models of one architecture. They are
+            not changed. Model k becomes task k. Those of a class of their own must be
+            ones that `from_config(get_config())` makes again.
         context: Name of a context family, or a `keras_psp.contexts.Context` for as many
             tasks as there are models. Each layer gets a context like it with a seed of
             its own. Defaults to `"binary"`.
@@ -136,25 +137,26 @@ def superpose(
             four, the contexts are not used.
 
     Returns:
-        A `keras_psp.models.TaskModel`, not compiled. Inputs: a dictionary of the
-        models' inputs by name, and `"task"`, int32 `(batch,)`. Outputs: the models'. It
-        takes the memory of one model, or of two with `base`, and each task's own
-        weights; or at most the `budget`. A task that is added to it later begins with
-        the base's biases, scales and statistics; with a `budget`, with all of the base,
-        as exactly as the other tasks are kept.
+        A `keras_psp.models.TaskModel`, not compiled; or a model of the models' own
+        class, if they have one: see `convert()`. Inputs: a dictionary of the models'
+        inputs by name, and `"task"`, int32 `(batch,)`. Outputs: the models'. It takes
+        the memory of one model, or of two with `base`, and each task's own weights; or
+        at most the `budget`. A task that is added to it later begins with the base's
+        biases, scales and statistics; with a `budget`, with all of the base, as exactly
+        as the other tasks are kept.
 
     Raises:
         TypeError: One of the models is not a Keras model; `data` holds no arrays; an
             argument is not of its type.
         ValueError: There are fewer than two models, or not as many data; the data have
-            no example or are not finite; a model is not built, neither functional nor
-            sequential, or differs in a layer, a function, a constant or in how a layer
-            is called; the ridge is 0 and the data do not show all inputs of a layer; a
-            layer without a counterpart here has other weights in each; a layer is
-            quantized or has a LoRA; the `budget` is too small, which names the least,
-            or is given with `rank`, `core` or `bits`; `rank` or `core` is too large for
-            all layers; `bits` is not in [1, 8]. Where parts are in few bits: the ridge
-            is 0, a convolution has groups of filters, or a weight is not finite.
+            no example or are not finite; a model is not built, or differs in a layer, a
+            function, a constant or in how a layer is called; the ridge is 0 and the
+            data do not show all inputs of a layer; a layer that gathers statistics has
+            no counterpart here and other weights in each; a layer is quantized or has a
+            LoRA; the `budget` is too small, which names the least, or is given with
+            `rank`, `core` or `bits`; `rank` or `core` is too large for all layers;
+            `bits` is not in [1, 8]. Where parts are in few bits: the ridge is 0, a
+            convolution has groups of filters, or a weight is not finite.
 
     Example:
 

@@ -177,6 +177,9 @@ def tune(base, x, number):
     return models, [model.predict(x, verbose=0) for model in models]
 
 
+# By KerasHub, and by Keras for blocks without a `build()`.
+@pytest.mark.filterwarnings("ignore:.compile... was not called as part")
+@pytest.mark.filterwarnings("ignore:.build... was called on layer 'block'")
 @pytest.mark.parametrize(
     ("make", "options", "allowed"),
     [

@@ -249,12 +249,14 @@ def test_bad_input():
         keras_psp.superpose(models, base=small_models.nested())
     with pytest.raises(ValueError, match="and a context of 3 tasks"):
         keras_psp.superpose(models, contexts.Binary(3))
-    slopes = [
+    normalized = [
         draw_weights(
             keras.Sequential(
                 [
                     keras.Input((4,)),
-                    keras.layers.PReLU(name="slope"),
+                    keras.layers.SpectralNormalization(
+                        keras.layers.Dense(3), name="normal"
+                    ),
                     keras.layers.Dense(2),
                 ]
             ),
@@ -262,8 +264,8 @@ def test_bad_input():
         )
         for seed in (1, 2)
     ]
-    with pytest.raises(ValueError, match="PReLU.*whose 'slope' differ"):
-        keras_psp.superpose(slopes)
+    with pytest.raises(ValueError, match="SpectralNorm.*whose 'normal' differ"):
+        keras_psp.superpose(normalized)
     for change in (
         lambda layer: layer.enable_lora(2),
         lambda layer: layer.quantize("int8"),
