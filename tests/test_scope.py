@@ -200,7 +200,7 @@ def test_tensorflow_traces_once_for_all_tasks():
     [
         (1.5, TypeError, "1.5"),
         (True, TypeError, "True"),
-        ("legal", TypeError, "legal"),
+        (["legal", 1], TypeError, "strings"),
         (None, TypeError, "None"),
         (np.ones(6, "float32"), TypeError, "float32"),
         (-1, ValueError, "task=-1"),
@@ -212,6 +212,21 @@ def test_a_scope_takes_tasks_alone(bad, error, message):
     with pytest.raises(error, match=message):
         with keras_psp.task(bad):
             raise AssertionError("opened")
+
+
+def test_a_name_needs_tasks_with_names():
+    layer = keras_psp.layers.PSPDense(2, num_tasks=3)
+    with keras_psp.task("legal"):
+        with pytest.raises(ValueError, match="These tasks have no names"):
+            layer(np.ones((1, 4), "float32"))
+    model = keras_psp.models.mlp((4,), 2, num_tasks=["legal", "medical"], units=3)
+    data = {"image": np.ones((2, 4), "float32"), "task": ["medical", "legal"]}
+    by_index = {**data, "task": np.array([1, 0])}
+    np.testing.assert_array_equal(
+        model.predict(data, verbose=0), model.predict(by_index, verbose=0)
+    )
+    with pytest.raises(ValueError, match="Unknown task.*'poetic'"):
+        model.predict({**data, "task": ["legal", "poetic"]}, verbose=0)
 
 
 def test_outside_of_a_scope_and_beyond_the_tasks():

@@ -34,7 +34,7 @@ def as_named(task: Any) -> Named | None:
     if isinstance(task, np.ndarray) and task.dtype.kind == "U" and task.ndim == 1:
         task = task.tolist()
     if isinstance(task, (list, tuple)) and task and isinstance(task[0], str):
-        return Named(tuple(task), False)
+        return Named(check_strings(task), False)
     return None
 
 
@@ -77,13 +77,19 @@ def check_num_tasks(
     return check_integer(name, num_tasks), None
 
 
-def check_task_names(names: Any) -> TaskNames:
-    """Returns names of tasks as a tuple; see `check_num_tasks()`."""
+def check_strings(names: Any) -> TaskNames:
+    """Returns strings as a tuple; raises a `TypeError` if there are none, or others."""
     names = tuple(names)
     if not names or not all(isinstance(name, str) for name in names):
         raise TypeError(
             f"Names of tasks must be strings, at least one. Received: {names!r}"
         )
+    return names
+
+
+def check_task_names(names: Any) -> TaskNames:
+    """Returns names of tasks as a tuple; see `check_num_tasks()`."""
+    names = check_strings(names)
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"Each task must have a name of its own. Received: {names!r}")
     return names

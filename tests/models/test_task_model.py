@@ -133,7 +133,7 @@ def bad_inputs():
     yield "float", {"image": X, "task": T + 0.5}, TypeError, "task"
     yield "float in a list", [X, T + 0.5], TypeError, "task"
     yield "booleans", {"image": X, "task": T > 0}, TypeError, "task"
-    yield "strings", {"image": X, "task": T.astype(str)}, TypeError, "task"
+    yield "strings", {"image": X, "task": T.astype(str)}, ValueError, "no names"
     yield "one hot", {"image": X, "task": one_hot}, ValueError, "task"
     yield "other width", {"image": X[:, :5], "task": T}, ValueError, "image"
     yield "unequal", {"image": X, "task": T[:5]}, ValueError, "equally many|number"
