@@ -18,7 +18,7 @@ from keras_psp.surgery._rounding import rounded
 BASE_BITS = (2, 3, 4, 5, 6, 8)
 CORE_BITS = (2, 3, 4, 6)
 RANK_BITS = (2, 3, 4)  # Signs alone lose far more than `LOSS` says.
-FULL_BITS = (1, 2, 3, 4, 6, 8)
+FULL_BITS = tuple(range(1, 9))
 RANKS = (*range(17), *range(18, 33, 2), *range(36, 129, 4))
 CORES = (8, 16, 32, 48, 64, 96, 128, 192)
 # What is lost of a normally distributed number that is rounded to so many bits, for
@@ -119,12 +119,11 @@ def _estimates(wanted: Wanted, narrowest: int | None) -> Iterator[tuple[Form, fl
         bits: float(np.sum((wanted.mean_gram @ error @ wanted.mean_outputs) * error))
         for bits, error in shared_errors.items()
     }
-    for kept, base, most in ((sample.kernels, 0, 8), (sample.kernels - center, 4, 4)):
+    for kept, base in ((sample.kernels, 0), (sample.kernels - center, 4)):
         for bits in FULL_BITS:
-            if bits <= most:
-                codes, scale = sample.own_rounding.round(kept, bits)
-                lost = sample.error(rounded(codes, scale, bits) - kept).mean()
-                yield Form(base, rank=FULL, rank_bits=bits), float(lost)
+            codes, scale = sample.own_rounding.round(kept, bits)
+            lost = sample.error(rounded(codes, scale, bits) - kept).mean()
+            yield Form(base, rank=FULL, rank_bits=bits), float(lost)
     rest = wanted.of(wanted.kernels - center)
     few = rest.of(rest.kernels, SAMPLE)
     least = min(narrowest or np.inf, *center.shape)
