@@ -545,6 +545,11 @@ TABLES = {
     ),
     "frontier": Table("README.md", draw_frontier_summary, (_FRONTIER,)),
     "frontier-8": Table(_SURGERY, draw_frontier, (_FRONTIER,)),
+    "frontier-32": Table(
+        _SURGERY,
+        functools.partial(draw_frontier, memories=(0.35, 0.6, 1.1)),
+        ("frontier-mlp-32-tasks-jax",),
+    ),
     "benchmark": Table(_BENCHMARKS, _BENCHMARK, ("permuted-mnist",)),
     "incremental": Table(_BENCHMARKS, draw_incremental, ("incremental-cifar",)),
     "consolidation": Table(_CONSOLIDATION, _LEARNING, ("suite-consolidation-3-seeds",)),
