@@ -1,10 +1,18 @@
 import itertools
 import os
+from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # Most of the time on JAX is spent compiling: what is tested runs once or twice. A pass
 # of ./tools/test sets this to 0, as users have it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# And what one test, worker or run has compiled, the others read.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(__file__).parent.parent / ".pytest_cache" / "jax"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import hypothesis
 import keras
@@ -29,6 +37,11 @@ hypothesis.settings.load_profile("suite")
 def once(*values):
     """A parameter that is tested on one backend: it takes the same path on each."""
     return pytest.param(*values, marks=pytest.mark.once)
+
+
+def some_once(options, every):
+    """All options: those of `every` on each backend, the rest once."""
+    return [option if option in every else once(option) for option in options]
 
 
 def pairs_once(*options, every):

@@ -4,6 +4,7 @@ import weakref
 import keras
 import numpy as np
 import pytest
+from conftest import some_once
 from keras import ops
 
 import keras_psp
@@ -16,6 +17,8 @@ from keras_psp._core.backend import gradient
 NUM_TASKS = 3
 SIZES = {"num_classes": 10, "num_tasks": NUM_TASKS, "units": 512, "depth": 1}
 METHODS = ["entropy", "energy", "gradient"]
+# The gradient is the backend's own; the others are a few operations on the answers.
+methods = pytest.mark.parametrize("method", some_once(METHODS, every=("gradient",)))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +139,7 @@ def test_half_precision():
         keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@methods
 def test_soft_models_give_equal_answers(digits, method):
     model, images = digits
     soft = with_soft_contexts(model)
@@ -147,7 +150,7 @@ def test_soft_models_give_equal_answers(digits, method):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@methods
 def test_batch_size_and_input_form_do_not_matter(digits, method):
     model, images = digits
     x = images[:, :32].reshape(-1, 64)
@@ -277,7 +280,7 @@ def data_of_every_form(x):
     yield torch.utils.data.DataLoader(tensors, batch_size=5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@methods
 def test_every_form_of_data_gives_the_same_tasks(rng, method):
     model, x = small(), rng.normal(size=(12, 6)).astype("float32")
     tasks, confidences = infer_task(model, x, method)
@@ -300,7 +303,7 @@ def test_several_inputs(rng):
     np.testing.assert_array_equal(tasks, infer_task(single, x, "gradient")[0])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@methods
 def test_the_model_stays_as_it_was(digits, method, tmp_path):
     model, images = digits
     before = [np.array(w) for w in model.get_weights()]
@@ -319,7 +322,7 @@ def test_the_model_stays_as_it_was(digits, method, tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@methods
 def test_a_model_that_learns_and_grows(method, rng):
     model, x = small(), rng.normal(size=(30, 6)).astype("float32")
     first, _ = infer_task(model, x, method)
@@ -335,7 +338,7 @@ def test_a_model_that_learns_and_grows(method, rng):
     assert infer_task(model, x, method)[0].max() >= NUM_TASKS
 
 
-@pytest.mark.parametrize("method", METHODS)
+@methods
 def test_models_inside_a_model(method):
     x = keras.Input((6,), name="image")
     inner = keras.Sequential([keras.Input((6,)), keras.layers.Dense(6, "relu")])
@@ -458,7 +461,7 @@ def test_layers_without_contexts():
         assert infer_task(model, GOOD)[0].shape == (2,)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@methods
 def test_answers_that_are_not_finite(method):
     model = small()
     model.trainable_variables[0].assign(model.trainable_variables[0] * np.nan)

@@ -20,7 +20,9 @@ SMALL = PermutedConfig(tasks=4, steps=20, units=16, depth=1, learning_rate=1e-3)
 EWC = dataclasses.replace(SMALL, context="identity", consolidation="ewc")
 CONFIGS = {
     "ewc": EWC,
-    "gram": dataclasses.replace(SMALL, consolidation="gram", schedule="cosine"),
+    "gram": dataclasses.replace(
+        SMALL, tasks=3, steps=6, consolidation="gram", schedule="cosine"
+    ),
     "separate": dataclasses.replace(SMALL, separate=True),
     "rotating": RotatingConfig(
         **{"tasks": 3, "steps": 10, "cycles": 2, "units": 16, "depth": 1},

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import once
 from conftest import pairs_once
+from conftest import some_once
 from keras import ops
 from layer_checks import to_numpy
 
@@ -174,11 +175,11 @@ def test_steps_over_accumulated_batches_are_those_of_their_mean():
 @pytest.mark.parametrize(
     "make, ways",
     [
-        (EWC, ("around", "inside", "factor")),
-        (Gram, ("around",)),
-        (SynapticIntelligence, ("inside", "factor")),
-        once(Gram, ("inside", "factor")),
-        once(SynapticIntelligence, ("around",)),
+        (EWC, ("around", "inside")),
+        (SynapticIntelligence, ("factor",)),
+        once(EWC, ("factor",)),
+        once(Gram, ("around", "inside", "factor")),
+        once(SynapticIntelligence, ("around", "inside")),
     ],
 )
 def test_loss_scales_around_and_inside(make, ways):
@@ -202,7 +203,7 @@ def test_loss_scales_around_and_inside(make, ways):
         np.testing.assert_allclose(each, found[0], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("inside", [False, once(True)])
 def test_mixed_float16(inside):
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -221,7 +222,7 @@ def test_mixed_float16(inside):
 
 @pytest.mark.parametrize(
     "make, labels",
-    pairs_once((EWC, Gram), ("model", "data"), every=((EWC, "model"), (Gram, "data"))),
+    pairs_once((EWC, Gram), ("model", "data"), every=((Gram, "data"),)),
 )
 def test_what_fails_changes_nothing(make, labels):
     model = single(3, crossentropy(), make("adam", labels=labels), shape=(6, 3))
@@ -266,7 +267,9 @@ def test_a_step_that_fails_leaves_the_weights():
         np.testing.assert_array_equal(to_numpy(variable), old)
 
 
-@pytest.mark.parametrize("make", [EWC, Gram, SynapticIntelligence])
+@pytest.mark.parametrize(
+    "make", some_once((EWC, Gram, SynapticIntelligence), every=(Gram,))
+)
 def test_weights_load_into_a_model_compiled_anew(make, tmp_path):
     def build():
         return single(2, crossentropy(), make(keras.optimizers.Adam(0.01)))

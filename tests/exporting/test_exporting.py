@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import BACKEND
+from layer_checks import fill
 
 import keras_psp
 from keras_psp import cli
@@ -43,7 +44,16 @@ def convolutional():
     x = TaskBatchNormalization(NUM_TASKS, affine_per_task=True)(x, task)
     x = PSPConv2D(4, 3, NUM_TASKS, context_over="channels", strides=2)(x, task)
     x = keras.layers.GlobalAveragePooling2D()(x)
+    x = in_few_bits(x, task)
     return TaskModel({"image": image, "task": task}, PSPDense(3, NUM_TASKS)(x, task))
+
+
+def in_few_bits(x, task):
+    """Layers whose kernels the exported graph unpacks."""
+    options = {"context": None, "base": True, "bits": {"base": 4, "core": 7, "rank": 3}}
+    x = fill(PSPDense(8, NUM_TASKS, core=3, rank=2, **options), x.shape)(x, task)
+    options["bits"] = {"base": 4, "rank": 3}
+    return fill(PSPDense(8, NUM_TASKS, rank="full", **options), x.shape)(x, task)
 
 
 def of_families():
@@ -52,7 +62,7 @@ def of_families():
     # OpenVINO cannot multiply with a matrix for each task and dynamic batches.
     for seed, family in enumerate(sorted({*contexts.FAMILIES} - {"rotation"})):
         x = PSPDense(8, context=contexts.get(family, NUM_TASKS, seed))(x, task)
-    return TaskModel({"image": image, "task": task}, x)
+    return TaskModel({"image": image, "task": task}, in_few_bits(x, task))
 
 
 def converted():

@@ -1,18 +1,17 @@
-"""Kernels in few bits: packing, rounding, setting, counting."""
+"""Kernels in few bits: packing, rounding, setting, counting.
+
+What is exported of them is tested by exporting/test_exporting.py.
+"""
 
 import keras
 import numpy as np
 import pytest
-from conftest import BACKEND
 from keras import ops
 from layer_checks import NUM_TASKS
-from layer_checks import draw
 from layer_checks import fill_weights
 from layer_checks import to_numpy
 
-import keras_psp
 from keras_psp.diagnostics import memory
-from keras_psp.exporting import _run_artifact as run_artifact
 from keras_psp.layers import PSPDense
 from keras_psp.layers import PSPEinsumDense
 from keras_psp.layers._few_bits import pack
@@ -159,25 +158,3 @@ def test_memory_counts_bytes_and_scales():
     assert parts["low_rank"] == low_rank
     assert parts["core"] == size(6 * 3, 3) + size(3 * 8, 3) + K * size(9, 1)
     assert parts["kernels"] == parts["contexts"] == parts["task_state"] == 0
-
-
-FORMATS = {
-    "jax": {"onnx": ".onnx"},
-    "tensorflow": {"tf_saved_model": "", "litert": ".tflite", "openvino": ".xml"},
-    "torch": {"torch": ".pt2"},
-}
-
-
-@pytest.mark.parametrize("format", FORMATS[BACKEND])
-def test_exported_models_unpack_their_kernels(format, tmp_path):
-    x, task = draw((10, 6))
-    bits = {"base": 4, "core": 7, "rank": 3}
-    model, path = model_of(bits), tmp_path / f"model{FORMATS[BACKEND][format]}"
-    expected = model.predict({"image": x, "task": task}, verbose=0)
-    keras_psp.export(model, path, format)
-    call = run_artifact.load(str(path))
-    wrong = np.where(np.arange(10) == 4, K, task).astype("int32")
-    expected[4] = np.nan
-    for n in (10, 1):
-        (y,) = call("serve", {"image": x[:n], "task": wrong[:n]}).values()
-        np.testing.assert_allclose(y, expected[:n], rtol=1e-5, atol=1e-5)

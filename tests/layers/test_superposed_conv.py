@@ -137,7 +137,9 @@ def make_learnable(**kwargs):
 
 
 def make_base(rank=2, **kwargs):
-    layer = make_strided(rank=rank, base=True, bias_per_task=True, **kwargs)
+    # Not in groups: for these TensorFlow compiles each call on a CPU.
+    kwargs = {"strides": 2, "padding": "same", "filters": 4, **kwargs}
+    layer = make_binary(rank=rank, base=True, bias_per_task=True, **kwargs)
     return fill(layer, SHAPES[rank])
 
 
@@ -164,7 +166,7 @@ def make_causal(**kwargs):
 
 
 def make_volume(**kwargs):
-    return make_base(rank=3, kernel_size=2, groups=1, **kwargs)
+    return make_base(rank=3, kernel_size=2, **kwargs)
 
 
 @pytest.mark.parametrize("check", layer_checks.CHECKS, ids=lambda f: f.__name__)
@@ -185,8 +187,14 @@ def test_layer(make, rank, check):
     check(make, reference, SHAPES[rank])
 
 
-@pytest.mark.parametrize("context_over", ["kernel", "channels"])
-@pytest.mark.parametrize("rank, arguments", ARGUMENTS)
+@pytest.mark.parametrize(
+    "rank, arguments, context_over",
+    [  # Each backend takes every set of arguments, in turn with either context.
+        (*case, over) if (number + place) % 2 else once(*case, over)
+        for number, case in enumerate(ARGUMENTS)
+        for place, over in enumerate(("kernel", "channels"))
+    ],
+)
 def test_each_example_has_its_own_answer(rank, arguments, context_over):
     layer = make_binary(rank=rank, **arguments, context_over=context_over)
     x, task = draw(SHAPES[rank])
@@ -197,7 +205,7 @@ def test_each_example_has_its_own_answer(rank, arguments, context_over):
     for i, k in enumerate(task):
         expected = reference(layer, x[i : i + 1], k)
         np.testing.assert_allclose(y[i : i + 1], expected, rtol=1e-5, atol=1e-5)
-        if i < 2:
+        if i < 1:
             one = to_numpy(layer(x[i : i + 1], np.array([k])))
             np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-5)
 
@@ -209,15 +217,18 @@ def test_one_task_is_the_keras_layer_with_its_kernel(rank, arguments):
         x = np.ascontiguousarray(np.moveaxis(x, -1, 1))
     plain = PLAIN[rank](**arguments)
     plain.build(x.shape)
-    for context in ("identity", "rotation"):
+    for context, tasks in (
+        ("identity", [np.full(len(x), 3, "int32")]),
+        ("rotation", [3, np.full(len(x), 3, "int32")]),
+    ):
         layer = make_binary(rank=rank, context=context, activation=None, **arguments)
         layer.build(x.shape)
         weights = [layer.task_kernel(3), *([layer.bias] if layer.use_bias else [])]
         plain.set_weights([to_numpy(weight) for weight in weights])
-        for task in (3, np.full(len(x), 3, "int32")):
-            np.testing.assert_allclose(
-                to_numpy(layer(x, task)), to_numpy(plain(x)), rtol=1e-5, atol=1e-5
-            )
+        expected = to_numpy(plain(x))
+        for task in tasks:
+            y = to_numpy(layer(x, task))
+            np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +264,7 @@ def test_soft_contexts_that_are_sure_are_indices(context_over):
     pairs_once(
         (make_strided, make_channels, make_learnable),
         (True, False),
-        every=((make_strided, True), (make_channels, False), (make_learnable, False)),
+        every=((make_strided, True), (make_channels, False)),
     ),
 )
 def test_gradients_equal_finite_differences(make, one_task):
@@ -272,7 +283,7 @@ def test_gradients_equal_finite_differences(make, one_task):
     before = [np.array(ops.convert_to_numpy(v)) for v in model.trainable_variables]
 
     def loss():
-        y = model.predict(inputs, verbose=0, batch_size=10).astype("float64")
+        y = model.predict_on_batch(inputs).astype("float64")
         return ((y - target) ** 2).mean()
 
     step, expected = 1e-2, []

@@ -81,7 +81,7 @@ def test_heads_and_norms(norm, head):
 @pytest.mark.parametrize("context_over", ["kernel", once("channels")])
 def test_mixed_tasks_equal_task_by_task_compiled(context_over):
     inputs = draw()
-    model = make(context_over=context_over)
+    model = make(context_over=context_over, width=0.03)
     mixed = model.predict(inputs, verbose=0)
     for k in range(4):
         alone = {**inputs, "task": np.full(8, k, "int32")}

@@ -112,9 +112,17 @@ def test_outputs_that_cannot_say_so_are_refused():
         with_behind(lambda x: x > 0)
 
 
-@pytest.mark.parametrize("task", [2**31, 2**32, 2**32 + 1, -(2**32), 2**63 - 1])
-def test_indices_of_64_bits_do_not_wrap(task):
+@pytest.fixture(scope="module")
+def trained():
+    """A trained model, for tests of what must not change it."""
     model = make()
+    model.fit({"image": X, "task": T}, Y, verbose=0)
+    return model
+
+
+@pytest.mark.parametrize("task", [2**31, 2**32, 2**32 + 1, -(2**32), 2**63 - 1])
+def test_indices_of_64_bits_do_not_wrap(trained, task):
+    model = trained
     given = {"image": X, "task": np.full(12, task, "int64")}
     with pytest.raises(ValueError, match=str(task)):
         model(given)
@@ -145,9 +153,8 @@ def bad_inputs():
     "given, error, message",
     [pytest.param(*case[1:], id=case[0]) for case in bad_inputs()],
 )
-def test_bad_inputs_are_named_and_cost_nothing(given, error, message):
-    model = make()
-    model.fit({"image": X, "task": T}, Y, verbose=0)
+def test_bad_inputs_are_named_and_cost_nothing(trained, given, error, message):
+    model = trained
     before = state(model)
     answers = model.predict({"image": X, "task": T}, verbose=0)
 
@@ -202,9 +209,9 @@ def test_targets_that_do_not_fit_cost_nothing(method):
 
 
 @trainer_forms
-def test_a_bad_batch_is_named_as_it_was_found(form):
+def test_a_bad_batch_is_named_as_it_was_found(trained, form):
     """TensorFlow has errors of its own for what fails while it reads."""
-    model = make()
+    model = trained
     batches = [({"image": X, "task": task}, Y) for task in (T, np.full(12, 7))]
     with pytest.raises(ValueError, match=r"`task` must lie in \[0, 3\).*task=7"):
         model.fit(form(batches), steps_per_epoch=2, shuffle=False, verbose=0)

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import once
 from keras import layers
 from small_models import draw_weights
 
@@ -10,7 +11,9 @@ from keras_psp._reading.graph import inputs_of_layers
 from keras_psp.layers._superposed_attention import projections
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.1}, {"use_gate": True}])
+@pytest.mark.parametrize(
+    "options", [once({}), {"dropout": 0.1}, once({"use_gate": True})]
+)
 def test_what_the_projections_of_attention_are_called_with(options):
     """By their outputs: those of the last one are the attention's."""
     x = keras.Input((None,), dtype="int32", name="x")
