@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pytest
 from conftest import BACKEND
-from conftest import once
 
 from keras_psp import benchmarks
 from keras_psp.benchmarks import PermutedConfig
@@ -62,6 +61,7 @@ def test_superposition_keeps_what_the_standard_network_forgets():
     assert binary.forgetting < identity.forgetting - 0.1
 
 
+@pytest.mark.once
 def test_learnable_contexts_are_learned(result):
     config = dataclasses.replace(SMALL, learnable=True)
     assert len(config.build_model(SMALL.build_tasks()).trainable_variables) == 6
@@ -74,6 +74,7 @@ def test_learnable_contexts_are_learned(result):
     assert learned.contexts["bits_per_task"] == 32 * widths
 
 
+@pytest.mark.once
 def test_a_complex_network_learns():
     config = dataclasses.replace(SMALL, complex_valued=True, context="complex")
     assert len(config.build_model(SMALL.build_tasks()).trainable_variables) == 6
@@ -221,9 +222,8 @@ def test_bad_configs(field, value, error, message):
         setattr(SMALL, field, value)
 
 
-@pytest.mark.parametrize(
-    "optimizer", [once("adam"), once("sgd"), "adamw", once("schedulefreeadamw")]
-)
+@pytest.mark.once
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adamw", "schedulefreeadamw"])
 def test_optimizers(optimizer):
     config = dataclasses.replace(SMALL, optimizer=optimizer, tasks=1, steps=2)
     assert run(config).accuracy_matrix.shape == (1, 1)

@@ -108,6 +108,7 @@ def test_one_task_is_enough():
     np.testing.assert_allclose(call(plain, x), expected, atol=1e-5)
 
 
+@pytest.mark.once
 def test_layers_keep_their_names_and_arguments():
     model = small_models.convolutional()
     converted = keras_psp.convert(model, NUM_TASKS, context="rotation")
