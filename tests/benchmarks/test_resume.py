@@ -17,9 +17,10 @@ from keras_psp.benchmarks import RotatingConfig
 from keras_psp.benchmarks import run
 
 SMALL = PermutedConfig(tasks=4, steps=20, units=16, depth=1, learning_rate=1e-3)
-EWC = dataclasses.replace(SMALL, context="identity", consolidation="ewc")
+SI = dataclasses.replace(SMALL, context="identity", consolidation="si")
 CONFIGS = {
-    "ewc": EWC,
+    "si": SI,
+    "ewc": dataclasses.replace(SI, tasks=3, steps=6, consolidation="ewc"),
     "gram": dataclasses.replace(
         SMALL, tasks=3, steps=6, consolidation="gram", schedule="cosine"
     ),
@@ -82,13 +83,13 @@ RUN = """
 import sys
 from test_resume import CONFIGS
 from keras_psp.benchmarks import run
-run(CONFIGS["ewc"], output=sys.argv[1], resume=True)
+run(CONFIGS["si"], output=sys.argv[1], resume=True)
 """
 
 
 @pytest.mark.once
 def test_killed_at_any_moment(tmp_path):
-    whole = run(EWC)
+    whole = run(SI)
     folder, here = tmp_path / "run", os.path.dirname(__file__)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
     command = [sys.executable, "-c", RUN, str(folder)]
@@ -98,7 +99,7 @@ def test_killed_at_any_moment(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert "result.json" not in os.listdir(folder)
-    equal(run(EWC, output=folder, resume=True), whole)
+    equal(run(SI, output=folder, resume=True), whole)
     assert os.listdir(folder) == ["result.json"]
 
 
