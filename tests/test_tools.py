@@ -286,6 +286,23 @@ def test_exact_compares_with_the_original(tmp_path):
     assert f"| {name} | extract | {found['extract']:.3g} |" in printed
 
 
+HUB = ["BertBackbone", "T5Backbone", "ViTBackbone", "SwinTransformerBackbone"]
+HUB += ["Llama3Backbone", "MixtralBackbone", "RWKV7Backbone", "keras.io transformer"]
+
+
+def test_models_of_keras_hub_are_converted(tmp_path):
+    name = "hub-torch"
+    result, printed = measure(tmp_path, name, "hub", "--only", *HUB, backend="torch")
+    assert [row["model"] for row in result["rows"]] == HUB
+    for row in result["rows"]:
+        assert "error" not in row
+        assert max(row[key] for key in ("each", "mixed", "file", "extract")) < 1e-5
+        assert row["copy"] > 0.95 and row["mixed later"] < 1e-5
+        assert row["moved"] > max(row["others"], 1e-3)
+        assert row["adapters moved"] > 1e-3 and row["adapters others"] <= 1e-6
+        assert f"| {row['model']} | {100 * row['warn']:.1f} | " in printed
+
+
 def test_export_compares_with_the_model(tmp_path):
     format = "torch" if BACKEND == "torch" else "tf_saved_model"
     options = ("export", "--formats", format, "--models", "`models.mlp`")

@@ -73,6 +73,26 @@ def extended_scope(values: Iterable[tuple[Any, Any]]) -> keras.StatelessScope:
     return scope
 
 
+@contextlib.contextmanager
+def recorded_reads(note: Callable[[Any], None]) -> Iterator[None]:
+    """Calls `note(variable)` for each variable whose value is asked for.
+
+    A stateless scope is asked for the value of every variable that is read in it.
+    """
+
+    class Scope(keras.StatelessScope):
+        def get_current_value(self, variable: Any) -> Any:
+            note(variable)
+            return super().get_current_value(variable)
+
+    outer = global_state.get_global_attribute("stateless_scope")
+    scope = Scope(initialize_variables=False)
+    if outer is not None:
+        scope.state_mapping = outer.state_mapping
+    with scope:
+        yield
+
+
 def children(layer: keras.layers.Layer) -> list:
     """Returns the layers directly inside a layer or a model, without inputs.
 
@@ -122,6 +142,14 @@ def forget_parameters(layer: keras.layers.Layer) -> None:
 def own_weights(layer: keras.layers.Layer) -> list:
     """Returns the weights of a layer itself, without those of layers inside it."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def learned_weights(layer: keras.layers.Layer) -> list:
+    """Returns those weights of a layer itself that were made to be trained.
+
+    They may be frozen now. The others are constants or statistics.
+    """
+    return list(layer._trainable_variables)
 
 
 class LeafLayer:

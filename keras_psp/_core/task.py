@@ -13,6 +13,7 @@ from keras_psp._core.backend import holds_one_task
 from keras_psp._core.backend import is_readable
 from keras_psp._core.backend import remember_source
 from keras_psp._core.backend import take_rows
+from keras_psp._core.backend import to_numpy
 from keras_psp._core.private import is_symbolic
 from keras_psp._core.task_index import TaskNames
 from keras_psp._core.task_index import check_task
@@ -126,16 +127,44 @@ class Task:
         shape = [1] * (rank - 1 - len(shape)) + shape
         return ops.reshape(rows, (1 if self.is_one else -1, *shape))
 
+    def present(self) -> list[int]:
+        """The tasks that a batch may hold: all, unless its indices can be read."""
+        if is_readable(self.index):
+            return np.unique(to_numpy(self.index)).tolist()
+        return list(range(self.num_tasks))
+
+    def select(self, task: Any, outputs: Any, others: Any) -> Any:
+        """Returns a task's outputs for its own examples, and others for the rest.
+
+        Args:
+            task: Integer, or a tensor of one.
+            outputs: Structure of tensors of shape `(batch, ...)`.
+            others: Structure like `outputs`.
+        """
+
+        def where(new: Any, old: Any) -> Any:
+            if new is None:
+                return None
+            own = ops.equal(self.index, task)
+            return ops.where(
+                ops.reshape(own, (-1,) + (1,) * (len(new.shape) - 1)), new, old
+            )
+
+        return keras.tree.map_structure(where, outputs, others)
+
     def mask(self, outputs: Any) -> Any:
         """Makes the outputs of every example of an unknown task NaN.
 
         Args:
-            outputs: Float tensor of shape `(batch, ...)`.
+            outputs: Float tensor of shape `(batch, ...)`. What is none is returned.
 
         Returns:
             Tensor like `outputs`.
         """
-        if self.known is None:
+        dtype = getattr(outputs, "dtype", None)
+        if self.known is None or dtype is None:
+            return outputs
+        if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype)):
             return outputs
         known = self.known
         if len(known.shape) == 1:

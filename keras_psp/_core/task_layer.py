@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_psp._core import private
 from keras_psp._core import scope
@@ -39,10 +40,25 @@ class TaskLayer(KerasLayer):
             names = list(inspect.signature(self.call).parameters)[2:]
             kwargs |= dict(zip(names, given, strict=False))
             task = scope.FROM_SCOPE
+            if is_for_all(inputs):
+                inputs = self._for_each(inputs)
         else:
             task = task_argument(task, self)
         # Of the Keras layer that stands behind this mixin.
         return super().__call__(inputs, task=task, **kwargs)
+
+    def _for_each(self, inputs: Any) -> Any:
+        """Repeats what is for all examples, where each has a task of its own."""
+        task = scope.current(None, self.num_tasks, self.task_names)
+        if len(getattr(task, "shape", ())) == 0:
+            return inputs
+        return ops.repeat(inputs, ops.shape(task)[0], axis=0)
+
+
+def is_for_all(inputs: Any) -> bool:
+    """Whether a block calls a layer on one entry for all examples, of any number."""
+    shape = getattr(inputs, "shape", ())
+    return len(shape) > 1 and shape[0] == 1
 
 
 def find_task_layers(model: keras.layers.Layer) -> list:

@@ -5,6 +5,7 @@ own code calls these. So do a model of a class of its own, and Keras' wrappers.
 """
 
 import math
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import keras
 
 from keras_psp._core.private import children
+from keras_psp._core.private import learned_weights
 from keras_psp._core.private import own_weights
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import copy_weights
+from keras_psp.layers._original import layers_within
 
 # These use the weights of the layers inside them without calling them.
 OPAQUE = (keras.layers.RNN, keras.layers.SpectralNormalization)
@@ -29,27 +32,39 @@ def is_block(layer: keras.layers.Layer) -> bool:
     )
 
 
-def holders(layers: Iterable[keras.layers.Layer]) -> list[keras.layers.Layer]:
+def holders(
+    layers: Iterable[keras.layers.Layer],
+    whole: Callable[[keras.layers.Layer], bool] = lambda block: False,
+) -> list[keras.layers.Layer]:
     """Returns the layers that hold the weights of layers in a graph, each once.
 
     Those that can be converted are among them, and blocks with weights of their own.
+
+    Args:
+        layers: Layers of a graph, or a model.
+        whole: Function of such a block that returns whether it stands for the layers
+            inside it. By default, it stands beside them.
     """
     found: dict[int, keras.layers.Layer] = {}
     for layer in layers:
         if can_convert(layer) or not is_block(layer):
             found[id(layer)] = layer
         else:
-            found |= {id(each): each for each in holders_within(layer)}
+            found |= {id(each): each for each in _holders_within(layer, whole)}
     return list(found.values())
 
 
-def holders_within(block: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+def _holders_within(
+    block: keras.layers.Layer, whole: Callable[[keras.layers.Layer], bool]
+) -> Iterator[keras.layers.Layer]:
     """Yields the layers that hold the weights of a block, that itself among them."""
     if own_weights(block):
         yield block
+        if whole(block):
+            return
     for layer in children(block):
         if is_block(layer):  # Attention too: it is called in ways of Keras' own.
-            yield from holders_within(layer)
+            yield from _holders_within(layer, whole)
         elif layer.weights:
             yield layer
 
@@ -75,10 +90,16 @@ def can_copy(holder: keras.layers.Layer) -> bool:
     """Returns whether each task can have a copy of what one of `holders()` holds.
 
     A batch of several tasks is computed once for each: whoever gathers statistics of
-    the batch would take them of all. What a block holds itself is used by its code.
+    the batch would take them of all. Constants need no copies. A model is no layer, and
+    is looked into.
     """
     gathers = (keras.layers.BatchNormalization, keras.layers.SpectralNormalization)
-    return not isinstance(holder, gathers) and not is_block(holder)
+    inside = [holder, *layers_within(holder)]
+    return (
+        not isinstance(holder, keras.Model)
+        and not any(isinstance(each, gathers) for each in inside)
+        and any(map(learned_weights, inside))
+    )
 
 
 def copy_built(layer: keras.layers.Layer) -> Any:

@@ -6,7 +6,6 @@ take their task from the scope. The block itself becomes a class of its own, so 
 file tells how to make it again: the block as it was, and the layers put into it.
 """
 
-import copy
 import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,11 +14,15 @@ from typing import Self
 
 import keras
 
+from keras_psp._core import scope
 from keras_psp._core.private import become
-from keras_psp._core.private import children
 from keras_psp._core.private import forget_parameters
 from keras_psp._core.private import stand_where
-from keras_psp._core.task_layer import TaskLayer
+from keras_psp._core.task import Task
+from keras_psp.layers._original import layers_within
+from keras_psp.layers._original import read_original
+from keras_psp.layers._task_copies import TaskCopies
+from keras_psp.layers._task_copies import make_copies
 
 if TYPE_CHECKING:
     from typing import Any as KerasLayer  # What stands behind the mixin.
@@ -27,65 +30,12 @@ else:
     KerasLayer = object
 
 
-def layers_within(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Returns all layers inside a layer or a model, each once, in a fixed order."""
-    return [each for each, _ in pairs_within(layer, layer)]
-
-
-def pairs_within(
-    layer: keras.layers.Layer, like: keras.layers.Layer
-) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
-    """Returns the layers inside a layer with those inside one that is made like it.
-
-    It does not look into layers that take a task: others stood there before.
-
-    Raises:
-        ValueError: The two do not hold layers alike.
-    """
-    found: dict[int, tuple] = {}
-
-    def visit(layer: keras.layers.Layer, like: keras.layers.Layer) -> None:
-        ours, theirs = children(layer), children(like)
-        if len(ours) != len(theirs):
-            raise ValueError(
-                f"A copy of the layer {layer.name!r}, made from its `get_config()`, "
-                f"must hold as many layers. Received: a {type(layer).__name__} with "
-                f"{len(ours)} layers, {len(theirs)} in the copy"
-            )
-        for pair in zip(ours, theirs, strict=True):
-            if id(pair[0]) not in found:
-                found[id(pair[0])] = pair
-                if not isinstance(pair[0], TaskLayer):
-                    visit(*pair)
-
-    visit(layer, like)
-    return list(found.values())
-
-
-def as_it_is(layer: keras.layers.Layer, is_block: bool = True) -> dict[str, Any]:
-    """Returns what a layer is read from again, before it is changed."""
-    config = keras.saving.serialize_keras_object(layer)
-    # Keras saves what a model was compiled with beside its config.
-    config.pop("compile_config", None)
-    if is_block and not isinstance(layer, keras.Model):
-        # A block is built when it is called: it need not have a `build()`.
-        config.pop("build_config", None)
-    return config
-
-
-def read_original(as_it_was: dict[str, Any], custom_objects: Any = None) -> Any:
-    """Returns a new layer of what `as_it_is()` returned."""
-    return keras.saving.deserialize_keras_object(
-        copy.deepcopy(as_it_was),
-        custom_objects,  # Some layers empty their configs.
-    )
-
-
 def put_into(
     layer: keras.layers.Layer,
     new: Sequence[tuple[int, keras.layers.Layer, Any]],
     as_it_was: dict[str, Any],
     mixin: Any,
+    each_task: bool = False,
 ) -> None:
     """Puts layers that take a task into a block, in the place of those there.
 
@@ -97,6 +47,9 @@ def put_into(
             that it becomes, which may be itself.
         as_it_was: What `as_it_is()` returned.
         mixin: `Block`, or a subclass of it.
+        each_task: Whether a batch of several tasks is to be computed once for each. It
+            must be where the block calls these layers on anything but one entry for
+            each example.
     """
     within = layers_within(layer)
     for _, old, each in new:
@@ -107,6 +60,7 @@ def put_into(
     # No attributes that Keras looks into: the layers are saved where they stand.
     vars(layer)["_as_it_was"] = as_it_was
     vars(layer)["_put_in"] = _Hidden({place: old for place, old, _ in new})
+    vars(layer)["_each_task"] = each_task
     kind: Any = type(layer)
     if not isinstance(layer, Block):
         object.__setattr__(layer, "__class__", _class_of(mixin, kind))
@@ -138,6 +92,7 @@ class Block(KerasLayer):
 
     _as_it_was: dict
     _put_in: _Hidden
+    _each_task: bool
     _mixin: Any
 
     @property
@@ -162,18 +117,37 @@ class Block(KerasLayer):
         # A call builds the layers inside, those there before, and tells the shapes.
         outputs = super().__call__(*args, **kwargs)
         del self.__dict__["_waiting"]
-        _put_read(self, waiting, self._as_it_was, self._mixin)
+        _put_read(self, waiting, self._as_it_was, self._mixin, self._each_task)
         tensors = keras.tree.flatten(outputs)
         if any(isinstance(each, keras.KerasTensor) for each in tensors):
             return outputs
         return super().__call__(*args, **kwargs)
 
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._each_task or "_waiting" in vars(self):
+            return super().call(*args, **kwargs)
+        given = keras.tree.flatten((args, kwargs))
+        inputs = next((x for x in given if len(getattr(x, "shape", ())) > 0), None)
+        some = next(iter(self.put_in.values()))
+        task = Task(None, some.num_tasks, inputs, some.task_names)
+        if task.is_one:
+            return super().call(*args, **kwargs)
+        outputs: Any = None
+        for k in task.present():
+            with scope.task(k):
+                new = super().call(*args, **kwargs)
+            outputs = new if outputs is None else task.select(k, new, outputs)
+        return keras.tree.map_structure(task.mask, outputs)
+
     def get_config(self) -> dict[str, Any]:
         layers = {
-            str(place): keras.saving.serialize_keras_object(layer)
+            str(place): layer.num_tasks  # The block makes what is copied again.
+            if isinstance(layer, TaskCopies)
+            else keras.saving.serialize_keras_object(layer)
             for place, layer in self.put_in.items()
         }
-        return {"original": self._as_it_was, "layers": layers}
+        config = {"original": self._as_it_was, "layers": layers}
+        return {**config, "each_task": True} if self._each_task else config
 
     def get_build_config(self) -> None:
         """Returns nothing: the block as it was tells its shapes."""
@@ -184,28 +158,36 @@ class Block(KerasLayer):
             keras.saving.deserialize_keras_object, custom_objects=custom_objects
         )
         layer = read_original(config["original"], custom_objects)
-        new = {int(place): read(each) for place, each in config["layers"].items()}
+        new = {
+            int(place): each if isinstance(each, int) else read(each)
+            for place, each in config["layers"].items()
+        }
         within = layers_within(layer)
+        each_task = config.get("each_task", False)
         if all(place < len(within) and within[place].built for place in new):
-            _put_read(layer, new, config["original"], cls._mixin)
+            _put_read(layer, new, config["original"], cls._mixin, each_task)
         else:
             # A block without a `build()` of its own makes its layers' weights when it
             # is called.
             vars(layer)["_as_it_was"] = config["original"]
             vars(layer)["_waiting"] = new
+            vars(layer)["_each_task"] = each_task
             kind: Any = type(layer)
             object.__setattr__(layer, "__class__", _class_of(cls._mixin, kind))
         return layer
 
 
-def _put_read(layer, new, as_it_was, mixin):
+def _put_read(layer, new, as_it_was, mixin, each_task):
     """Puts layers that have been read from a config into a block."""
     within, put_in = layers_within(layer), []
     for place, each in new.items():
-        if not each.built:
+        if isinstance(each, int):
+            make_copies(within[place], each)
+            each = within[place]
+        elif not each.built:
             build_like(each, within[place], within[place])
         put_in.append((place, within[place], each))
-    put_into(layer, put_in, as_it_was, mixin)
+    put_into(layer, put_in, as_it_was, mixin, each_task)
 
 
 @functools.cache

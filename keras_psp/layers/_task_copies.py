@@ -18,23 +18,33 @@ from keras_psp._core.private import seed_generators
 from keras_psp._core.private import untrack_weights
 from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
-from keras_psp.layers._block import as_it_is
-from keras_psp.layers._block import read_original
+from keras_psp._core.task_layer import is_for_all
+from keras_psp.layers._original import as_it_is
+from keras_psp.layers._original import layers_within
+from keras_psp.layers._original import read_original
 from keras_psp.layers._task_rows import TaskRows
 
 
-def make_copies(layer: keras.layers.Layer, num_tasks: int) -> None:
+def make_copies(
+    layer: keras.layers.Layer, num_tasks: int, is_alone: bool = False
+) -> None:
     """Gives a layer, where it stands, a copy of its weights for each task.
 
     Args:
-        layer: Built layer. The tasks begin with its weights.
+        layer: Built layer. The tasks begin with its weights, and with those of the
+            layers inside it.
         num_tasks: Positive integer.
+        is_alone: Whether it stands in a graph. It then needs a config of its own; what
+            stands in a block is made again by that.
     """
     kind: Any = type(layer)
-    as_it_was = as_it_is(layer, is_block=False)
+    as_it_was = as_it_is(layer, is_block=False) if is_alone else {}
     weights = list(layer.weights)
     values = layer.get_weights()
     untrack_weights(layer, weights)
+    for each in layers_within(layer):
+        # Some save and load what they know by name.
+        vars(each).update(save_own_variables=_nothing, load_own_variables=_nothing)
     object.__setattr__(layer, "__class__", _class_of(kind))
     copies: Any = layer
     copies.set_num_tasks(num_tasks)
@@ -55,6 +65,10 @@ def make_copies(layer: keras.layers.Layer, num_tasks: int) -> None:
                 trainable=weight.trainable,
             )
             copies.set_new_row(getattr(layer, f"copies_{i}"), value)
+
+
+def _nothing(store):
+    """Saves or loads nothing: the copies hold all."""
 
 
 def _constant(value, shape, dtype=None):
@@ -91,8 +105,12 @@ class TaskCopies(TaskRows, _SavedByOrder):
         return super(TaskLayer, self).__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
+        if vars(self).get("_shapes_alone"):
+            return super().call(*args, **kwargs)
         given = keras.tree.flatten((args, kwargs))
         inputs = next((x for x in given if len(getattr(x, "shape", ())) > 0), None)
+        if is_for_all(inputs):
+            inputs = None  # The outputs are for each example, if the tasks are.
         task = self.parse_task(None, inputs)
         drawn: dict[int, Any] = {}
 
@@ -103,26 +121,20 @@ class TaskCopies(TaskRows, _SavedByOrder):
             return keras.tree.map_structure(task.mask, compute(task.index))
 
         def mixed() -> Any:
-            def choose(k: Any, outputs: Any, before: Any) -> Any:
-                def where(new: Any, old: Any) -> Any:
-                    own = ops.reshape(
-                        ops.equal(task.index, k), (-1,) + (1,) * (len(new.shape) - 1)
-                    )
-                    return ops.where(own, new, old)
-
-                return keras.tree.map_structure(where, outputs, before)
-
             first = compute(0)
-            start = choose(0, first, first)  # Which has a row for each example.
+            start = task.select(0, first, first)  # Which has a row for each example.
             outputs = ops.fori_loop(
-                1, self.num_tasks, lambda k, each: choose(k, compute(k), each), start
+                1,
+                self.num_tasks,
+                lambda k, each: task.select(k, compute(k), each),
+                start,
             )
             return keras.tree.map_structure(task.mask, outputs)
 
         if task.is_one:
             outputs = one(task)
-        elif keras.tree.is_nested(self._outputs_of(args, kwargs)):
-            outputs = mixed()  # Of a branch, there is one tensor.
+        elif inputs is None or keras.tree.is_nested(self._outputs_of(args, kwargs)):
+            outputs = mixed()  # Of a branch, there is one tensor, of one shape.
         else:
             outputs = task.branch(one, mixed)
         for generator in drawn.values():  # As often as a plain layer would.
@@ -151,8 +163,14 @@ class TaskCopies(TaskRows, _SavedByOrder):
         return outputs
 
     def _outputs_of(self, args, kwargs):
-        with keras.StatelessScope():
-            return self.compute_output_spec(*args, **kwargs)
+        """The symbolic outputs, which are alike for all tasks."""
+        vars(self)["_shapes_alone"] = True
+        try:
+            with keras.StatelessScope():
+                # By the call itself: a layer's own way may know fewer arguments.
+                return keras.Operation.compute_output_spec(self, *args, **kwargs)
+        finally:
+            vars(self)["_shapes_alone"] = False
 
     def get_config(self) -> dict[str, Any]:
         return {"original": self._as_it_was, "num_tasks": self.num_tasks}
@@ -163,7 +181,7 @@ class TaskCopies(TaskRows, _SavedByOrder):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         layer = read_original(config["original"], custom_objects)
-        make_copies(layer, config["num_tasks"])
+        make_copies(layer, config["num_tasks"], is_alone=True)
         return layer
 
 

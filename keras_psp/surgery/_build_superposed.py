@@ -15,11 +15,11 @@ from keras_psp._reading.graph import is_graph
 from keras_psp._reading.graph import pair_leaf_layers
 from keras_psp._reading.within import copy_built
 from keras_psp.layers._block import Block
-from keras_psp.layers._block import as_it_is
 from keras_psp.layers._block import build_like
-from keras_psp.layers._block import layers_within
-from keras_psp.layers._block import pairs_within
 from keras_psp.layers._block import put_into
+from keras_psp.layers._original import as_it_is
+from keras_psp.layers._original import layers_within
+from keras_psp.layers._original import pairs_within
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_copies import make_copies
 from keras_psp.models._own_model import OwnModel
@@ -34,6 +34,7 @@ def build_superposed(
     new_layer: Callable[[keras.layers.Layer], keras.layers.Layer],
     num_tasks: int,
     copied: Iterable[keras.layers.Layer] = (),
+    apart: Iterable[keras.layers.Layer] = (),
 ) -> tuple[Any, Pairs]:
     """Builds a model once more, with a task and superposed layers.
 
@@ -43,6 +44,8 @@ def build_superposed(
         new_layer: Function of each of these that returns its counterpart, not built.
         num_tasks: Positive integer.
         copied: More layers, of which each task gets a copy of its own.
+        apart: Those of them whose inputs have no entry for each example. The blocks
+            that they stand in are computed once for each task.
 
     Returns:
         `(superposed, pairs)`: a `TaskModel`, or a model of the same class, without the
@@ -52,6 +55,7 @@ def build_superposed(
     plan = _Plan(
         {id(layer) for layer in chosen},
         {id(layer) for layer in copied},
+        {id(layer) for layer in apart},
         new_layer,
         num_tasks,
     )
@@ -64,6 +68,7 @@ def build_superposed(
 class _Plan(NamedTuple):
     chosen: set[int]
     copied: set[int]
+    apart: set[int]
     new_layer: Callable
     num_tasks: int
 
@@ -115,7 +120,7 @@ def _build_graph(graph, plan):
             continue
         copy_weights(layer, copy)
         if id(layer) in plan.copied:
-            make_copies(copy, plan.num_tasks)
+            make_copies(copy, plan.num_tasks, is_alone=True)
             pairs.append((layer, copy))
         else:
             pairs += _superpose_within(layer, copy, plan, Block)
@@ -125,7 +130,7 @@ def _build_graph(graph, plan):
 def _superpose_within(block, copy, plan, mixin):
     """Superposes the chosen layers of a block's copy, where they stand."""
     as_it_was = as_it_is(copy)
-    put_in, pairs = [], []
+    put_in, pairs, apart = [], [], False
     for place, (layer, old) in enumerate(pairs_within(block, copy)):
         if id(layer) in plan.chosen:
             new = plan.new_layer(layer)
@@ -137,5 +142,6 @@ def _superpose_within(block, copy, plan, mixin):
             continue
         put_in.append((place, old, new))
         pairs.append((layer, old))
-    put_into(copy, put_in, as_it_was, mixin)
+        apart |= id(layer) in plan.apart
+    put_into(copy, put_in, as_it_was, mixin, apart)
     return pairs

@@ -14,6 +14,7 @@ from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.task_index import check_num_tasks
 from keras_psp._core.task_layer import find_task_layers
+from keras_psp._reading.calls import record_calls
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import is_altered
@@ -27,6 +28,7 @@ from keras_psp._reading.graph import is_graph
 from keras_psp._reading.within import can_copy
 from keras_psp._reading.within import count_numbers
 from keras_psp._reading.within import holders
+from keras_psp._reading.within import is_block
 from keras_psp._reading.within import weights_of
 from keras_psp.contexts.context import Context
 from keras_psp.contexts.families import series
@@ -141,7 +143,7 @@ def convert(
             "of its own. Received: context=None, rank=None"
         )
     check_can_rebuild(model)
-    chosen, left = _choose(model, layers, shared)
+    chosen, left, calls = _choose(model, layers, shared)
     contexts = [None] * len(chosen)
     if context is not None:
         contexts = series(context, num_tasks, len(chosen), seed=seed)
@@ -153,7 +155,14 @@ def convert(
         )
 
     copied = left if shared == "copy" else ()
-    converted, pairs = build_superposed(model, chosen, new_layer, num_tasks, copied)
+    apart = (
+        ()
+        if calls is None
+        else [layer for layer in (*chosen, *copied) if id(layer) not in calls.batched]
+    )
+    converted, pairs = build_superposed(
+        model, chosen, new_layer, num_tasks, copied, apart
+    )
     for layer, superposed in pairs:
         if isinstance(superposed, Superposed):
             superposed.base_kernel.assign(layer.get_weights()[0])
@@ -193,12 +202,35 @@ def _freeze_shared(model):
             weight.trainable = False
 
 
-def _choose(model, wanted, shared):
-    """Returns the layers to convert, and those that cannot be.
+def _find_holders(model, copy):
+    """Returns the layers that hold weights, and how they are called if any has to ask.
 
-    Warns of these if all tasks go on sharing and training them.
+    A block with weights of its own is one of them with all inside it, if it is to be
+    copied and nothing inside it is used elsewhere.
     """
-    layers = holders(Graph(model).layers if is_graph(model) else [model])
+    every = Graph(model).layers if is_graph(model) else [model]
+    layers = holders(every, can_copy if copy else lambda block: False)
+    if all(layer in every for layer in layers):
+        return layers, None  # In a graph, all layers are called, and on batches.
+    calls = record_calls(model, layers)
+    unsafe = [each for each in layers if calls and id(each) not in calls.safe]
+    if copy and any(map(is_block, unsafe)):
+        layers = holders(every, lambda block: can_copy(block) and block not in unsafe)
+        calls = record_calls(model, layers)
+    return layers, calls
+
+
+def _choose(model, wanted, shared):
+    """Returns the layers to convert, those to copy, and how both are called.
+
+    Warns of others if all tasks go on sharing and training them. A layer whose weights
+    a block uses without calling it is one of these: its code would not see the task.
+    """
+    layers, calls = _find_holders(model, shared == "copy")
+
+    def is_safe(layer):
+        return calls is None or id(layer) in calls.safe
+
     named = isinstance(wanted, (list, tuple))
     if named:
         names = {layer.name for layer in layers}
@@ -231,9 +263,13 @@ def _choose(model, wanted, shared):
                 "A layer that is quantized or has a LoRA cannot be converted. "
                 f"Received: {layer.name!r}"
             )
-    chosen = [layer for layer in layers if can_convert(layer)]
-    left = [layer for layer in layers if weights_of(layer) and not can_convert(layer)]
-    kept = [layer for layer in left if shared != "copy" or not can_copy(layer)]
+    chosen = [each for each in layers if can_convert(each) and is_safe(each)]
+    left = [each for each in layers if weights_of(each) and each not in chosen]
+    kept = [
+        layer
+        for layer in left
+        if shared != "copy" or not (can_copy(layer) and is_safe(layer))
+    ]
     message = "These layers have no superposed counterpart: " + ", ".join(
         f"{layer.name!r} ({type(layer).__name__})" for layer in kept
     )
@@ -252,4 +288,4 @@ def _choose(model, wanted, shared):
             '`shared="copy"` to give each task its own.',
             stacklevel=3,
         )
-    return chosen, [layer for layer in left if layer not in kept]
+    return chosen, [layer for layer in left if layer not in kept], calls

@@ -15,7 +15,8 @@ from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.graph import pair_leaf_layers
 from keras_psp.layers._block import Block
-from keras_psp.layers._block import pairs_within
+from keras_psp.layers._original import pairs_within
+from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.models._own_model import OwnModel
 from keras_psp.models.task_model import TaskModel
 
@@ -87,7 +88,10 @@ def _take_weights(block, plain, task):
     """Gives a block as it was one task's weights, and returns the pairs of layers."""
     pairs = [(block, plain), *pairs_within(block, plain)]
     for layer, copy in pairs:
-        if isinstance(layer, TaskLayer):
+        if isinstance(layer, TaskCopies):
+            rows = [ops.convert_to_numpy(each[task]) for each in layer.task_weights]
+            copy.set_weights(rows)
+        elif isinstance(layer, TaskLayer):
             copy.set_weights(make_plain(layer, task).get_weights())
         else:
             for weight, own in zip(own_weights(layer), own_weights(copy), strict=True):

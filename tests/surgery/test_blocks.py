@@ -50,6 +50,47 @@ class OwnModel(keras.Model):
         return {"units": self.units, "name": self.name}
 
 
+class NoConfig(layers.Layer):
+    """Holds a weight beside a layer, and returns more than a tensor. See T5."""
+
+    def __init__(self, width):
+        super().__init__(name="no_config")
+        self.dense = layers.Dense(width)
+
+    def build(self, shape):
+        self.token = self.add_weight(shape=shape[1:], name="token")
+        self.dense.build(shape)
+
+    def call(self, inputs):
+        return self.dense(inputs + self.token), None
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class OddBlock(layers.Layer):
+    """Uses the layers inside it in ways that cannot be seen from outside."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.own = NoConfig(3)
+        self.positions = layers.Embedding(6, 3, name="positions")
+        self.broadcast = layers.Embedding(6, 3, name="broadcast")
+        self.read = layers.Dense(3, use_bias=False, name="read")
+        self.folded = layers.Dense(3, name="folded")
+
+    def build(self, shape):
+        self.own.build(shape)
+        for layer in (self.positions, self.broadcast, self.read, self.folded):
+            layer.build(shape)
+
+    def call(self, inputs):
+        x, _ = self.own(inputs)
+        numbers = ops.arange(6)  # As many as examples: none of them is one.
+        x = x + self.positions(numbers) + self.broadcast(numbers[None])
+        x = ops.matmul(x, self.read.kernel)
+        x = ops.tanh(self.folded(ops.reshape(x, (-1, 3))))
+        return ops.reshape(x, ops.shape(inputs))
+
+
 def words():
     return np.random.default_rng(0).integers(0, 11, (6, 4))
 
@@ -59,6 +100,13 @@ def block():
     y = OwnBlock(name="block")(layers.Embedding(11, 8, name="embedding")(x))
     y = layers.TimeDistributed(layers.Dense(3), name="each")(y)
     return keras.Model(x, layers.Flatten()(y)), words()
+
+
+def odd_block():
+    x = np.random.default_rng(0).normal(size=(6, 6, 3)).astype("float32")
+    inputs = keras.Input((6, 3), name="x")
+    y = layers.Flatten()(OddBlock(name="block")(inputs))
+    return keras.Model(inputs, layers.Dense(2, name="head")(y)), x
 
 
 def recurrent():
@@ -120,6 +168,8 @@ def train(model, x, task, outputs):
     [
         (block, "copy"),
         once(block, "freeze"),
+        (odd_block, "copy"),
+        once(odd_block, "freeze"),
         (recurrent, "copy"),
         once(recurrent, "warn"),
         (own_model, "warn"),
@@ -306,6 +356,24 @@ def test_text_of_several_tasks_is_generated_in_one_batch():
         generate("poetic")
     with pytest.raises(ValueError, match="`task` must lie in"):
         generate(2)
+
+
+def test_a_layer_that_is_read_without_a_call_stays_shared():
+    model, x = odd_block()
+    draw_weights(model)
+    expected = model.predict(x, verbose=0)
+    match = r"counterpart: 'read' \(Dense\)\. All tasks share"
+    with pytest.warns(UserWarning, match=match):
+        one = keras_psp.convert(model, NUM_TASKS, None, shared="copy", rank=2)
+    one.get_layer("block").read.trainable = False
+    train(one, x, 1, expected)
+    own = [ask(one, x, k) for k in range(NUM_TASKS)]
+    np.testing.assert_allclose(own[0], expected, atol=1e-6)
+    np.testing.assert_allclose(own[2], expected, atol=1e-6)
+    assert np.abs(own[1] - expected).max() > 1e-3
+    mixed = ask(one, x, TASKS)
+    for k, y in enumerate(own):
+        np.testing.assert_allclose(mixed[TASKS == k], y[TASKS == k], atol=1e-5)
 
 
 def test_adapters_leave_the_base_and_one_another_alone():

@@ -263,6 +263,29 @@ def draw_export(*results: Result) -> Cells:
     return titles, _hide_repeated(rows)
 
 
+def draw_hub(result: Result) -> Cells:
+    """What holds for each model, and how much of it is superposed or per task."""
+
+    def mark(row: Row, key: str, most: float) -> str:
+        return "—" if key not in row else "yes" if row[key] <= most else "no"
+
+    def percent(row: Row, key: str) -> str:
+        return f"{100 * row[key]:.1f}" if key in row else "—"
+
+    rows = []
+    for row in result["rows"]:
+        most = max(row.get("each", 1), row.get("mixed", 1))
+        equal = {"equal": most} if "each" in row else {}
+        rows.append(
+            [row["model"], percent(row, "warn"), percent(row, "copy")]
+            + [mark(equal, "equal", 1e-5), mark(row, "adapters others", 1e-6)]
+            + [mark(row, "file", 1e-5), mark(row, "extract", 1e-5)]
+            + [row.get("error", "").split(":")[0]]
+        )
+    titles = ["model", "warn %", "copy %", "equal", "others stay", "file", "extract"]
+    return [*titles, "fails at"], rows
+
+
 def draw_serving(result: Result) -> Cells:
     """Memory and speed of many models and of one, by model."""
 
@@ -567,6 +590,7 @@ TABLES = {
     "merge-sizes": Table(_SURGERY, draw_merge_sizes, ("merge-sizes",)),
     "cost-serving": Table(_SURGERY, draw_throughput, _each("cost-serving")),
     "infer": Table(_SURGERY, draw_infer, ("infer-jax",)),
+    "hub": Table(_SURGERY, draw_hub, ("hub-torch",)),
     "export": Table(_EXPORTING, draw_export, _each("export")),
     "serving": Table(_EXPORTING, draw_serving, ("serving-tensorflow",)),
     "capacity": Table(_CAPACITY, draw_capacity, ("capacity",)),

@@ -1,0 +1,63 @@
+"""The layers inside one of another's code, and what it was before any took a task."""
+
+import copy
+from typing import Any
+
+import keras
+
+from keras_psp._core.private import children
+from keras_psp._core.task_layer import TaskLayer
+
+
+def layers_within(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns all layers inside a layer or a model, each once, in a fixed order."""
+    return [each for each, _ in pairs_within(layer, layer)]
+
+
+def pairs_within(
+    layer: keras.layers.Layer, like: keras.layers.Layer
+) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
+    """Returns the layers inside a layer with those inside one that is made like it.
+
+    It does not look into layers that take a task: others stood there before.
+
+    Raises:
+        ValueError: The two do not hold layers alike.
+    """
+    found: dict[int, tuple] = {}
+
+    def visit(layer: keras.layers.Layer, like: keras.layers.Layer) -> None:
+        ours, theirs = children(layer), children(like)
+        if len(ours) != len(theirs):
+            raise ValueError(
+                f"A copy of the layer {layer.name!r}, made from its `get_config()`, "
+                f"must hold as many layers. Received: a {type(layer).__name__} with "
+                f"{len(ours)} layers, {len(theirs)} in the copy"
+            )
+        for pair in zip(ours, theirs, strict=True):
+            if id(pair[0]) not in found:
+                found[id(pair[0])] = pair
+                if not isinstance(pair[0], TaskLayer):
+                    visit(*pair)
+
+    visit(layer, like)
+    return list(found.values())
+
+
+def as_it_is(layer: keras.layers.Layer, is_block: bool = True) -> dict[str, Any]:
+    """Returns what a layer is read from again, before it is changed."""
+    config = keras.saving.serialize_keras_object(layer)
+    # Keras saves what a model was compiled with beside its config.
+    config.pop("compile_config", None)
+    if is_block and not isinstance(layer, keras.Model):
+        # A block is built when it is called: it need not have a `build()`.
+        config.pop("build_config", None)
+    return config
+
+
+def read_original(as_it_was: dict[str, Any], custom_objects: Any = None) -> Any:
+    """Returns a new layer of what `as_it_is()` returned."""
+    return keras.saving.deserialize_keras_object(
+        copy.deepcopy(as_it_was),
+        custom_objects,  # Some layers empty their configs.
+    )
