@@ -86,18 +86,28 @@ def count_numbers(weights: Iterable[Any]) -> int:
     return sum(math.prod(weight.shape) for weight in weights)
 
 
+# They gather statistics of a batch. One of several tasks is computed once for each, and
+# would give them those of all.
+_GATHER = (keras.layers.BatchNormalization, keras.layers.SpectralNormalization)
+
+
 def can_copy(holder: keras.layers.Layer) -> bool:
     """Returns whether each task can have a copy of what one of `holders()` holds.
 
-    A batch of several tasks is computed once for each: whoever gathers statistics of
-    the batch would take them of all. Constants need no copies. A model is no layer, and
-    is looked into.
+    What a block holds itself is used by its code.
     """
-    gathers = (keras.layers.BatchNormalization, keras.layers.SpectralNormalization)
+    return not isinstance(holder, _GATHER) and not is_block(holder)
+
+
+def can_copy_whole(holder: keras.layers.Layer) -> bool:
+    """Returns whether each task can learn a copy of a layer and of all inside it.
+
+    Constants need no copies. A model is no layer, and is looked into.
+    """
     inside = [holder, *layers_within(holder)]
     return (
         not isinstance(holder, keras.Model)
-        and not any(isinstance(each, gathers) for each in inside)
+        and not any(isinstance(each, _GATHER) for each in inside)
         and any(map(learned_weights, inside))
     )
 

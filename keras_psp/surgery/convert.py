@@ -25,7 +25,7 @@ from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import is_graph
-from keras_psp._reading.within import can_copy
+from keras_psp._reading.within import can_copy_whole
 from keras_psp._reading.within import count_numbers
 from keras_psp._reading.within import holders
 from keras_psp._reading.within import is_block
@@ -209,13 +209,15 @@ def _find_holders(model, copy):
     copied and nothing inside it is used elsewhere.
     """
     every = Graph(model).layers if is_graph(model) else [model]
-    layers = holders(every, can_copy if copy else lambda block: False)
+    layers = holders(every, can_copy_whole if copy else lambda block: False)
     if all(layer in every for layer in layers):
         return layers, None  # In a graph, all layers are called, and on batches.
     calls = record_calls(model, layers)
     unsafe = [each for each in layers if calls and id(each) not in calls.safe]
     if copy and any(map(is_block, unsafe)):
-        layers = holders(every, lambda block: can_copy(block) and block not in unsafe)
+        layers = holders(
+            every, lambda block: can_copy_whole(block) and block not in unsafe
+        )
         calls = record_calls(model, layers)
     return layers, calls
 
@@ -268,7 +270,7 @@ def _choose(model, wanted, shared):
     kept = [
         layer
         for layer in left
-        if shared != "copy" or not (can_copy(layer) and is_safe(layer))
+        if shared != "copy" or not (can_copy_whole(layer) and is_safe(layer))
     ]
     message = "These layers have no superposed counterpart: " + ", ".join(
         f"{layer.name!r} ({type(layer).__name__})" for layer in kept
