@@ -363,7 +363,12 @@ BAD_TASKS = {
     "float": (T + 0.9, TypeError, "integer dtype.*float64"),
     "float list": ((T + 0.9).tolist(), TypeError, "integer dtype.*float64"),
     "boolean": (T > 0, TypeError, "integer dtype.*bool"),
-    "strings": (T.astype(str), TypeError, "integer dtype.*<U"),
+    # Names, where the tasks have none; in a graph of tf.data they cannot be read.
+    "strings": (
+        T.astype(str),
+        (TypeError, ValueError),
+        "tasks have no names|integer dtype.*<U",
+    ),
     "objects": (T.astype(object), TypeError, "integer dtype.*object"),
     "one-hot": (np.eye(3, dtype="int32")[T], ValueError, r"\(batch,\).*\(\w+, 3\)"),
     "scalar": (np.int32(1), ValueError, r"\(batch,\).*shape \(\)"),
