@@ -57,7 +57,7 @@ class TaskLayer(KerasLayer):
 
 def is_for_all(inputs: Any) -> bool:
     """Whether a block calls a layer on one entry for all examples, of any number."""
-    shape = getattr(inputs, "shape", ())
+    shape: Any = getattr(inputs, "shape", ())
     return len(shape) > 1 and shape[0] == 1
 
 

@@ -18,6 +18,14 @@ from keras import ops
 
 from keras_psp._core.private import children
 
+# Attributes that Keras gives a model which trains, evaluates or predicts.
+DONE_WITH_DATA = (
+    "_eval_epoch_iterator",
+    "_initial_epoch",
+    "_jax_state",
+    "_jax_state_synced",
+    "_torch_params",
+)
 PLAIN = (bool, int, float, complex, str, bytes, np.generic, np.ndarray, type(None))
 
 
@@ -134,7 +142,7 @@ def _of_every_layer():
     model = keras.Model(x, x)
     model.compile(loss="mse")
     # What a model has done with data leaves more than compiling it.
-    done = {"stop_training", "stop_evaluating", "stop_predicting", "_torch_params"}
+    done = {"stop_training", "stop_evaluating", "stop_predicting", *DONE_WITH_DATA}
     return {*vars(keras.layers.Layer()), *vars(model), *done}
 
 
