@@ -1,6 +1,6 @@
 """A hundred bad inputs: each an error in Keras' form, and the model answers as before.
 
-One model is given to all of them. `surgery/test_bad_inputs.py` does the same for what
+One model is given to all of them. `surgery/test_refusals.py` does the same for what
 changes models, `exporting/test_exporting.py` for exports and `test_data.py` for every
 form that data come in.
 """
