@@ -6,6 +6,7 @@ name when one vanishes.
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -71,6 +72,36 @@ def extended_scope(values: Iterable[tuple[Any, Any]]) -> keras.StatelessScope:
     if outer is not None:
         scope.state_mapping = {**outer.state_mapping, **scope.state_mapping}
     return scope
+
+
+@contextlib.contextmanager
+def calls_replaced(layers: Iterable[Any], around: Callable) -> Iterator[None]:
+    """Lets a function run in place of the `call()` of layers.
+
+    Keras looks it up at the layer, not at the class.
+
+    Args:
+        layers: Layers.
+        around: Function of a layer, of its `call()`, and of the tuple and the
+            dictionary of arguments. It returns the outputs.
+    """
+    layers = list(layers)
+
+    def replace(layer: Any) -> None:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return around(
+                layer, functools.partial(type(layer).call, layer), args, kwargs
+            )
+
+        vars(layer)["call"] = call  # No attribute for Keras to track.
+
+    try:
+        for layer in layers:
+            replace(layer)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("call", None)
 
 
 @contextlib.contextmanager

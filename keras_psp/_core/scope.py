@@ -159,7 +159,7 @@ def _is_within_block(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor) and is_symbolic()
 
 
-def given() -> Any:
+def tensor() -> Any:
     """Returns the scope's task if it is a tensor, or `None`.
 
     What is known now, and what TensorFlow reads at each call, is checked by the layers.

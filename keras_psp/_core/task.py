@@ -156,7 +156,8 @@ class Task:
         """Makes the outputs of every example of an unknown task NaN.
 
         Args:
-            outputs: Float tensor of shape `(batch, ...)`. What is none is returned.
+            outputs: Float tensor of shape `(batch, ...)`. Of other dtypes, it stays as
+                it is.
 
         Returns:
             Tensor like `outputs`.

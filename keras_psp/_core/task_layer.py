@@ -36,16 +36,28 @@ class TaskLayer(KerasLayer):
 
     def __call__(self, inputs: Any, task: Any = None, *args: Any, **kwargs: Any) -> Any:
         if self.in_block:
-            given = () if task is None else (task, *args)
-            names = list(inspect.signature(self.call).parameters)[2:]
-            kwargs |= dict(zip(names, given, strict=False))
+            kwargs |= self._by_name(task, *args)
             task = scope.FROM_SCOPE
             if is_for_all(inputs):
                 inputs = self._for_each(inputs)
+        elif args:
+            raise TypeError(
+                "Arguments behind the task must be given by name. "
+                f"Received: {self.name!r}, called with {args} behind it"
+            )
         else:
             task = task_argument(task, self)
         # Of the Keras layer that stands behind this mixin.
         return super().__call__(inputs, task=task, **kwargs)
+
+    def _by_name(self, *args: Any) -> dict[str, Any]:
+        """Returns what a block calls the layer with behind the inputs, by name."""
+        names = list(inspect.signature(self.call).parameters)[2:]  # Without the task.
+        if any(each is not None for each in args[len(names) :]):
+            raise TypeError(
+                f"{self.name!r} takes {names} behind its inputs. Received: {args}"
+            )
+        return dict(zip(names, args, strict=False))
 
     def _for_each(self, inputs: Any) -> Any:
         """Repeats what is for all examples, where each has a task of its own."""

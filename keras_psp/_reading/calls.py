@@ -10,7 +10,10 @@ from typing import NamedTuple
 
 import keras
 
+from keras_psp._core.private import calls_replaced
 from keras_psp._core.private import recorded_reads
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import OwnCode
 
 # Neither None nor what Keras puts in its place, so that it is the batch.
 _BATCH = 97
@@ -32,24 +35,27 @@ class Calls(NamedTuple):
 
 
 def record_calls(
-    model: keras.Model, layers: Iterable[keras.layers.Layer]
+    read: Graph | OwnCode, layers: Iterable[keras.layers.Layer]
 ) -> Calls | None:
     """Returns how layers are called inside a model, or `None` if it cannot be known.
 
-    That is so if no graph tells what its inputs are, or if it takes none of the lengths
+    That is so if nothing tells what its inputs are, or if it takes none of the lengths
     that are tried.
 
     Args:
-        model: Built model.
+        read: What `read_model()` returns of a model.
         layers: Layers in it; those without weights are left out.
     """
-    if getattr(model, "inputs", None) is None:
+    try:
+        inputs = read.inputs
+    except ValueError:
         return None
-    layers = [layer for layer in layers if layer.weights]
+    layers = [layer for layer in layers if getattr(layer, "weights", None)]
     for length in _LENGTHS:
-        listener = _Listener(model, layers)
+        specs = {name: _spec(tensor, length) for name, tensor in inputs.items()}
+        listener = _Listener(read.model, layers)
         try:
-            listener(_specs(model, length))
+            listener(read.give(specs))
         except Exception:  # noqa: S112  Too short or too long, in any words.
             continue
         return Calls(
@@ -59,12 +65,9 @@ def record_calls(
     return None
 
 
-def _specs(model, length):
-    def spec(tensor):
-        sizes = (size or length for size in tensor.shape[1:])
-        return keras.KerasTensor((tensor.shape[0] or _BATCH, *sizes), tensor.dtype)
-
-    return keras.tree.map_structure(spec, model.input)
+def _spec(tensor, length):
+    sizes = (size or length for size in tensor.shape[1:])
+    return keras.KerasTensor((tensor.shape[0] or _BATCH, *sizes), tensor.dtype)
 
 
 class _Listener(keras.layers.Layer):
@@ -85,31 +88,22 @@ class _Listener(keras.layers.Layer):
             if owner is not None and owner not in active:
                 self.read.add(owner)
 
-        def listen(layer):
-            def call(*args, **kwargs):
-                given = keras.tree.flatten((args, kwargs))
-                shapes = (tuple(getattr(each, "shape", ())) for each in given)
-                shape = next((each for each in shapes if each), ())
-                one = len(shape) > 1 and shape[0] == 1
-                # TensorFlow may not know the first dimension.
-                fits = one or (len(shape) > 0 and shape[0] in (batch, None))
-                self.called[id(layer)] = fits and self.called.get(id(layer), True)
-                active.append(id(layer))
-                try:
-                    return type(layer).call(layer, *args, **kwargs)
-                finally:
-                    active.pop()
+        def hear(layer, call, args, kwargs):
+            given = keras.tree.flatten((args, kwargs))
+            shapes = (tuple(getattr(each, "shape", ())) for each in given)
+            shape = next((each for each in shapes if each), ())
+            one = len(shape) > 1 and shape[0] == 1
+            # TensorFlow may not know the first dimension.
+            fits = one or (len(shape) > 0 and shape[0] in (batch, None))
+            self.called[id(layer)] = fits and self.called.get(id(layer), True)
+            active.append(id(layer))
+            try:
+                return call(*args, **kwargs)
+            finally:
+                active.pop()
 
-            layer.call = call
-
-        try:
-            for layer in self.layers:
-                listen(layer)
-            with recorded_reads(note):
-                return self.model(inputs)
-        finally:
-            for layer in self.layers:
-                del layer.call
+        with calls_replaced(self.layers, hear), recorded_reads(note):
+            return self.model(inputs)
 
     def compute_mask(self, inputs, mask):
         return None  # The layers inside use the masks of the inputs.

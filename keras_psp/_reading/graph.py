@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_psp._core.private import calls_replaced
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp._reading.counterparts import copy_flags
@@ -383,21 +384,13 @@ class _Listener(keras.layers.Layer):
     def call(self, tensors):
         heard = {}
 
-        def listen(leaf):
-            def call(inputs, *args, **kwargs):
-                heard[id(leaf)] = inputs
-                return type(leaf).call(leaf, inputs, *args, **kwargs)
-
-            leaf.call = call
+        def hear(leaf, call, args, kwargs):
+            heard[id(leaf)] = args[0]
+            return call(*args, **kwargs)
 
         every = leaf_layers([self.layer])
-        try:
-            for leaf in every:
-                listen(leaf)
+        with calls_replaced(every, hear):
             self.layer(**tensors, **self.options)
-        finally:
-            for leaf in every:
-                del leaf.call
         return [heard[id(leaf)] for leaf in every]
 
     def compute_mask(self, tensors, mask):

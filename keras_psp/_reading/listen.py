@@ -1,11 +1,13 @@
 """What a layer is called with, wherever it stands in a model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.private import calls_replaced
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import inputs_of_layers
@@ -33,46 +35,45 @@ class Listener:
             graph = Graph(model, takes_task=True)
             self._inputs, self._called = inputs_of_layers(graph)
 
-    def probe(self, layer: keras.layers.Layer) -> Any:
-        """Returns what has a `predict_on_batch()` that returns a layer's inputs.
+    def probe(self, layers: Sequence[keras.layers.Layer]) -> Any:
+        """Returns what has a `predict_on_batch()` that returns layers' inputs.
 
-        It takes a dictionary of the model's inputs by name.
+        It takes a dictionary of the model's inputs by name. It returns a list of an
+        array for each call, for each of the layers.
         """
-        if id(layer) in self._called:
-            return keras.Model(self._inputs, self._called[id(layer)])
-        return _Heard(self._model, layer)
+        if all(id(layer) in self._called for layer in layers):
+            return keras.Model(self._inputs, [self._called[id(x)] for x in layers])
+        return _Heard(self._model, layers)
 
 
 class _Heard:
-    """Runs a model as it is, and returns what one of its layers was called with."""
+    """Runs a model as it is, and returns what its layers were called with."""
 
-    def __init__(self, model, layer):
-        self._model, self._layer = model, layer
+    def __init__(self, model, layers):
+        self._model, self._layers = model, layers
         takes_task = bool(find_task_layers(model))
         self._give = (lambda x: x) if takes_task else read_model(model).give
 
-    def predict_on_batch(self, x: Any) -> list[np.ndarray]:
-        """Returns an array for each call of the layer."""
-        layer, heard = self._layer, []
+    def predict_on_batch(self, x: Any) -> list[list[np.ndarray]]:
+        heard: dict[int, list] = {id(layer): [] for layer in self._layers}
 
-        def call(inputs, *args, **kwargs):
-            heard.append(inputs)
-            return type(layer).call(layer, inputs, *args, **kwargs)
+        def hear(layer, call, args, kwargs):
+            heard[id(layer)].append(args[0] if args else kwargs["inputs"])
+            return call(*args, **kwargs)
 
-        # No attribute for Keras to track.
-        vars(layer)["call"] = call
-        try:
+        with calls_replaced(self._layers, hear):
             self._model(self._give(x), training=False)
-        finally:
-            del vars(layer)["call"]
-        if not heard:
+        return [self._read(layer, heard[id(layer)]) for layer in self._layers]
+
+    def _read(self, layer, calls):
+        if not calls:
             raise ValueError(
                 "The layer must be called when its model is. Received: "
                 f"{layer.name!r}, which is not"
             )
         try:
-            return [ops.convert_to_numpy(each) for each in heard]
-        except Exception as error:
+            return [ops.convert_to_numpy(each) for each in calls]
+        except Exception as error:  # Each backend has its own.
             raise ValueError(
                 "A layer that is called in a loop of a compiled program, where its "
                 "inputs cannot be seen, cannot be fitted to data. "

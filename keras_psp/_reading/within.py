@@ -15,14 +15,14 @@ import keras
 from keras_psp._core.private import children
 from keras_psp._core.private import learned_weights
 from keras_psp._core.private import own_weights
+from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import can_convert
-from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import copy_weights
 from keras_psp.layers._original import layers_within
 
-# These use the weights of the layers inside them without calling them.
-OPAQUE = (keras.layers.RNN, keras.layers.SpectralNormalization)
+# The first two use the weights of the layers inside them without calling them.
+OPAQUE = (keras.layers.RNN, keras.layers.SpectralNormalization, TaskLayer)
 
 
 def is_block(layer: keras.layers.Layer) -> bool:
@@ -69,11 +69,6 @@ def _holders_within(
             yield layer
 
 
-def leaves(layers: Iterable[keras.layers.Layer]) -> list[Any]:
-    """Returns the layers that hold weights, of attention in a graph its projections."""
-    return leaf_layers(holders(layers))
-
-
 def weights_of(holder: keras.layers.Layer) -> list[Any]:
     """Returns the weights that one of `holders()` holds."""
     if is_block(holder):
@@ -92,14 +87,6 @@ _GATHER = (keras.layers.BatchNormalization, keras.layers.SpectralNormalization)
 
 
 def can_copy(holder: keras.layers.Layer) -> bool:
-    """Returns whether each task can have a copy of what one of `holders()` holds.
-
-    What a block holds itself is used by its code.
-    """
-    return not isinstance(holder, _GATHER) and not is_block(holder)
-
-
-def can_copy_whole(holder: keras.layers.Layer) -> bool:
     """Returns whether each task can learn a copy of a layer and of all inside it.
 
     Constants need no copies. A model is no layer, and is looked into.

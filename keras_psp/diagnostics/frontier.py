@@ -9,8 +9,7 @@ import keras
 import numpy as np
 
 from keras_psp._core.checks import check_number
-from keras_psp._reading.counterparts import can_convert
-from keras_psp._reading.within import holders
+from keras_psp._reading.plan import plan_models
 from keras_psp.diagnostics import _plots as plots
 from keras_psp.diagnostics.memory import memory
 from keras_psp.layers._task_low_rank import FULL
@@ -117,10 +116,10 @@ def frontier(
     """
     graphs = read_models(models, base)
     budgets = sorted(check_number("budgets", each) for each in budgets)
-    chosen = [layer for layer in holders(graphs[0].layers) if can_convert(layer)]
-    check_can_compress(graphs, chosen)
+    plan, alike = plan_models(graphs)
+    check_can_compress(alike)
     data = read_data_of_tasks(graphs[0], len(models), data)
-    walk = Walk(graphs, chosen, base is not None, data, None)
+    walk = Walk(graphs, plan, alike, base is not None, data, None)
     ways = [(OURS, f"{each:g} networks", each) for each in budgets]
     ways += _rivals(walk, base is not None, len(models))
     menus = [best(walk.choices(group)) for group in walk.groups]

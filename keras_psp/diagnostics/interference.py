@@ -10,11 +10,14 @@ from keras_psp._core.checks import check_list
 from keras_psp._core.data import read_inputs
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
-from keras_psp._reading.graph import inputs_of_layers
+from keras_psp._reading.graph import read_model
+from keras_psp._reading.listen import Listener
 from keras_psp._reading.rows import input_rows
 from keras_psp._reading.rows import kernel_rows
 from keras_psp._reading.rows import unbind_rows
+from keras_psp._reading.task_layers import as_task_model
 from keras_psp._reading.task_layers import find_superposed_layers
+from keras_psp._reading.within import holders
 from keras_psp.diagnostics import _plots as plots
 
 BATCH_SIZE = 64
@@ -109,7 +112,8 @@ def interference(
     interfere as if M were smaller.
 
     Args:
-        model: `keras_psp.models.TaskModel` of K tasks.
+        model: `keras_psp.models.TaskModel` of K tasks, or a converted model of a class
+            of its own.
         data: List of one set of unlabelled inputs for each task, as `superpose()` takes
             it: an array, a list or dictionary of arrays if the model has several
             inputs, or batches of these. Defaults to the same 64 examples for every
@@ -150,6 +154,7 @@ def interference(
         read beside the task's own.
     """
     layers = find_superposed_layers(model)
+    model = as_task_model(model)  # With the same layers.
     graph = Graph(model, takes_task=True)
     data = _check_data(graph, model.num_tasks, data)
     kernels = None
@@ -204,17 +209,17 @@ def _kernels(graph, layers, num_tasks, models):
             "`models` must hold a model for each of the tasks. "
             f"Received: {len(models)} models for {num_tasks} tasks"
         )
-    names = [layer.name for layer in graph.layers]
-    plain = [Graph(model).layers for model in models]
-    if {len(each) for each in plain} != {len(names)} or names != [
-        layer.name for layer in plain[0]
+    # Of all but the first, layers may go by other names.
+    every = [graph.layers, *(read_model(each).layers for each in models)]
+    every = [leaf_layers(holders(layers)) for layers in every]
+    first = [layer.name for layer in every[1]]
+    if len({len(layers) for layers in every}) > 1 or first != [
+        layer.name for layer in every[0]
     ]:
         raise ValueError(
             "`models` must be those that were superposed, the first of which has the "
             f"names of the layers. Received: {[model.name for model in models]}"
         )
-    # Of the others, layers may go by other names.
-    every = [leaf_layers(each) for each in (graph.layers, *plain)]
     alike = {id(first): rest for first, *rest in zip(*every, strict=True)}
     return [
         [_difference(layer, each, k) for k, each in enumerate(alike[id(layer)])]
@@ -236,10 +241,9 @@ def _difference(layer, plain, task):
 
 def _bound_inputs(graph, layers, data):
     """Returns for each layer a list of each task's rows; see `_bind()`."""
-    inputs, called = inputs_of_layers(graph)
-    taps = keras.Model(inputs, [called[id(layer)] for layer in layers])
+    taps = Listener(graph.model).probe(layers)
     tasks = np.arange(len(data), dtype="int32")
-    if keras.backend.is_float_dtype(inputs["task"].dtype):
+    if keras.backend.is_float_dtype(graph.inputs["task"].dtype):
         tasks = np.eye(len(data), dtype="float32")
     bound = [[] for _ in layers]
     for k, arrays in enumerate(data):

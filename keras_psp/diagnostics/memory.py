@@ -6,9 +6,8 @@ from typing import Any
 import keras
 
 from keras_psp._core.memory import count_bytes
-from keras_psp._reading.counterparts import leaf_layers
-from keras_psp._reading.graph import Graph
-from keras_psp._reading.task_layers import check_task_model
+from keras_psp._reading.task_layers import find_holders
+from keras_psp._reading.within import weights_of
 from keras_psp.diagnostics import _plots as plots
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
@@ -122,7 +121,8 @@ def memory(model: Any) -> Memory:
     where it is first.
 
     Args:
-        model: `keras_psp.models.TaskModel` of K tasks.
+        model: `keras_psp.models.TaskModel` of K tasks, or a converted model of a class
+            of its own.
 
     Returns:
         A `Memory`: `parts`, a dictionary of the above in bytes, `total`, `separate` of
@@ -145,9 +145,8 @@ def memory(model: Any) -> Memory:
     >>> result.separate == 8 * result.parts["kernels"], round(result.ratio, 1)
     (True, 7.7)
     """
-    check_task_model(model)
     seen, layers = set(), []
-    for layer in leaf_layers(Graph(model, takes_task=True).layers):
+    for layer in find_holders(model):
         sizes = dict.fromkeys(PARTS, 0)
         for part, weight in _parts_of(layer):
             if id(weight) not in seen:
@@ -187,4 +186,4 @@ def _parts_of(layer):
         rest = "shared"
     else:
         rest = "shared"
-    return [(known.get(id(weight), rest), weight) for weight in layer.weights]
+    return [(known.get(id(weight), rest), weight) for weight in weights_of(layer)]

@@ -8,6 +8,7 @@ import keras
 
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
+from keras_psp._reading.within import holders
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.layers._superposed import Superposed
 
@@ -28,15 +29,17 @@ def describe(
     """
     import keras_psp
 
-    layers = leaf_layers(Graph(model, takes_task=True).layers)
+    layers = leaf_layers(holders(Graph(model, takes_task=True).layers))
     packages = FORMATS[format].packages.values()
+    serialize = keras.saving.serialize_keras_object
     card = {
         "name": model.name,
         "num_tasks": getattr(model, "num_tasks", None),
         "contexts": {
-            layer.name: keras.saving.serialize_keras_object(layer.context)
-            for layer in layers
-            if isinstance(layer, Superposed) and layer.context is not None
+            # In blocks, many layers have one name.
+            (each.path if each.in_block else each.name): serialize(each.context)
+            for each in layers
+            if isinstance(each, Superposed) and each.context is not None
         },
         "inputs": {
             name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype)}

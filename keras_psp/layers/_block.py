@@ -7,6 +7,7 @@ file tells how to make it again: the block as it was, and the layers put into it
 """
 
 import functools
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
@@ -19,6 +20,9 @@ from keras_psp._core.private import become
 from keras_psp._core.private import forget_parameters
 from keras_psp._core.private import stand_where
 from keras_psp._core.task import Task
+from keras_psp._core.task_layer import TaskLayer
+from keras_psp._core.task_layer import find_task_layers
+from keras_psp.layers._original import Hidden
 from keras_psp.layers._original import layers_within
 from keras_psp.layers._original import read_original
 from keras_psp.layers._task_copies import TaskCopies
@@ -35,7 +39,7 @@ def put_into(
     new: Sequence[tuple[int, keras.layers.Layer, Any]],
     as_it_was: dict[str, Any],
     mixin: Any,
-    each_task: bool = False,
+    options: Mapping[str, bool],
 ) -> None:
     """Puts layers that take a task into a block, in the place of those there.
 
@@ -47,9 +51,10 @@ def put_into(
             that it becomes, which may be itself.
         as_it_was: What `as_it_is()` returned.
         mixin: `Block`, or a subclass of it.
-        each_task: Whether a batch of several tasks is to be computed once for each. It
-            must be where the block calls these layers on anything but one entry for
-            each example.
+        options: Dictionary of booleans. `"each_task"`: whether a batch of several tasks
+            is to be computed once for each. It must be where the block calls these
+            layers on anything but one entry for each example. `"frozen"`: whether what
+            tasks share is not trained.
     """
     within = layers_within(layer)
     for _, old, each in new:
@@ -59,11 +64,28 @@ def put_into(
         forget_parameters(each)
     # No attributes that Keras looks into: the layers are saved where they stand.
     vars(layer)["_as_it_was"] = as_it_was
-    vars(layer)["_put_in"] = _Hidden({place: old for place, old, _ in new})
-    vars(layer)["_each_task"] = each_task
+    vars(layer)["_put_in"] = Hidden({place: old for place, old, _ in new})
+    vars(layer)["_options"] = dict(options)
     kind: Any = type(layer)
     if not isinstance(layer, Block):
         object.__setattr__(layer, "__class__", _class_of(mixin, kind))
+    if options.get("frozen"):
+        freeze_shared(layer)
+
+
+def freeze_shared(layer: keras.layers.Layer) -> None:
+    """Lets nothing of a layer be trained but what takes a task.
+
+    It stays so in files.
+    """
+    if isinstance(layer, Block):
+        own = {id(w) for each in find_task_layers(layer) for w in each.weights}
+        for weight in layer.trainable_weights:
+            if id(weight) not in own:
+                weight.trainable = False
+        vars(layer)["_options"]["frozen"] = True
+    elif isinstance(layer, keras.layers.Layer) and not isinstance(layer, TaskLayer):
+        layer.trainable = False
 
 
 def build_like(
@@ -80,19 +102,12 @@ def build_like(
     new.build_from_config(old.get_build_config())
 
 
-class _Hidden:
-    """The layers that were put into a block, hidden from Keras' search for layers."""
-
-    def __init__(self, layers):
-        self.layers = layers
-
-
 class Block(KerasLayer):
     """Mixin of the classes that blocks take when layers have been put into them."""
 
     _as_it_was: dict
-    _put_in: _Hidden
-    _each_task: bool
+    _put_in: Hidden
+    _options: dict[str, bool]
     _mixin: Any
 
     @property
@@ -108,7 +123,7 @@ class Block(KerasLayer):
     @property
     def put_in(self) -> dict[int, Any]:
         """The layers that were put in, by their places in the block as it was."""
-        return self._put_in.layers
+        return self._put_in.values
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         waiting = self.__dict__.get("_waiting")
@@ -117,14 +132,14 @@ class Block(KerasLayer):
         # A call builds the layers inside, those there before, and tells the shapes.
         outputs = super().__call__(*args, **kwargs)
         del self.__dict__["_waiting"]
-        _put_read(self, waiting, self._as_it_was, self._mixin, self._each_task)
+        _put_read(self, waiting, self._as_it_was, self._mixin, self._options)
         tensors = keras.tree.flatten(outputs)
         if any(isinstance(each, keras.KerasTensor) for each in tensors):
             return outputs
         return super().__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._each_task or "_waiting" in vars(self):
+        if not self._options.get("each_task") or "_waiting" in vars(self):
             return super().call(*args, **kwargs)
         given = keras.tree.flatten((args, kwargs))
         inputs = next((x for x in given if len(getattr(x, "shape", ())) > 0), None)
@@ -146,8 +161,7 @@ class Block(KerasLayer):
             else keras.saving.serialize_keras_object(layer)
             for place, layer in self.put_in.items()
         }
-        config = {"original": self._as_it_was, "layers": layers}
-        return {**config, "each_task": True} if self._each_task else config
+        return {"original": self._as_it_was, "layers": layers, **self._options}
 
     def get_build_config(self) -> None:
         """Returns nothing: the block as it was tells its shapes."""
@@ -163,21 +177,21 @@ class Block(KerasLayer):
             for place, each in config["layers"].items()
         }
         within = layers_within(layer)
-        each_task = config.get("each_task", False)
+        options = {k: v for k, v in config.items() if k in ("each_task", "frozen")}
         if all(place < len(within) and within[place].built for place in new):
-            _put_read(layer, new, config["original"], cls._mixin, each_task)
+            _put_read(layer, new, config["original"], cls._mixin, options)
         else:
             # A block without a `build()` of its own makes its layers' weights when it
             # is called.
             vars(layer)["_as_it_was"] = config["original"]
             vars(layer)["_waiting"] = new
-            vars(layer)["_each_task"] = each_task
+            vars(layer)["_options"] = options
             kind: Any = type(layer)
             object.__setattr__(layer, "__class__", _class_of(cls._mixin, kind))
         return layer
 
 
-def _put_read(layer, new, as_it_was, mixin, each_task):
+def _put_read(layer, new, as_it_was, mixin, options):
     """Puts layers that have been read from a config into a block."""
     within, put_in = layers_within(layer), []
     for place, each in new.items():
@@ -187,7 +201,7 @@ def _put_read(layer, new, as_it_was, mixin, each_task):
         elif not each.built:
             build_like(each, within[place], within[place])
         put_in.append((place, within[place], each))
-    put_into(layer, put_in, as_it_was, mixin, each_task)
+    put_into(layer, put_in, as_it_was, mixin, options)
 
 
 @functools.cache

@@ -9,6 +9,13 @@ from keras_psp._core.private import children
 from keras_psp._core.task_layer import TaskLayer
 
 
+class Hidden:
+    """Layers or weights that Keras is not to find in an attribute of a layer."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+
 def layers_within(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Returns all layers inside a layer or a model, each once, in a fixed order."""
     return [each for each, _ in pairs_within(layer, layer)]

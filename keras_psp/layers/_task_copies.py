@@ -19,6 +19,7 @@ from keras_psp._core.private import untrack_weights
 from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import is_for_all
+from keras_psp.layers._original import Hidden
 from keras_psp.layers._original import as_it_is
 from keras_psp.layers._original import layers_within
 from keras_psp.layers._original import read_original
@@ -50,7 +51,7 @@ def make_copies(
     copies.set_num_tasks(num_tasks)
     # No attributes that Keras looks into.
     vars(layer)["_as_it_was"] = as_it_was
-    vars(layer)["_copied"] = _Hidden(weights)
+    vars(layer)["_copied"] = Hidden(weights)
     with adding_weights(layer):
         for i, (weight, value) in enumerate(zip(weights, values, strict=True)):
             copies.add_rows(
@@ -75,13 +76,6 @@ def _constant(value, shape, dtype=None):
     return ops.convert_to_tensor(value, dtype)
 
 
-class _Hidden:
-    """The weights that the layer's code knows, hidden from Keras' search for them."""
-
-    def __init__(self, weights):
-        self.weights = weights
-
-
 class _SavedByOrder:
     """Saves weights as Keras' `Layer` does: some layers look for theirs by name."""
 
@@ -93,7 +87,7 @@ class TaskCopies(TaskRows, _SavedByOrder):
     """Mixin of the classes that layers take which keep copies of their weights."""
 
     _as_it_was: dict
-    _copied: _Hidden
+    _copied: Hidden
     in_block = True
 
     def original(self) -> Any:
@@ -144,7 +138,7 @@ class TaskCopies(TaskRows, _SavedByOrder):
     def _compute(self, index, drawn, args, kwargs):
         """Calls the layer with a task's weights, and notes what draws numbers."""
         rows = [take_rows(bank.value, index) for bank in self.task_weights]
-        weights = self._copied.weights
+        weights = self._copied.values
         with extended_scope(zip(weights, rows, strict=True)) as scope:
             before = dict(scope.state_mapping)
             outputs = super().call(*args, **kwargs)

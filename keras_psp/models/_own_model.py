@@ -46,14 +46,16 @@ class OwnModel(TakesTasks, Block):
             self._callers.add(caller)
         task, args = self._split(args)
         if task is None:  # Of `__call__()`, or of the caller.
-            task = scope.given()
+            task = scope.tensor()
             outputs = super().call(*args, **kwargs)
         else:
             task = as_index(task)
             check_task_type(task, self.num_tasks)
             with scope.task(task):
                 outputs = super().call(*args, **kwargs)
-        return outputs if task is None else self._mark(outputs, task)
+        if task is None:
+            return outputs
+        return mask_outputs(outputs, task, self.num_tasks)
 
     def as_task_model(self) -> TaskModel:
         """Returns a `TaskModel` around this one, with its inputs by name and a task.
@@ -78,9 +80,6 @@ class OwnModel(TakesTasks, Block):
         if self.task_names is not None:
             model.task_names = self.task_names
         return model
-
-    def _mark(self, outputs: Any, task: Any) -> Any:
-        return mask_outputs(outputs, task, self.num_tasks)
 
     @property
     def _callers(self) -> weakref.WeakSet:

@@ -1,18 +1,18 @@
 """A copy of a model in which some layers are superposed."""
 
 from collections.abc import Callable
-from collections.abc import Iterable
 from typing import Any
-from typing import NamedTuple
 
 import keras
 
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import OwnCode
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.graph import pair_leaf_layers
+from keras_psp._reading.plan import Plan
 from keras_psp._reading.within import copy_built
 from keras_psp.layers._block import Block
 from keras_psp.layers._block import build_like
@@ -29,119 +29,106 @@ Pairs = list[tuple[keras.layers.Layer, keras.layers.Layer]]
 
 
 def build_superposed(
-    model: keras.Model,
-    chosen: Iterable[keras.layers.Layer],
+    read: Graph | OwnCode,
+    plan: Plan,
     new_layer: Callable[[keras.layers.Layer], keras.layers.Layer],
     num_tasks: int,
-    copied: Iterable[keras.layers.Layer] = (),
-    apart: Iterable[keras.layers.Layer] = (),
 ) -> tuple[Any, Pairs]:
     """Builds a model once more, with a task and superposed layers.
 
     Args:
-        model: The model.
-        chosen: The layers to superpose, those inside its models and blocks among them.
-        new_layer: Function of each of these that returns its counterpart, not built.
+        read: What `read_model()` returns of the model.
+        plan: What becomes of its layers, those inside its models and blocks too.
+        new_layer: Function of a chosen layer that returns its counterpart, not built.
         num_tasks: Positive integer.
-        copied: More layers, of which each task gets a copy of its own.
-        apart: Those of them whose inputs have no entry for each example. The blocks
-            that they stand in are computed once for each task.
 
     Returns:
         `(superposed, pairs)`: a `TaskModel`, or a model of the same class, without the
         weights of layers that take a task; and every leaf layer of the model with the
         one that stands for it. Blocks have the weights of their other layers.
     """
-    plan = _Plan(
-        {id(layer) for layer in chosen},
-        {id(layer) for layer in copied},
-        {id(layer) for layer in apart},
-        new_layer,
-        num_tasks,
-    )
-    if is_graph(model):
-        return _build_graph(Graph(model), plan)
-    copy = copy_built(model)
-    return copy, _superpose_within(model, copy, plan, OwnModel)
+    builder = _Builder(plan, new_layer, num_tasks)
+    if isinstance(read, Graph):
+        return builder.build_graph(read)
+    copy = copy_built(read.model)
+    return copy, builder.superpose_within(read.model, copy, OwnModel)
 
 
-class _Plan(NamedTuple):
-    chosen: set[int]
-    copied: set[int]
-    apart: set[int]
-    new_layer: Callable
-    num_tasks: int
+class _Builder:
+    def __init__(self, plan, new_layer, num_tasks):
+        self._chosen, self._copied, self._apart = (
+            {id(layer) for layer in layers} for layers in plan
+        )
+        self._new_layer, self._num_tasks = new_layer, num_tasks
 
-    def holds(self, layer):
+    def build_graph(self, graph):
+        made = {}  # Models may share a layer, or a model.
+
+        def superposed_of(layer):
+            if id(layer) not in made:
+                made[id(layer)] = layer, make(layer)
+            return made[id(layer)][1]
+
+        def make(layer):
+            if is_graph(layer):
+                inner = Graph(layer, takes_task=True)
+                if any(id(each) in self._chosen for each in inner.layers):
+                    return build(inner)
+                return keras.models.clone_model(layer, clone_function=superposed_of)
+            if id(layer) in self._chosen:
+                return self._new_layer(layer)
+            return copy_layer(layer)
+
+        def build(graph):
+            task = keras.Input((), dtype="int32", name="task")
+            inputs = graph.new_inputs()
+
+            def call(layer, *args, **kwargs):
+                if isinstance(layer, TaskLayer):
+                    return layer(*args, task=task, **kwargs)
+                if isinstance(layer, TaskModel):
+                    given, *args = args
+                    given = Graph(layer, takes_task=True).name_inputs(given)
+                    return layer({**given, "task": task}, *args, **kwargs)
+                return layer(*args, **kwargs)
+
+            outputs = graph.rebuild(inputs, superposed_of, call, also=[task])
+            return TaskModel({**inputs, "task": task}, outputs, name=graph.name)
+
+        superposed = build(graph)
+        pairs = []
+        for layer, copy in pair_leaf_layers(made.values()):
+            if isinstance(copy, (TaskLayer, Superposed)) or not self._takes_task(layer):
+                pairs.append((layer, copy))
+                continue
+            copy_weights(layer, copy)
+            if id(layer) in self._copied:
+                make_copies(copy, self._num_tasks, is_alone=True)
+                pairs.append((layer, copy))
+            else:
+                pairs += self.superpose_within(layer, copy, Block)
+        return superposed, pairs
+
+    def superpose_within(self, block, copy, mixin):
+        """Superposes the chosen layers of a block's copy, where they stand."""
+        as_it_was = as_it_is(copy)
+        put_in, pairs, apart = [], [], False
+        for place, (layer, old) in enumerate(pairs_within(block, copy)):
+            if id(layer) in self._chosen:
+                new = self._new_layer(layer)
+                build_like(new, layer, old)
+            elif id(layer) in self._copied:
+                make_copies(old, self._num_tasks)
+                new = old
+            else:
+                continue
+            put_in.append((place, old, new))
+            pairs.append((layer, old))
+            apart |= id(layer) in self._apart
+        put_into(copy, put_in, as_it_was, mixin, {"each_task": True} if apart else {})
+        return pairs
+
+    def _takes_task(self, layer):
         """Whether a layer, or one inside it, is to take a task."""
         every = {id(each) for each in (layer, *layers_within(layer))}
-        return bool(every & (self.chosen | self.copied))
-
-
-def _build_graph(graph, plan):
-    made = {}  # Models may share a layer, or a model.
-
-    def superposed_of(layer):
-        if id(layer) not in made:
-            made[id(layer)] = layer, make(layer)
-        return made[id(layer)][1]
-
-    def make(layer):
-        if is_graph(layer):
-            inner = Graph(layer, takes_task=True)
-            if any(id(each) in plan.chosen for each in inner.layers):
-                return build(inner)
-            return keras.models.clone_model(layer, clone_function=superposed_of)
-        if id(layer) in plan.chosen:
-            return plan.new_layer(layer)
-        return copy_layer(layer)
-
-    def build(graph):
-        task = keras.Input((), dtype="int32", name="task")
-        inputs = graph.new_inputs()
-
-        def call(layer, *args, **kwargs):
-            if isinstance(layer, TaskLayer):
-                return layer(*args, task=task, **kwargs)
-            if isinstance(layer, TaskModel):
-                given, *args = args
-                given = Graph(layer, takes_task=True).name_inputs(given)
-                return layer({**given, "task": task}, *args, **kwargs)
-            return layer(*args, **kwargs)
-
-        outputs = graph.rebuild(inputs, superposed_of, call, also=[task])
-        return TaskModel({**inputs, "task": task}, outputs, name=graph.name)
-
-    superposed = build(graph)
-    pairs = []
-    for layer, copy in pair_leaf_layers(made.values()):
-        if isinstance(copy, (TaskLayer, Superposed)) or not plan.holds(layer):
-            pairs.append((layer, copy))
-            continue
-        copy_weights(layer, copy)
-        if id(layer) in plan.copied:
-            make_copies(copy, plan.num_tasks, is_alone=True)
-            pairs.append((layer, copy))
-        else:
-            pairs += _superpose_within(layer, copy, plan, Block)
-    return superposed, pairs
-
-
-def _superpose_within(block, copy, plan, mixin):
-    """Superposes the chosen layers of a block's copy, where they stand."""
-    as_it_was = as_it_is(copy)
-    put_in, pairs, apart = [], [], False
-    for place, (layer, old) in enumerate(pairs_within(block, copy)):
-        if id(layer) in plan.chosen:
-            new = plan.new_layer(layer)
-            build_like(new, layer, old)
-        elif id(layer) in plan.copied:
-            make_copies(old, plan.num_tasks)
-            new = old
-        else:
-            continue
-        put_in.append((place, old, new))
-        pairs.append((layer, old))
-        apart |= id(layer) in plan.apart
-    put_into(copy, put_in, as_it_was, mixin, apart)
-    return pairs
+        return bool(every & (self._chosen | self._copied))

@@ -15,14 +15,17 @@ from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import OwnCode
 from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.listen import Listener
+from keras_psp._reading.plan import Plan
+from keras_psp._reading.plan import plan_models
+from keras_psp._reading.plan import same_leaves
 from keras_psp._reading.rows import input_rows
 from keras_psp._reading.rows import kernel_rows
-from keras_psp._reading.within import holders
-from keras_psp._reading.within import leaves
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._superposed_attention import SuperposedAttention
+from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.layers._task_low_rank import FULL
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
@@ -91,8 +94,8 @@ def fit_more_models(
         List of the compressed layers, each with the `Parts` of the new tasks and their
         biases, if these change.
     """
-    chosen = [layer for layer in holders(graphs[0].layers) if can_convert(layer)]
-    walk = Walk(graphs, chosen, False, data, ridge)
+    whole = [plains[0] for layer, plains in pairs if isinstance(layer, TaskCopies)]
+    walk = Walk(graphs, *plan_models(graphs, whole), False, data, ridge)
     holder = {id(plains[0]): layer for layer, plains in pairs}
     return [
         (holder[id(leaf)], *walk.fit_more(leaf, _read(holder[id(leaf)])))
@@ -122,22 +125,25 @@ def _rows_of(layer, parts):
             yield part, {x: codes[x] for x in names if codes[x] is not None}
 
 
-def check_can_compress(
-    graphs: Sequence[Graph], chosen: Sequence[keras.layers.Layer]
-) -> None:
-    """Raises a `ValueError` if models have groups of filters or weights like NaN."""
-    for layer in chosen:
-        if getattr(layer, "groups", 1) > 1:
+def check_can_compress(alike: Sequence[tuple]) -> None:
+    """Raises a `ValueError` if models have groups of filters or weights like NaN.
+
+    Args:
+        alike: What `plan_models()` returns.
+    """
+    for layers in alike:
+        if not can_convert(layers[0]):
+            continue
+        if getattr(layers[0], "groups", 1) > 1:
             raise ValueError(
                 "Groups of filters see other channels each, and cannot be kept in a "
-                f"`budget`. Received: {layer.name!r} with groups={layer.groups}"
+                f"`budget`. Received: {layers[0].name!r} with groups={layers[0].groups}"
             )
-    for graph in graphs:
-        for layer in filter(can_convert, holders(graph.layers)):
+        for i, layer in enumerate(layers):
             if not all(np.isfinite(weight).all() for weight in layer.get_weights()):
                 raise ValueError(
                     "Weights must be finite to be kept in a `budget`. "
-                    f"Received: NaN or infinity in {layer.name!r} of {graph.name!r}"
+                    f"Received: NaN or infinity in {layer.name!r} of model {i}"
                 )
 
 
@@ -151,18 +157,17 @@ class Walk:
 
     def __init__(
         self,
-        graphs: Sequence[Graph],
-        chosen: Sequence[keras.layers.Layer],
+        graphs: Sequence[Graph | OwnCode],
+        plan: Plan,
+        alike: Sequence[tuple],
         with_base: bool,
         data: Sequence[dict[str, np.ndarray]] | None,
         ridge: float | None,
-        copied: Sequence[keras.layers.Layer] = (),
     ) -> None:
-        self._graph, self._chosen, self._copied = graphs[0], chosen, copied
+        self._graph, self._plan = graphs[0], plan
         self.num_tasks = len(graphs) - int(with_base)
         self._data, self._ridge = data, RIDGE if ridge is None else ridge
-        every = (leaves(each.layers) for each in graphs)
-        self._same = {id(same[0]): same for same in zip(*every, strict=True)}
+        self._same = same_leaves(alike)
         self._with_base = with_base
         # Tells how kernels and inputs become rows, and has the plain model to probe.
         self._template, self._pairs = self._build(lambda layer: Form(base=8))
@@ -171,7 +176,7 @@ class Walk:
         self._listener = Listener(self._plain)
         self._superposed = {id(layer): ours for layer, ours in self._pairs}
         # Leaf layers that take one form: a layer, or an attention's projections.
-        groups = [leaf_layers([x]) for x in chosen if self._holds_kernels(x)]
+        groups = [leaf_layers([x]) for x in plan.chosen if self._holds_kernels(x)]
         order = {id(layer): i for i, (layer, _) in enumerate(self._pairs)}
         self.groups = sorted(groups, key=lambda group: order[id(group[0])])
         self._kernels: dict[int, np.ndarray] = {}
@@ -347,9 +352,7 @@ class Walk:
                 layer, self.num_tasks, lambda: None, context_over="kernel", **options
             )
 
-        return build_superposed(
-            self._graph.model, self._chosen, new_layer, self.num_tasks, self._copied
-        )
+        return build_superposed(self._graph, self._plan, new_layer, self.num_tasks)
 
     def wanted(
         self, leaf: keras.layers.Layer, compressed: bool, with_means: bool = False
@@ -419,7 +422,7 @@ class Walk:
         """
         probe = self._probes.get(id(leaf))
         if probe is None:
-            probe = self._listener.probe(self._copies[id(ours)])
+            probe = self._listener.probe([self._copies[id(ours)]])
             self._probes[id(leaf)] = probe
         own = self._probe(probe, ours, task, x, compressed=False)
         here = self._probe(probe, ours, task, x, compressed=True) if compressed else own
@@ -436,7 +439,7 @@ class Walk:
         self._take_weights(task, compressed)
         found = []
         for batch in _batches(x):
-            rows = input_rows(ours, probe.predict_on_batch(batch))
+            rows = input_rows(ours, probe.predict_on_batch(batch)[0])
             found.append(rows[:, 0])
         return found
 

@@ -158,7 +158,7 @@ class Kernel:
             }
             index = np.full(len(next(iter(batch.values()))), task, "int32")
             ours, theirs = (
-                input_rows(self.superposed, model.predict_on_batch(given))
+                input_rows(self.superposed, model.predict_on_batch(given)[0])
                 for model, given in ((here, {**batch, "task": index}), (there, batch))
             )
             gram = gram + np.einsum("ngi,ngj->gij", ours, ours, optimize=True)
@@ -199,4 +199,4 @@ class InputProbes:
     def models(self, layer: keras.layers.Layer) -> tuple[Any, Any]:
         """Returns two probes of what a layer is called with, here and there."""
         copy = self._copies[id(layer)]
-        return self._here.probe(layer), self._there.probe(copy)
+        return self._here.probe([layer]), self._there.probe([copy])

@@ -18,11 +18,14 @@ from keras_psp._reading.counterparts import differs
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import read_model
+from keras_psp._reading.plan import alike_layers
+from keras_psp._reading.plan import same_leaves
 from keras_psp._reading.same_architecture import all_equal
 from keras_psp._reading.same_architecture import check_same_architecture
-from keras_psp._reading.within import leaves
+from keras_psp._reading.within import weights_of
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.models._own_model import OwnModel
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._compressed import fit_more_models
@@ -217,15 +220,13 @@ def _pair(model, models):
     plain, pairs = build_plain(model, 0)
     graphs = [read_model(each) for each in (plain, *models)]
     check_same_architecture(graphs)
-    same = {
-        id(layers[0]): layers[1:]
-        for layers in zip(*(leaves(graph.layers) for graph in graphs), strict=True)
-    }
+    copied = [copy for layer, copy in pairs if isinstance(layer, TaskCopies)]
+    same = same_leaves(alike_layers(graphs, copied))
     found = []
     for layer, copy in pairs:
-        if id(copy) not in same:
-            continue  # An operation that is no layer.
-        plains = same[id(copy)]
+        if not weights_of(copy):
+            continue
+        plains = same[id(copy)][1:]
         if isinstance(layer, PSPComplexDense):
             raise ValueError(
                 "Pairs of inputs have no kernel of complex numbers. Received: "
@@ -257,10 +258,8 @@ def _read_data(model, number, data):
             f"all {first + number} tasks. Received: "
             + (f"{len(data)} sets" if hasattr(data, "__len__") else repr(data))
         )
-    if isinstance(model, OwnModel):
-        graph: Any = read_model(model.original())
-    else:
-        graph = Graph(model, takes_task=True)
+    is_own = isinstance(model, OwnModel)
+    graph = read_model(model.original()) if is_own else Graph(model, takes_task=True)
     inputs = {name: graph.inputs[name] for name in graph.names}
     data = [read_inputs(each, inputs, name=f"data[{i}]") for i, each in enumerate(data)]
     if len(data) == number:

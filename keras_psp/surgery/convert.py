@@ -13,8 +13,6 @@ import numpy as np
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.task_index import check_num_tasks
-from keras_psp._core.task_layer import find_task_layers
-from keras_psp._reading.calls import record_calls
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import is_altered
@@ -22,16 +20,20 @@ from keras_psp._reading.counterparts import least_side
 from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
-from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import copy_weights
-from keras_psp._reading.graph import is_graph
-from keras_psp._reading.within import can_copy_whole
+from keras_psp._reading.graph import read_model
+from keras_psp._reading.plan import Plan
+from keras_psp._reading.plan import calls_inside
+from keras_psp._reading.plan import is_safe
+from keras_psp._reading.task_layers import read_parts
+from keras_psp._reading.within import can_copy
 from keras_psp._reading.within import count_numbers
 from keras_psp._reading.within import holders
 from keras_psp._reading.within import is_block
 from keras_psp._reading.within import weights_of
 from keras_psp.contexts.context import Context
 from keras_psp.contexts.families import series
+from keras_psp.layers._block import freeze_shared
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.surgery._build_superposed import build_superposed
@@ -142,8 +144,9 @@ def convert(
             "Without a context, `rank` must be given: it tells how much each task has "
             "of its own. Received: context=None, rank=None"
         )
-    check_can_rebuild(model)
-    chosen, left, calls = _choose(model, layers, shared)
+    read = read_model(model)
+    holding, calls = _find_holders(read, shared == "copy")
+    chosen, left = _choose(read, holding, calls, layers, shared)
     contexts = [None] * len(chosen)
     if context is not None:
         contexts = series(context, num_tasks, len(chosen), seed=seed)
@@ -154,15 +157,8 @@ def convert(
             layer, num_tasks, contexts.pop, True, context_over, rank=most
         )
 
-    copied = left if shared == "copy" else ()
-    apart = (
-        ()
-        if calls is None
-        else [layer for layer in (*chosen, *copied) if id(layer) not in calls.batched]
-    )
-    converted, pairs = build_superposed(
-        model, chosen, new_layer, num_tasks, copied, apart
-    )
+    plan = Plan.of(chosen, left if shared == "copy" else [], calls)
+    converted, pairs = build_superposed(read, plan, new_layer, num_tasks)
     for layer, superposed in pairs:
         if isinstance(superposed, Superposed):
             superposed.base_kernel.assign(layer.get_weights()[0])
@@ -174,72 +170,44 @@ def convert(
         else:
             copy_weights(layer, superposed)
     if shared == "freeze":
-        _freeze_shared(converted)
+        for layer in read_parts(converted):
+            freeze_shared(layer)
     if names is not None:
         converted.task_names = names
     return converted
 
 
-def check_can_rebuild(model: keras.Model) -> None:
-    """Checks that a model is a built one that takes no task."""
-    if is_graph(model) or not isinstance(model, keras.Model):
-        Graph(model)
-    elif not model.built:
-        raise ValueError(
-            "The model must be built, by a call. Received: "
-            f"{model.name!r}, which is not"
-        )
-    elif find_task_layers(model):
-        raise ValueError(
-            f"The model must not take a task already. Received: {model.name!r}"
-        )
-
-
-def _freeze_shared(model):
-    own = {id(weight) for layer in find_task_layers(model) for weight in layer.weights}
-    for weight in model.trainable_weights:
-        if id(weight) not in own:
-            weight.trainable = False
-
-
-def _find_holders(model, copy):
-    """Returns the layers that hold weights, and how they are called if any has to ask.
+def _find_holders(read, copy):
+    """Returns the layers that hold weights, and how they are called.
 
     A block with weights of its own is one of them with all inside it, if it is to be
     copied and nothing inside it is used elsewhere.
     """
-    every = Graph(model).layers if is_graph(model) else [model]
-    layers = holders(every, can_copy_whole if copy else lambda block: False)
-    if all(layer in every for layer in layers):
-        return layers, None  # In a graph, all layers are called, and on batches.
-    calls = record_calls(model, layers)
-    unsafe = [each for each in layers if calls and id(each) not in calls.safe]
-    if copy and any(map(is_block, unsafe)):
+    layers = holders(read.layers, can_copy if copy else lambda block: False)
+    calls = calls_inside(read, layers)
+    blocks = filter(is_block, layers)
+    unsafe = {id(block) for block in blocks if not is_safe(block, calls)}
+    if copy and unsafe:
         layers = holders(
-            every, lambda block: can_copy_whole(block) and block not in unsafe
+            read.layers, lambda block: can_copy(block) and id(block) not in unsafe
         )
-        calls = record_calls(model, layers)
+        calls = calls_inside(read, layers)
     return layers, calls
 
 
-def _choose(model, wanted, shared):
-    """Returns the layers to convert, those to copy, and how both are called.
+def _choose(read, layers, calls, wanted, shared):
+    """Returns the layers to convert, and those to copy.
 
     Warns of others if all tasks go on sharing and training them. A layer whose weights
     a block uses without calling it is one of these: its code would not see the task.
     """
-    layers, calls = _find_holders(model, shared == "copy")
-
-    def is_safe(layer):
-        return calls is None or id(layer) in calls.safe
-
     named = isinstance(wanted, (list, tuple))
     if named:
         names = {layer.name for layer in layers}
         unknown = [name for name in wanted if name not in names]
         if unknown:
             raise ValueError(
-                f"There is no layer {unknown[0]!r} in {model.name!r}. "
+                f"There is no layer {unknown[0]!r} in {read.name!r}. "
                 f"Received: layers={wanted!r}"
             )
         layers = [layer for layer in layers if layer.name in wanted]
@@ -265,12 +233,12 @@ def _choose(model, wanted, shared):
                 "A layer that is quantized or has a LoRA cannot be converted. "
                 f"Received: {layer.name!r}"
             )
-    chosen = [each for each in layers if can_convert(each) and is_safe(each)]
+    chosen = [each for each in layers if can_convert(each) and is_safe(each, calls)]
     left = [each for each in layers if weights_of(each) and each not in chosen]
     kept = [
         layer
         for layer in left
-        if shared != "copy" or not (can_copy_whole(layer) and is_safe(layer))
+        if shared != "copy" or not (can_copy(layer) and is_safe(layer, calls))
     ]
     message = "These layers have no superposed counterpart: " + ", ".join(
         f"{layer.name!r} ({type(layer).__name__})" for layer in kept
@@ -279,15 +247,15 @@ def _choose(model, wanted, shared):
         raise ValueError(message)
     if not chosen and (shared != "copy" or not left):
         raise ValueError(
-            f"No layer of {model.name!r} can be converted. Received: layers={wanted!r}"
+            f"No layer of {read.name!r} can be converted. Received: layers={wanted!r}"
         )
     if kept and shared != "freeze":
         count = sum(count_numbers(weights_of(layer)) for layer in kept)
-        share = count / max(model.count_params(), 1)
+        share = count / max(read.model.count_params(), 1)
         warnings.warn(
             f"{message}. All tasks share their weights, {share:.1%} of the model's, "
             'and train them. Use `shared="freeze"` to keep them as they are, or '
             '`shared="copy"` to give each task its own.',
             stacklevel=3,
         )
-    return chosen, [layer for layer in left if layer not in kept], calls
+    return chosen, [layer for layer in left if layer not in kept]

@@ -9,18 +9,15 @@ import numpy as np
 from keras_psp._core.checks import check_list
 from keras_psp._core.checks import check_number
 from keras_psp._core.data import read_inputs
-from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import read_model
-from keras_psp._reading.same_architecture import all_equal
+from keras_psp._reading.plan import plan_models
+from keras_psp._reading.plan import same_leaves
 from keras_psp._reading.same_architecture import check_same_architecture
-from keras_psp._reading.within import can_copy
-from keras_psp._reading.within import holders
-from keras_psp._reading.within import leaves
 from keras_psp.contexts.context import Context
 from keras_psp.contexts.families import series
 from keras_psp.layers._superposed import Superposed
@@ -181,8 +178,12 @@ def superpose(
     if ridge is not None:
         ridge = check_number("ridge", ridge)
     seed = check_context(context, context_over)
-    chosen = [layer for layer in holders(graphs[0].layers) if can_convert(layer)]
-    copied = _find_copied(graphs)
+    plan, alike = plan_models(graphs)
+    if not plan.chosen:
+        raise ValueError(
+            "`models` must have a layer that can be superposed. "
+            f"Received: {graphs[0].name!r}, which has none"
+        )
     with_base = base is not None
     form = None
     if budget is not None:
@@ -201,28 +202,23 @@ def superpose(
                 "`ridge` must be positive with a `budget`, and with `rank`, `core` or "
                 f"`bits`. Received: ridge={ridge}"
             )
-        check_can_compress(graphs, chosen)
+        check_can_compress(alike)
     if data is not None:
         data = read_data_of_tasks(graphs[0], len(models), data)
     if in_few_bits:
-        walk = Walk(graphs, chosen, with_base, data, ridge, copied)
+        walk = Walk(graphs, plan, alike, with_base, data, ridge)
         if form is not None:
             return walk.fit_alike(form)
         return compress(walk, float(budget or 0))
-    contexts = series(context, len(models), len(chosen), seed=seed)
+    contexts = series(context, len(models), len(plan.chosen), seed=seed)
 
     def new_layer(layer):
         return make_superposed(
             layer, len(models), contexts.pop, with_base, context_over
         )
 
-    one, pairs = build_superposed(
-        graphs[0].model, chosen, new_layer, len(models), copied
-    )
-    same = {
-        id(layers[0]): layers
-        for layers in zip(*(leaves(graph.layers) for graph in graphs), strict=True)
-    }
+    one, pairs = build_superposed(graphs[0], plan, new_layer, len(models))
+    same = same_leaves(alike)
     held, kernels = [], []
     for layer, superposed in pairs:
         if not isinstance(superposed, (Superposed, TaskRows)):
@@ -262,27 +258,7 @@ def read_models(models, base):
         )
     graphs = [read_model(each) for each in (*models, *([] if base is None else [base]))]
     check_same_architecture(graphs)
-    for layer in _find_copied(graphs):
-        if not can_copy(layer):
-            raise ValueError(
-                f"A {type(layer).__name__} has no counterpart that keeps weights "
-                f"for each task. Received: models whose {layer.name!r} differ"
-            )
-    if not any(map(can_convert, holders(graphs[0].layers))):
-        raise ValueError(
-            "`models` must have a layer that can be superposed. "
-            f"Received: {graphs[0].name!r}, which has none"
-        )
     return graphs
-
-
-def _find_copied(graphs):
-    """Returns layers without a counterpart in which the models differ."""
-    return [
-        layers[0]
-        for layers in zip(*(holders(graph.layers) for graph in graphs), strict=True)
-        if not can_convert(layers[0]) and not all_equal(layers)
-    ]
 
 
 def read_data_of_tasks(graph, number, data):

@@ -7,6 +7,7 @@ import pytest
 from conftest import once
 from keras import layers
 from keras import ops
+from small_models import call
 from small_models import draw_weights
 
 import keras_psp
@@ -37,17 +38,43 @@ class OwnBlock(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_psp_tests")
 class OwnModel(keras.Model):
+    head_class = layers.Dense
+
     def __init__(self, units=5, **kwargs):
         super().__init__(**kwargs)
         self.units = units
         self.hidden = layers.Dense(units, activation="tanh")
-        self.head = layers.Dense(2)
+        self.head = self.head_class(2)
 
     def call(self, inputs):
         return self.head(self.hidden(inputs))
 
     def get_config(self):
         return {"units": self.units, "name": self.name}
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class Reads(OwnModel):
+    """Uses a kernel without calling the layer."""
+
+    def build(self, shape):
+        self.hidden.build(shape)
+        self.head.build((None, self.units))
+
+    def call(self, inputs):
+        return ops.matmul(self.hidden(inputs), self.head.kernel)
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class OwnDense(layers.Dense):
+    pass
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class OwnHead(OwnModel):
+    """Has a layer without a counterpart."""
+
+    head_class = OwnDense
 
 
 class NoConfig(layers.Layer):
@@ -277,6 +304,71 @@ def test_models_of_other_architectures_are_refused():
         keras_psp.superpose([base, other])
 
 
+def test_models_are_kept_whose_blocks_use_layers_in_odd_ways():
+    base, x = odd_block()
+    draw_weights(base)
+    models, _ = tune(base, x, NUM_TASKS)
+    with pytest.raises(ValueError, match="whose 'read' differ"):
+        keras_psp.superpose(models)
+    for model in models:
+        model.get_layer("block").read.set_weights(
+            base.get_layer("block").read.get_weights()
+        )
+    own = [model.predict(x, verbose=0) for model in models]
+    one = keras_psp.superpose(models, base=base, bits=8)
+    found = [ask(one, x, k) for k in range(NUM_TASKS)]
+    np.testing.assert_allclose(found, own, atol=0.02)
+    mixed = ask(one, x, TASKS)
+    for k, y in enumerate(found):
+        np.testing.assert_allclose(mixed[TASKS == k], y[TASKS == k], atol=1e-5)
+    two = keras_psp.superpose(models[:2], base=base, bits=8)
+    keras_psp.surgery.add_models(two, models[2:])
+    np.testing.assert_allclose(ask(two, x, 2), own[2], atol=0.05)
+
+
+def test_a_subclassed_model_that_reads_a_kernel_shares_it():
+    model, x = Reads(), np.ones((6, 4), "float32")
+    model(x)
+    expected = call(model, x)
+    with pytest.warns(UserWarning, match=r"'dense\w*' \(Dense\)\. All tasks share"):
+        one = keras_psp.convert(model, NUM_TASKS)
+    assert type(one.head) is layers.Dense
+    np.testing.assert_allclose(call(one, with_task(one, x, TASKS)), expected, atol=1e-5)
+
+
+def test_what_is_frozen_stays_so_in_files(tmp_path):
+    for make in (block, own_head):
+        model, x = make()
+        expected = model.predict(x, verbose=0)
+        keras_psp.convert(model, NUM_TASKS, None, rank=2, shared="freeze").save(
+            tmp_path / "one.keras"
+        )
+        one = keras.models.load_model(tmp_path / "one.keras")
+        train(one, x, 1, expected)
+        np.testing.assert_allclose(ask(one, x, 0), expected, atol=1e-6)
+        assert np.abs(ask(one, x, 1) - expected).max() > 1e-4
+
+
+def own_head():
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    model = OwnHead()
+    model(x)
+    return model, x
+
+
+def test_diagnostics_and_inference_see_what_is_inside():
+    for make in (block, hub_classifier):
+        model, x = make()
+        one = keras_psp.convert(model, NUM_TASKS, shared="copy")
+        parts = keras_psp.diagnostics.memory(one).parts
+        assert parts["shared"] == 0 and parts["kernels"] == parts["base_kernels"] > 0
+        found = keras_psp.diagnostics.interference(one, [x] * NUM_TASKS)
+        assert len(found.layers) > 4
+        assert all(np.isfinite(each.energies).all() for each in found.layers)
+        tasks, _ = keras_psp.infer_task(one, x, from_logits=True)
+        assert tasks.shape == (6,)
+
+
 @pytest.mark.parametrize("make", [block, own_model, hub_classifier])
 def test_an_unknown_task_never_becomes_an_answer(make):
     model, x = make()
@@ -387,11 +479,6 @@ def test_adapters_leave_the_base_and_one_another_alone():
     train(one, x, 1, expected)
     np.testing.assert_allclose(ask(one, x, 0), expected, atol=1e-6)
     assert np.abs(ask(one, x, 1) - expected).max() > 1e-3
-
-
-@keras.saving.register_keras_serializable(package="keras_psp_tests")
-class OwnDense(layers.Dense):
-    pass
 
 
 def test_the_warning_says_how_much_tasks_share():

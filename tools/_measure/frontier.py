@@ -32,9 +32,9 @@ from _measure.rivals import floor
 from _measure.rivals import rivals
 from keras_psp import datasets
 from keras_psp import diagnostics
-from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
+from keras_psp._reading.plan import plan_models
 from keras_psp._reading.rows import kernel_rows
 from keras_psp.surgery._budget import Choice
 from keras_psp.surgery._budget import best
@@ -200,8 +200,8 @@ class Networks:
         graphs = [Graph(model) for model in (*models, base)]
         (name,) = graphs[0].names
         self._data = data
-        chosen = [layer for layer in graphs[0].layers if can_convert(layer)]
-        self._walk = Walk(graphs, chosen, True, [{name: x} for x in data], RIDGE)
+        examples = [{name: x} for x in data]
+        self._walk = Walk(graphs, *plan_models(graphs), True, examples, RIDGE)
         self._bytes = 4 * base.count_params()
         # As long as nothing is kept, they are the networks' own.
         self._own_examples = self._answer_examples()

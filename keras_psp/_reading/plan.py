@@ -1,0 +1,149 @@
+"""Which layers of a model are to take a task, and how."""
+
+import warnings
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import keras
+
+from keras_psp._reading.calls import Calls
+from keras_psp._reading.calls import record_calls
+from keras_psp._reading.counterparts import can_convert
+from keras_psp._reading.counterparts import leaf_layers
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import OwnCode
+from keras_psp._reading.same_architecture import all_equal
+from keras_psp._reading.within import can_copy
+from keras_psp._reading.within import holders
+from keras_psp._reading.within import is_block
+from keras_psp.layers._original import layers_within
+
+
+class Plan(NamedTuple):
+    """What becomes of the layers of a model.
+
+    Attributes:
+        chosen: Layers to superpose.
+        copied: More layers, of which each task gets a copy of its own.
+        apart: Those of them whose inputs have no entry for each example. The blocks
+            that they stand in are computed once for each task.
+    """
+
+    chosen: Sequence[Any]
+    copied: Sequence[Any] = ()
+    apart: Sequence[Any] = ()
+
+    @classmethod
+    def of(
+        cls, chosen: Sequence[Any], copied: Sequence[Any], calls: Calls | None
+    ) -> "Plan":
+        """Returns the plan for layers of which it is known how they are called."""
+        apart = [
+            layer
+            for layer in (*chosen, *copied)
+            if calls is not None and id(layer) not in calls.batched
+        ]
+        return cls(chosen, copied, apart)
+
+
+def calls_inside(
+    read: Graph | OwnCode, layers: Iterable[keras.layers.Layer]
+) -> Calls | None:
+    """Returns how layers are called; or `None` if they are as in a graph, or unknown.
+
+    In a graph, layers are called on batches, and nothing else uses their weights.
+    """
+    layers = list(layers)
+    in_graph = {id(layer) for layer in read.layers if not is_block(layer)}
+    if all(id(layer) in in_graph or can_convert(layer) for layer in read.layers):
+        return None
+    calls = record_calls(read, layers)
+    if calls is None:
+        warnings.warn(
+            f"How {read.name!r} calls the layers inside it cannot be seen. If it uses "
+            "their weights without calling them, or calls them on what has no entry "
+            "for each example, one task may answer for another.",
+            stacklevel=4,
+        )
+    return calls
+
+
+def is_safe(layer: keras.layers.Layer, calls: Calls | None) -> bool:
+    """Whether nobody uses a layer's weights but by calling it, as far as is known."""
+    return calls is None or id(layer) in calls.safe
+
+
+def plan_models(
+    graphs: Sequence[Graph | OwnCode], whole: Sequence[Any] = ()
+) -> tuple[Plan, list[tuple]]:
+    """Returns what becomes of the layers of models that are to be kept in one.
+
+    Args:
+        graphs: List of what `read_model()` returns, of models of one architecture.
+        whole: Blocks of the first model that stand for all inside them.
+
+    Returns:
+        `(plan, alike)`: for the first model; and a tuple of the layers of all models
+        that stand for one another, for each of those that hold weights.
+
+    Raises:
+        ValueError: A layer in which they differ cannot have a copy for each task.
+    """
+    alike = alike_layers(graphs, whole)
+    # What a block holds itself is used by its code: then all inside is copied with it.
+    differ = [
+        layers[0]
+        for layers in alike
+        if is_block(layers[0]) and not all_equal(layers) and can_copy(layers[0])
+    ]
+    if differ:
+        alike = alike_layers(graphs, [*whole, *differ])
+    calls = calls_inside(graphs[0], [layers[0] for layers in alike])
+    chosen, copied = [], []
+    for layers in alike:
+        first = layers[0]
+        if can_convert(first) and is_safe(first, calls):
+            chosen.append(first)
+        elif not all_equal(layers):
+            if not (can_copy(first) and is_safe(first, calls)):
+                raise ValueError(
+                    f"A {type(first).__name__} has no counterpart that keeps weights "
+                    f"for each task. Received: models whose {first.name!r} differ"
+                )
+            copied.append(first)
+    return Plan.of(chosen, copied, calls), alike
+
+
+def same_leaves(alike: Iterable[tuple]) -> dict[int, tuple]:
+    """Returns the leaf layers of all models by the `id` of the first model's.
+
+    Args:
+        alike: What `plan_models()` returns.
+    """
+    every = (leaf_layers(layers) for layers in zip(*alike, strict=True))
+    return {id(same[0]): same for same in zip(*every, strict=True)}
+
+
+def alike_layers(
+    graphs: Sequence[Graph | OwnCode], whole: Sequence[Any] = ()
+) -> list[tuple]:
+    """Returns the layers of models that stand for one another, and hold weights.
+
+    Args:
+        graphs: List of what `read_model()` returns, of models of one architecture.
+        whole: Blocks of the first model that stand for all inside them.
+
+    Returns:
+        List of a tuple of a layer of each model.
+    """
+    every = [
+        [each for layer in read.layers for each in (layer, *layers_within(layer))]
+        for read in graphs
+    ]
+    wanted = {id(block) for block in whole}
+    places = [i for i, layer in enumerate(every[0]) if id(layer) in wanted]
+    blocks = {id(layers[i]) for layers in every for i in places}
+    found = (holders(read.layers, lambda block: id(block) in blocks) for read in graphs)
+    return list(zip(*found, strict=True))
