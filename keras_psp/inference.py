@@ -98,6 +98,7 @@ def infer_task(
     check_name("value of `per`", per, ("example", "batch"))
     batch_size = check_integer("batch_size", batch_size)
     model = as_task_model(model)
+    _check_outputs(model)
     if from_logits is None:
         from_logits = gives_logits(model)
     check_boolean("from_logits", from_logits)
@@ -206,6 +207,25 @@ def _passes(layer: Any) -> bool:
     if isinstance(layer, keras.layers.Activation):
         return layer.activation is keras.activations.linear
     return type(layer).__name__ in _PASSING
+
+
+def _check_outputs(model: TaskModel) -> None:
+    if model.num_tasks == 1:
+        raise ValueError("`model` has one task: there is nothing to infer.")
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in zip(model.output_names, model.outputs, strict=True)
+    }
+    if keras.tree.is_nested(model.output) or len(model.output.shape) != 2:
+        raise ValueError(
+            "`model` must have one output, of shape (batch, num_classes). "
+            f"Received: outputs {shapes}"
+        )
+    if model.output.shape[1] == 1:
+        raise ValueError(
+            "`model` must tell at least two classes apart: one class always has "
+            f"entropy 0. Received: outputs {shapes}"
+        )
 
 
 def entropy(outputs: Any, from_logits: bool) -> Any:
