@@ -232,6 +232,17 @@ def kept_weights(model: keras.Model) -> Iterator[None]:
         raise
 
 
+def source_of(tensor: Any) -> tuple[Any, list, int]:
+    """Returns what made a symbolic tensor.
+
+    Returns:
+        The layer or operation, the symbolic tensors that it was called with, and the
+        tensor's place among its outputs.
+    """
+    operation, node, place = tensor._keras_history
+    return operation, operation._inbound_nodes[node].input_tensors, place
+
+
 def entry_layer() -> keras.layers.Layer | None:
     """Returns the outermost layer whose call is under way, or `None`.
 

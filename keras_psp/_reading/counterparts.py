@@ -34,6 +34,7 @@ from keras_psp.layers._superposed_conv import CONTEXT_OVER
 from keras_psp.layers._superposed_conv import SuperposedConv
 from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.layers._task_depthwise_conv import TaskDepthwiseConv
+from keras_psp.layers._task_units import TaskUnits
 from keras_psp.layers.psp_einsum_dense import sums_over_inputs
 
 # The arguments that Keras' layers do not have.
@@ -47,6 +48,7 @@ OURS = (
     "core",
     "bits",
     "affine_per_task",
+    "units_per_task",
 )
 COUNTERPARTS = {
     keras.layers.Dense: PSPDense,
@@ -181,12 +183,20 @@ def make_superposed(
     return counterpart.from_config(config)
 
 
-def make_plain(layer: keras.layers.Layer, task: int) -> keras.layers.Layer:
+def make_task_dense(layer: keras.layers.Layer, num_tasks: int) -> TaskDense:
+    """Returns a `TaskDense` for a Keras `Dense`, not built."""
+    return TaskDense.from_config({**get_config(layer), "num_tasks": num_tasks})
+
+
+def make_plain(
+    layer: keras.layers.Layer, task: int, is_whole: bool = False
+) -> keras.layers.Layer:
     """Returns the Keras layer that computes what a layer does for one task, built.
 
     Args:
         layer: A layer that takes a task, built.
         task: Integer in `[0, num_tasks)`.
+        is_whole: Whether it has outputs too that other tasks alone have.
 
     Raises:
         ValueError: The layer has no counterpart, is quantized or has a LoRA.
@@ -205,12 +215,18 @@ def make_plain(layer: keras.layers.Layer, task: int) -> keras.layers.Layer:
     config = {k: v for k, v in get_config(layer).items() if k not in OURS}
     if isinstance(layer, PSPComplexDense):
         config["units"] *= 2
+    units = config.get("units")
+    if isinstance(layer, TaskUnits) and not is_whole:
+        config["units"] = units = layer.units_of(task)
     plain = plain.from_config(config)
     plain.build_from_config(layer.get_build_config())
     for ours, theirs in zip(leaf_layers([layer]), leaf_layers([plain]), strict=True):
         kernel = [ours.task_kernel(task)] if isinstance(ours, Superposed) else []
         rows = [weight[task] if own else weight for weight, own in _rows_of(ours)]
-        theirs.set_weights([ops.convert_to_numpy(w) for w in (*kernel, *rows)])
+        values = [ops.convert_to_numpy(weight) for weight in (*kernel, *rows)]
+        if units is not None:
+            values = [value[..., :units] for value in values]
+        theirs.set_weights(values)
         copy_flags(_weights_of(ours), theirs.weights)
     return plain
 

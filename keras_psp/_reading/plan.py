@@ -14,6 +14,7 @@ from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import OwnCode
+from keras_psp._reading.heads import Heads
 from keras_psp._reading.same_architecture import all_equal
 from keras_psp._reading.within import can_copy
 from keras_psp._reading.within import holders
@@ -29,11 +30,13 @@ class Plan(NamedTuple):
         copied: More layers, of which each task gets a copy of its own.
         apart: Those of them whose inputs have no entry for each example. The blocks
             that they stand in are computed once for each task.
+        heads: The `Heads` of the models that are to be kept in one.
     """
 
     chosen: Sequence[Any]
     copied: Sequence[Any] = ()
     apart: Sequence[Any] = ()
+    heads: Heads | None = None
 
     @classmethod
     def of(
@@ -76,13 +79,16 @@ def is_safe(layer: keras.layers.Layer, calls: Calls | None) -> bool:
 
 
 def plan_models(
-    graphs: Sequence[Graph | OwnCode], whole: Sequence[Any] = ()
+    graphs: Sequence[Graph | OwnCode],
+    whole: Sequence[Any] = (),
+    heads: Heads | None = None,
 ) -> tuple[Plan, list[tuple]]:
     """Returns what becomes of the layers of models that are to be kept in one.
 
     Args:
         graphs: List of what `read_model()` returns, of models of one architecture.
         whole: Blocks of the first model that stand for all inside them.
+        heads: The models' `Heads`, if these may be of other widths.
 
     Returns:
         `(plan, alike)`: for the first model; and a tuple of the layers of all models
@@ -113,7 +119,7 @@ def plan_models(
                     f"for each task. Received: models whose {first.name!r} differ"
                 )
             copied.append(first)
-    return Plan.of(chosen, copied, calls), alike
+    return Plan.of(chosen, copied, calls)._replace(heads=heads), alike
 
 
 def same_leaves(alike: Iterable[tuple]) -> dict[int, tuple]:

@@ -114,9 +114,9 @@ def frontier(
     >>> ours["system"], ours["memory"] <= 1.0, ours["error"] < 0.1
     ('superpose(budget=)', True, True)
     """
-    graphs = read_models(models, base)
+    graphs, heads = read_models(models, base)
     budgets = sorted(check_number("budgets", each) for each in budgets)
-    plan, alike = plan_models(graphs)
+    plan, alike = plan_models(graphs, heads=heads)
     check_can_compress(alike)
     data = read_data_of_tasks(graphs[0], len(models), data)
     walk = Walk(graphs, plan, alike, base is not None, data, None)

@@ -33,13 +33,15 @@ if TYPE_CHECKING:
 else:
     KerasLayer = object
 
+OPTIONS = ("each_task", "frozen", "widths")
+
 
 def put_into(
     layer: keras.layers.Layer,
     new: Sequence[tuple[int, keras.layers.Layer, Any]],
     as_it_was: dict[str, Any],
     mixin: Any,
-    options: Mapping[str, bool],
+    options: Mapping[str, Any],
 ) -> None:
     """Puts layers that take a task into a block, in the place of those there.
 
@@ -51,10 +53,11 @@ def put_into(
             that it becomes, which may be itself.
         as_it_was: What `as_it_is()` returned.
         mixin: `Block`, or a subclass of it.
-        options: Dictionary of booleans. `"each_task"`: whether a batch of several tasks
-            is to be computed once for each. It must be where the block calls these
-            layers on anything but one entry for each example. `"frozen"`: whether what
-            tasks share is not trained.
+        options: Dictionary. `"each_task"`: whether a batch of several tasks is to be
+            computed once for each. It must be where the block calls these layers on
+            anything but one entry for each example. `"frozen"`: whether what tasks
+            share is not trained. `"widths"`: the places of layers of which tasks have
+            other numbers of outputs, by the arguments of the block that set these.
     """
     within = layers_within(layer)
     for _, old, each in new:
@@ -107,7 +110,7 @@ class Block(KerasLayer):
 
     _as_it_was: dict
     _put_in: Hidden
-    _options: dict[str, bool]
+    _options: dict[str, Any]
     _mixin: Any
 
     @property
@@ -116,9 +119,20 @@ class Block(KerasLayer):
         kinds = type(self).__mro__
         return kinds[kinds.index(Block) + 1]
 
-    def original(self) -> keras.layers.Layer:
-        """Returns a new block as it was, with initial weights."""
-        return read_original(self._as_it_was)
+    def original(self, task: int | None = None) -> keras.layers.Layer:
+        """Returns a new block as it was, with initial weights.
+
+        Args:
+            task: Integer, the task of whose number of outputs it is; or `None` for all.
+        """
+        if task is None:
+            return read_original(self._as_it_was)
+        widths = {
+            name: self.put_in[place].units_of(task)
+            for name, place in self._options.get("widths", {}).items()
+        }
+        config = {**self._as_it_was["config"], **widths}
+        return read_original({**self._as_it_was, "config": config})
 
     @property
     def put_in(self) -> dict[int, Any]:
@@ -177,7 +191,7 @@ class Block(KerasLayer):
             for place, each in config["layers"].items()
         }
         within = layers_within(layer)
-        options = {k: v for k, v in config.items() if k in ("each_task", "frozen")}
+        options = {k: v for k, v in config.items() if k in OPTIONS}
         if all(place < len(within) and within[place].built for place in new):
             _put_read(layer, new, config["original"], cls._mixin, options)
         else:

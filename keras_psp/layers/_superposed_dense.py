@@ -32,16 +32,14 @@ class SuperposedDense(Superposed):
             outputs = self.task_bias.add_to(outputs, task)
         elif self.bias is not None:
             outputs = ops.add(outputs, self.bias)
-        if self.activation is not None:
-            outputs = self.activation(outputs)
-        return task.mask(outputs)
+        return self._activate(outputs, task)
 
     def quantized_call(
         self, inputs: Any, task: Any = None, training: Any = None
     ) -> Any:
         task = Task(task, self.num_tasks, inputs, self.task_names)
         bound = self.bind_inputs(inputs, task.index)
-        if self.base is None and not self._task_rows:
+        if self.base is None and not self._task_rows and not self._is_cut:
             outputs = super().quantized_call(bound, training=training)
             return task.mask(outputs)
         _bare.layer = self  # What is to be added comes before the activation.
@@ -57,9 +55,21 @@ class SuperposedDense(Superposed):
             outputs = ops.add(outputs, ops.cast(own, outputs.dtype))
         if self.task_bias is not None:
             outputs = self.task_bias.add_to(outputs, task)
+        return self._activate(outputs, task)
+
+    def cut_outputs(self, outputs: Any, task: Task) -> Any:
+        """Returns the outputs: each task has all of them."""
+        return outputs
+
+    def _activate(self, outputs, task):
+        outputs = self.cut_outputs(outputs, task)
         if self.activation is not None:
             outputs = self.activation(outputs)
         return task.mask(outputs)
+
+    @property
+    def _is_cut(self):
+        return getattr(self, "units_per_task", None) is not None
 
     @property
     def activation(self) -> Any:

@@ -1,15 +1,17 @@
 """The superposed dense layer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_psp.layers._superposed_dense import SuperposedDense
+from keras_psp.layers._task_units import TaskUnits
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
-class PSPDense(SuperposedDense, keras.layers.Dense):
+class PSPDense(TaskUnits, SuperposedDense, keras.layers.Dense):
     """A `keras.layers.Dense` that holds many kernels in one, one for each task.
 
     ```
@@ -41,6 +43,8 @@ class PSPDense(SuperposedDense, keras.layers.Dense):
         bits: Integer in [1, 8]: the base, the core and the low rank are stored in so
             many bits for each number, with scales, and are not trained. Or a dictionary
             of integers for some of `"base"`, `"core"` and `"rank"`. Or `None`.
+        units_per_task: List of a positive integer for each task: it has the first so
+            many outputs, and the others are `-inf` before the activation. Or `None`.
         **kwargs: `keras.layers.Dense` arguments.
 
     Call arguments:
@@ -81,11 +85,13 @@ class PSPDense(SuperposedDense, keras.layers.Dense):
         rank: int | str | None = None,
         core: Any = None,
         bits: Any = None,
+        units_per_task: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(units, **kwargs)
         self.set_context(context, num_tasks)
         self.set_parts(base, bias_per_task, rank, core, bits)
+        self.set_units_per_task(units_per_task)
 
     def build(self, input_shape: Any) -> None:
         self.build_context(input_shape[-1])

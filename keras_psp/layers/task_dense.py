@@ -1,5 +1,6 @@
 """A dense layer with a kernel for each task."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -7,10 +8,11 @@ from keras import ops
 
 from keras_psp._core.backend import take_rows
 from keras_psp.layers._task_rows import TaskRows
+from keras_psp.layers._task_units import TaskUnits
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
-class TaskDense(TaskRows, keras.layers.Dense):
+class TaskDense(TaskUnits, TaskRows, keras.layers.Dense):
     """One `keras.layers.Dense` for each task, in one layer: nothing is superposed.
 
     ```
@@ -25,6 +27,8 @@ class TaskDense(TaskRows, keras.layers.Dense):
     Args:
         units: Positive integer, dimensionality of the output space.
         num_tasks: Positive integer, the number of tasks.
+        units_per_task: List of a positive integer for each task: it has the first so
+            many outputs, and the others are `-inf` before the activation. Or `None`.
         **kwargs: `keras.layers.Dense` arguments. Regularizers and constraints see one
             task's kernel at a time. There is no LoRA and no quantization.
 
@@ -51,11 +55,18 @@ class TaskDense(TaskRows, keras.layers.Dense):
     ((10, 4, 2), (10, 2))
     """
 
-    def __init__(self, units: int, num_tasks: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        units: int,
+        num_tasks: int,
+        units_per_task: Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(units, **kwargs)
         if self.lora_rank:
             self.enable_lora(self.lora_rank)
         self.set_num_tasks(num_tasks)
+        self.set_units_per_task(units_per_task)
 
     def build(self, input_shape: Any) -> None:
         self.add_rows(
@@ -97,6 +108,7 @@ class TaskDense(TaskRows, keras.layers.Dense):
         outputs = task.branch(one, mixed)
         if self.bias is not None:
             outputs = ops.add(outputs, task.rows(self.bias, outputs))
+        outputs = self.cut_outputs(outputs, task)
         if self.activation is not None:
             outputs = self.activation(outputs)
         return task.mask(outputs)

@@ -57,9 +57,18 @@ def build_superposed(
 class _Builder:
     def __init__(self, plan, new_layer, num_tasks):
         self._chosen, self._copied, self._apart = (
-            {id(layer) for layer in layers} for layers in plan
+            {id(layer) for layer in layers}
+            for layers in (plan.chosen, plan.copied, plan.apart)
         )
-        self._new_layer, self._num_tasks = new_layer, num_tasks
+        self._make, self._num_tasks = new_layer, num_tasks
+        self._units = {} if plan.heads is None else plan.heads.units
+        self._arguments = {} if plan.heads is None else plan.heads.arguments
+
+    def _new_layer(self, layer):
+        new = self._make(layer)
+        if id(layer) in self._units:
+            new.set_units_per_task(self._units[id(layer)])
+        return new
 
     def build_graph(self, graph):
         made = {}  # Models may share a layer, or a model.
@@ -112,7 +121,7 @@ class _Builder:
     def superpose_within(self, block, copy, mixin):
         """Superposes the chosen layers of a block's copy, where they stand."""
         as_it_was = as_it_is(copy)
-        put_in, pairs, apart = [], [], False
+        put_in, pairs, options = [], [], {}
         for place, (layer, old) in enumerate(pairs_within(block, copy)):
             if id(layer) in self._chosen:
                 new = self._new_layer(layer)
@@ -124,8 +133,12 @@ class _Builder:
                 continue
             put_in.append((place, old, new))
             pairs.append((layer, old))
-            apart |= id(layer) in self._apart
-        put_into(copy, put_in, as_it_was, mixin, {"each_task": True} if apart else {})
+            if id(layer) in self._apart:
+                options["each_task"] = True
+            for name, head in self._arguments.items():
+                if head == id(layer):
+                    options.setdefault("widths", {})[name] = place
+        put_into(copy, put_in, as_it_was, mixin, options)
         return pairs
 
     def _takes_task(self, layer):

@@ -171,7 +171,7 @@ class Walk:
         self._with_base = with_base
         # Tells how kernels and inputs become rows, and has the plain model to probe.
         self._template, self._pairs = self._build(lambda layer: Form(base=8))
-        self._plain, copies = build_plain(self._template, 0)
+        self._plain, copies = build_plain(self._template, 0, is_whole=True)
         self._copies = {id(layer): copy for layer, copy in copies}
         self._listener = Listener(self._plain)
         self._superposed = {id(layer): ours for layer, ours in self._pairs}
@@ -398,7 +398,7 @@ class Walk:
 
     def _measure_outputs(self):
         """Returns how much each layer's outputs count for each model's answers."""
-        plain, copies = build_plain(self._template, 0)
+        plain, copies = build_plain(self._template, 0, is_whole=True)
         copy_of = {id(layer): copy for layer, copy in copies}
         every = [leaf for group in self.groups for leaf in group]
         sensitivity = Sensitivity(

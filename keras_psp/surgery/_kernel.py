@@ -186,7 +186,7 @@ class InputProbes:
         model: TaskModel,
         held: Sequence[tuple[keras.layers.Layer, Sequence[keras.layers.Layer]]],
     ) -> None:
-        plain, pairs = build_plain(model, 0)
+        plain, pairs = build_plain(model, 0, is_whole=True)
         self._copies = {id(layer): copy for layer, copy in pairs}
         self._held = [(self._copies[id(layer)], layers) for layer, layers in held]
         self._here, self._there = Listener(model), Listener(plain)

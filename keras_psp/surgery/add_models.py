@@ -18,6 +18,7 @@ from keras_psp._reading.counterparts import differs
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import read_model
+from keras_psp._reading.heads import Heads
 from keras_psp._reading.plan import alike_layers
 from keras_psp._reading.plan import same_leaves
 from keras_psp._reading.same_architecture import all_equal
@@ -63,6 +64,7 @@ def add_models(
         model: `keras_psp.models.TaskModel` that `superpose()` or `convert()` made. It
             is changed.
         models: List of built Keras models of the architecture of `extract(model, 0)`.
+            Their heads may have other numbers of outputs, up to the widest task's.
         data: List of one set of unlabelled inputs for each new task, or for each task,
             the present ones first; as `superpose()` takes them. Or `None`.
         ridge: Non-negative float, with `data`; see `superpose()`.
@@ -96,13 +98,13 @@ def add_models(
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 1.
     """
-    pairs = _pair(model, models)
+    pairs, graphs, heads = _pair(model, models)
     if ridge is not None:
         ridge = check_number("ridge", ridge)
     first = model.num_tasks
     layers = [layer for layer, _ in pairs if isinstance(layer, Superposed)]
     if layers and all(map(is_compressed, layers)):
-        return _add_compressed(model, models, pairs, data, ridge)
+        return _add_compressed(model, graphs, pairs, heads, data, ridge)
     _check_contexts(layers)
     if data is None:
         if model.fitted_to_data:
@@ -110,7 +112,9 @@ def add_models(
         held = []
     else:
         data = _read_data(model, len(models), data)
-        present = [dict(_by_id(build_plain(model, k)[1])) for k in range(first)]
+        present = [
+            dict(_by_id(build_plain(model, k, is_whole=True)[1])) for k in range(first)
+        ]
         held = [
             (layer, [*(each[id(layer)] for each in present), *plains])
             for layer, plains in pairs
@@ -121,6 +125,7 @@ def add_models(
             set_task_weights(layer, plains, first)
             if isinstance(layer, Superposed):
                 Kernel(layer, plains, first).add_up()
+        _cut(heads)
         if data is not None:
             kernels = [
                 Kernel(*each) for each in held if isinstance(each[0], Superposed)
@@ -132,18 +137,27 @@ def add_models(
     return model
 
 
-def _add_compressed(model, models, pairs, data, ridge):
+def _add_compressed(model, graphs, pairs, heads, data, ridge):
     if data is not None:
-        data = _read_data(model, len(models), data)[-len(models) :]
-    fitted = fit_more_models(pairs, [read_model(each) for each in models], data, ridge)
+        data = _read_data(model, len(graphs), data)[-len(graphs) :]
+    fitted = fit_more_models(pairs, graphs, data, ridge)
     first = model.num_tasks
     with _undone_if_it_fails(model, pairs):
-        model.add_tasks(len(models))
+        model.add_tasks(len(graphs))
         for layer, plains in pairs:
             set_task_weights(layer, plains, first)
         for layer, parts, biases in fitted:
             hold_more(layer, parts, biases)
+        _cut(heads)
     return model
+
+
+def _cut(heads):
+    """Tells layers how many outputs each of the new tasks, which are last, has."""
+    for layer, units in heads:
+        first = layer.num_tasks - len(units)
+        present = [layer.units_of(task) for task in range(first)]
+        layer.set_units_per_task([*present, *units])
 
 
 def _check_contexts(layers):
@@ -194,7 +208,7 @@ def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 1.
     """
-    pairs = _pair(model, models)
+    pairs, *_ = _pair(model, models)
     first = model.num_tasks - check_fewer_tasks(len(models), model.num_tasks)
     for layer, plains in pairs:
         if isinstance(layer, Superposed) and is_compressed(layer):
@@ -212,18 +226,34 @@ def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
 
 
 def _pair(model, models):
-    """Returns the layers that take a task, each with the same layer of every model."""
+    """Returns which layers of a model stand for which of other models.
+
+    Returns:
+        `(pairs, graphs, heads)`: the layers that take a task, each with the same layer
+        of every model; what is read of these models; and layers of which the models
+        have other numbers of outputs, each with a list of these.
+    """
     if not isinstance(models, (list, tuple)) or not models:
         raise ValueError(
             f"`models` must be a list of Keras models. Received: models={models!r}"
         )
-    plain, pairs = build_plain(model, 0)
+    plain, pairs = build_plain(model, 0, is_whole=True)
     graphs = [read_model(each) for each in (plain, *models)]
+    found_heads = Heads(graphs)
+    if found_heads.reads[0] is not graphs[0]:
+        raise ValueError(
+            f"`models` must have no more outputs than the widest task of {model.name!r}"
+            f". Received: models with {list(found_heads.units.values())} outputs, the "
+            "model itself first"
+        )
+    graphs = found_heads.reads
     check_same_architecture(graphs)
     copied = [copy for layer, copy in pairs if isinstance(layer, TaskCopies)]
     same = same_leaves(alike_layers(graphs, copied))
-    found = []
+    found, heads = [], []
     for layer, copy in pairs:
+        if id(copy) in found_heads.units:
+            heads.append((layer, found_heads.units[id(copy)][1:]))
         if not weights_of(copy):
             continue
         plains = same[id(copy)][1:]
@@ -242,7 +272,7 @@ def _pair(model, models):
                 f"The tasks of {model.name!r} share the weights of {layer.name!r} "
                 "except for its kernel. Received: models with others"
             )
-    return found
+    return found, graphs[1:], heads
 
 
 def _by_id(pairs):

@@ -54,9 +54,14 @@ def extract(model: Any, task: int | str) -> keras.Model:
 
 
 def build_plain(
-    model: Any, task: int | str
+    model: Any, task: int | str, is_whole: bool = False
 ) -> tuple[keras.Model, list[tuple[keras.layers.Layer, keras.layers.Layer]]]:
     """Builds the model that `extract()` returns, from its arguments.
+
+    Args:
+        model: See `extract()`.
+        task: See `extract()`.
+        is_whole: Whether the model has outputs too that other tasks alone have.
 
     Returns:
         `(plain, pairs)`: that model, and every leaf layer of `model` with the one that
@@ -69,14 +74,14 @@ def build_plain(
         )
     task = model.task_index(task)
     if isinstance(model, OwnModel):
-        plain: Any = model.original()
-        return plain, _take_weights(model, plain, task)
+        plain: Any = model.original(None if is_whole else task)
+        return plain, _take_weights(model, plain, task, is_whole)
     made: dict[int, Any] = {}  # Models may share a layer, or a model.
-    plain = _build(model, task, made)
+    plain = _build(model, task, made, is_whole)
     pairs = []
     for layer, copy in pair_leaf_layers(made.values()):
         if isinstance(layer, Block):
-            pairs += _take_weights(layer, copy, task)
+            pairs += _take_weights(layer, copy, task, is_whole)
             continue
         pairs.append((layer, copy))
         if not isinstance(layer, TaskLayer):
@@ -84,7 +89,7 @@ def build_plain(
     return plain, pairs
 
 
-def _take_weights(block, plain, task):
+def _take_weights(block, plain, task, is_whole):
     """Gives a block as it was one task's weights, and returns the pairs of layers."""
     pairs = [(block, plain), *pairs_within(block, plain)]
     for layer, copy in pairs:
@@ -92,14 +97,14 @@ def _take_weights(block, plain, task):
             rows = [ops.convert_to_numpy(each[task]) for each in layer.task_weights]
             copy.set_weights(rows)
         elif isinstance(layer, TaskLayer):
-            copy.set_weights(make_plain(layer, task).get_weights())
+            copy.set_weights(make_plain(layer, task, is_whole).get_weights())
         else:
             for weight, own in zip(own_weights(layer), own_weights(copy), strict=True):
                 own.assign(ops.convert_to_numpy(weight))  # JAX may share an array.
     return pairs
 
 
-def _build(model, task, made):
+def _build(model, task, made, is_whole):
     graph = Graph(model, takes_task=True)
     inputs = graph.new_inputs()
 
@@ -110,11 +115,11 @@ def _build(model, task, made):
 
     def make(layer):
         if isinstance(layer, TaskModel):
-            return _build(layer, task, made)
+            return _build(layer, task, made, is_whole)
         if isinstance(layer, Block):
             return layer.original()
         if isinstance(layer, TaskLayer):
-            return make_plain(layer, task)
+            return make_plain(layer, task, is_whole)
         if is_graph(layer):
             return keras.models.clone_model(layer, clone_function=plain_of)
         return copy_layer(layer)

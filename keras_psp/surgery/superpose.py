@@ -11,10 +11,12 @@ from keras_psp._core.checks import check_number
 from keras_psp._core.data import read_inputs
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import make_superposed
+from keras_psp._reading.counterparts import make_task_dense
 from keras_psp._reading.counterparts import set_new_rows
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import read_model
+from keras_psp._reading.heads import Heads
 from keras_psp._reading.plan import plan_models
 from keras_psp._reading.plan import same_leaves
 from keras_psp._reading.same_architecture import check_same_architecture
@@ -102,14 +104,21 @@ def superpose(
 
     With `rank`, `core` or `bits`, the parts are those that they name, in all layers.
 
+    Heads may have other numbers of outputs: the last `Dense` of each model, perhaps
+    before a softmax. Each task's own head is kept as it is, or as the `budget` allows.
+    In a batch, the outputs that a task does not have are `-inf` before the activation,
+    so that their probability is 0. `extract()` gives each task its own number.
+
     Args:
-        models: List of at least two built Keras models of one architecture. They are
-            not changed. Model k becomes task k. Those of a class of their own must be
-            ones that `from_config(get_config())` makes again.
+        models: List of at least two built Keras models of one architecture, whose heads
+            may be of other widths. They are not changed. Model k becomes task k. Those
+            of a class of their own must be ones that `from_config(get_config())` makes
+            again.
         context: Name of a context family, or a `keras_psp.contexts.Context` for as many
             tasks as there are models. Each layer gets a context like it with a seed of
             its own. Defaults to `"binary"`.
-        base: The model that the others were trained from, or `None`.
+        base: The model that the others were trained from, or `None`. Its head may be of
+            any width: if it is another than the models', their mean stands in for it.
         data: List of one set of unlabelled inputs for each task: an array, a list or
             dictionary of arrays if the model has several inputs, or batches of these
             (see `keras_psp._core.data.read_inputs`). A few hundred examples of each are
@@ -174,11 +183,11 @@ def superpose(
         shared factors are those of Compress then Serve ([Brüel-Gabrielsson et al.,
         2024](https://arxiv.org/abs/2407.00066)), fitted to the layers' inputs.
     """
-    graphs = read_models(models, base)
+    graphs, heads = read_models(models, base)
     if ridge is not None:
         ridge = check_number("ridge", ridge)
     seed = check_context(context, context_over)
-    plan, alike = plan_models(graphs)
+    plan, alike = plan_models(graphs, heads=heads)
     if not plan.chosen:
         raise ValueError(
             "`models` must have a layer that can be superposed. "
@@ -213,6 +222,8 @@ def superpose(
     contexts = series(context, len(models), len(plan.chosen), seed=seed)
 
     def new_layer(layer):
+        if id(layer) in heads.units:  # Of few outputs; other tasks' would be noise.
+            return make_task_dense(layer, len(models))
         return make_superposed(
             layer, len(models), contexts.pop, with_base, context_over
         )
@@ -245,7 +256,11 @@ def superpose(
 
 
 def read_models(models, base):
-    """Returns the `Graph`s of the models, and of the base behind them.
+    """Returns what is read of the models, and of the base behind them.
+
+    Returns:
+        `(graphs, heads)`: a list of what `read_model()` returns, of models with heads
+        as wide as the widest one's; and their `Heads`.
 
     Raises:
         TypeError: One of the models is not a Keras model.
@@ -257,8 +272,9 @@ def read_models(models, base):
             f"Received: models={models!r}"
         )
     graphs = [read_model(each) for each in (*models, *([] if base is None else [base]))]
-    check_same_architecture(graphs)
-    return graphs
+    heads = Heads(graphs, with_base=base is not None)
+    check_same_architecture(heads.reads)
+    return heads.reads, heads
 
 
 def read_data_of_tasks(graph, number, data):
