@@ -9,12 +9,12 @@ from keras import ops
 
 from keras_psp._core.private import own_weights
 from keras_psp._core.private import source_of
+from keras_psp._reading.build_again import build_again
+from keras_psp._reading.counterparts import copy_flags
 from keras_psp._reading.describe import get_config
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import OwnCode
 from keras_psp._reading.graph import is_graph
-from keras_psp._reading.graph import read_model
-from keras_psp.layers._original import pairs_within
 from keras_psp.layers._task_units import can_cut
 
 # The bias of an output that a model does not have: its softmax is 0.
@@ -112,38 +112,19 @@ def _widen(read: Read, wide: dict[int, int], arguments: dict[str, int]) -> Read:
         wide: Dictionary of their widths by the `id` of its heads.
         arguments: Those of the model's class that set them.
     """
-    if isinstance(read, Graph):
-        return _widen_graph(read, wide)
-    model: Any = read.model
-    copy = type(model).from_config({**model.get_config(), **arguments})
-    for layer, new in [(model, copy), *pairs_within(model, copy)]:
+
+    def make(layer: Any) -> Any:
+        if id(layer) not in wide:
+            return None
+        config = {**get_config(layer), "units": wide[id(layer)]}
+        return keras.layers.Dense.from_config(config)
+
+    wider, pairs = build_again(read, make, arguments)
+    for layer, new in pairs:
         for old, weight in zip(own_weights(layer), own_weights(new), strict=True):
             weight.assign(_padded(old, weight.shape))
-    return read_model(copy)
-
-
-def _widen_graph(graph: Graph, wide: dict[int, int]) -> Graph:
-    """Builds a model once more, of the same layers except for the heads."""
-    heads: list[tuple] = []
-
-    def wider(layer: Any) -> Any:
-        if is_graph(layer) and any(id(each) in wide for each in Graph(layer).layers):
-            return keras.models.clone_model(layer, clone_function=wider)
-        if id(layer) not in wide:
-            return layer
-        config = {**get_config(layer), "units": wide[id(layer)]}
-        heads.append((layer, keras.layers.Dense.from_config(config)))
-        return heads[-1][1]
-
-    inputs = graph.new_inputs()
-    outputs = graph.rebuild(inputs, wider)
-    given: Any = inputs if graph.is_named else list(inputs.values())
-    model = keras.Model(given, outputs, name=graph.name)
-    for layer, new in heads:
-        for old, weight in zip(layer.weights, new.weights, strict=True):
-            weight.assign(_padded(old, weight.shape))
-        new.trainable = layer.trainable
-    return Graph(model)
+        copy_flags(own_weights(layer), own_weights(new))
+    return wider
 
 
 def _padded(weight: Any, shape: Any) -> np.ndarray:

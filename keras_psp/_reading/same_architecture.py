@@ -31,12 +31,12 @@ def check_same_architecture(graphs: Sequence[Any]) -> None:
         graphs: List of what `read_model()` returns.
 
     Raises:
-        ValueError: They do not, or a layer of one is quantized or has a LoRA.
+        ValueError: They do not, or a layer of one is quantized.
     """
     for layer in (layer for graph in graphs for layer in holders(graph.layers)):
         if is_altered(layer):
             raise ValueError(
-                "A layer that is quantized or has a LoRA cannot be superposed. "
+                "A layer that is quantized cannot be superposed. "
                 f"Received: {layer.name!r}"
             )
     first, *others = graphs

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -17,6 +18,7 @@ from keras_psp._core.private import learned_weights
 from keras_psp._core.private import own_weights
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import can_convert
+from keras_psp._reading.describe import get_config
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import copy_weights
 from keras_psp.layers._original import layers_within
@@ -105,8 +107,28 @@ def copy_built(layer: keras.layers.Layer) -> Any:
     Raises:
         ValueError: Its `get_config()` does not tell how to make it again.
     """
+    copy = make_again(layer)
+    copy_weights(layer, copy)
+    return copy
+
+
+def make_again(
+    layer: keras.layers.Layer, arguments: Mapping[str, Any] | None = None
+) -> Any:
+    """Returns a layer, or a model, of another's config, with initial weights.
+
+    Args:
+        layer: Built layer, or model of a class of its own.
+        arguments: Dictionary of what is to be another in the config.
+
+    Raises:
+        ValueError: Its `get_config()` does not tell how to make it again.
+    """
     try:
-        copy = copy_layer(layer)
+        if arguments:
+            copy = type(layer).from_config({**get_config(layer), **arguments})
+        else:
+            copy = copy_layer(layer)
         if not copy.built:
             copy.build_from_config(layer.get_build_config())
             copy.built = True  # As where Keras reads a model from its file.
@@ -116,5 +138,4 @@ def copy_built(layer: keras.layers.Layer) -> Any:
             "makes again: give it a `get_config()` that holds all arguments of its "
             f"`__init__()`. Received: {layer.name!r}, which fails with {error!r}"
         ) from error
-    copy_weights(layer, copy)
     return copy

@@ -24,6 +24,7 @@ from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp.layers._original import Hidden
 from keras_psp.layers._original import layers_within
+from keras_psp.layers._original import own_classes
 from keras_psp.layers._original import read_original
 from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.layers._task_copies import make_copies
@@ -125,14 +126,15 @@ class Block(KerasLayer):
         Args:
             task: Integer, the task of whose number of outputs it is; or `None` for all.
         """
+        classes = own_classes(self)
         if task is None:
-            return read_original(self._as_it_was)
+            return read_original(self._as_it_was, classes)
         widths = {
             name: self.put_in[place].units_of(task)
             for name, place in self._options.get("widths", {}).items()
         }
         config = {**self._as_it_was["config"], **widths}
-        return read_original({**self._as_it_was, "config": config})
+        return read_original({**self._as_it_was, "config": config}, classes)
 
     @property
     def put_in(self) -> dict[int, Any]:

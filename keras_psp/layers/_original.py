@@ -62,6 +62,24 @@ def as_it_is(layer: keras.layers.Layer, is_block: bool = True) -> dict[str, Any]
     return config
 
 
+def own_classes(layer: keras.layers.Layer) -> dict[str, type]:
+    """Returns the classes of a layer and of those inside it, by Keras' names.
+
+    With these, what is in memory can be read again though they are not registered.
+    """
+    every = (layer, *layers_within(layer))
+    kinds = {kind for each in every for kind in type(each).__mro__}
+    return {
+        keras.saving.get_registered_name(kind): kind
+        for kind in kinds
+        if issubclass(kind, keras.layers.Layer) and not _is_known(kind)
+    }
+
+
+def _is_known(kind: type) -> bool:
+    return kind.__module__.split(".")[0] in ("keras", "keras_psp")
+
+
 def read_original(as_it_was: dict[str, Any], custom_objects: Any = None) -> Any:
     """Returns a new layer of what `as_it_is()` returned."""
     return keras.saving.deserialize_keras_object(

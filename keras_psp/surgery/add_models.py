@@ -19,6 +19,7 @@ from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import read_model
 from keras_psp._reading.heads import Heads
+from keras_psp._reading.lora import merge_lora
 from keras_psp._reading.plan import alike_layers
 from keras_psp._reading.plan import same_leaves
 from keras_psp._reading.same_architecture import all_equal
@@ -238,7 +239,7 @@ def _pair(model, models):
             f"`models` must be a list of Keras models. Received: models={models!r}"
         )
     plain, pairs = build_plain(model, 0, is_whole=True)
-    graphs = [read_model(each) for each in (plain, *models)]
+    graphs = [merge_lora(read_model(each)) for each in (plain, *models)]
     found_heads = Heads(graphs)
     if found_heads.reads[0] is not graphs[0]:
         raise ValueError(

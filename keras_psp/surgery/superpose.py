@@ -17,6 +17,7 @@ from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import read_model
 from keras_psp._reading.heads import Heads
+from keras_psp._reading.lora import merge_lora
 from keras_psp._reading.plan import plan_models
 from keras_psp._reading.plan import same_leaves
 from keras_psp._reading.same_architecture import check_same_architecture
@@ -109,6 +110,8 @@ def superpose(
     In a batch, the outputs that a task does not have are `-inf` before the activation,
     so that their probability is 0. `extract()` gives each task its own number.
 
+    Of models with Keras' LoRA, the kernels are taken with what it adds to them.
+
     Args:
         models: List of at least two built Keras models of one architecture, whose heads
             may be of other widths. They are not changed. Model k becomes task k. Those
@@ -158,11 +161,11 @@ def superpose(
             no example or are not finite; a model is not built, or differs in a layer, a
             function, a constant or in how a layer is called; the ridge is 0 and the
             data do not show all inputs of a layer; a layer that gathers statistics has
-            no counterpart here and other weights in each; a layer is quantized or has a
-            LoRA; the `budget` is too small, which names the least, or is given with
-            `rank`, `core` or `bits`; `rank` or `core` is too large for all layers;
-            `bits` is not in [1, 8]. Where parts are in few bits: the ridge is 0, a
-            convolution has groups of filters, or a weight is not finite.
+            no counterpart here and other weights in each; a layer is quantized; the
+            `budget` is too small, which names the least, or is given with `rank`,
+            `core` or `bits`; `rank` or `core` is too large for all layers; `bits` is
+            not in [1, 8]. Where parts are in few bits: the ridge is 0, a convolution
+            has groups of filters, or a weight is not finite.
 
     Example:
 
@@ -271,7 +274,8 @@ def read_models(models, base):
             "`models` must be a list of at least two Keras models. "
             f"Received: models={models!r}"
         )
-    graphs = [read_model(each) for each in (*models, *([] if base is None else [base]))]
+    every = (*models, *([] if base is None else [base]))
+    graphs = [merge_lora(read_model(each)) for each in every]
     heads = Heads(graphs, with_base=base is not None)
     check_same_architecture(heads.reads)
     return heads.reads, heads

@@ -61,13 +61,13 @@ def test_bad_input():
     one = keras_psp.superpose(models[:3])
     before = [np.array(w) for w in one.get_weights()]
     other = keras.Sequential([keras.Input((5,), name="x"), keras.layers.Dense(2)])
-    with_lora = small_models.sequential()
-    with_lora.get_layer("last").enable_lora(2)
+    quantized = small_models.sequential()
+    quantized.get_layer("last").quantize("int8")
     for bad, message in (
         ([], "`models` must be a list of Keras models"),
         (models[3], "`models` must be a list of Keras models"),
         ([other], "The first layer that differs is 'first'"),
-        ([with_lora], "quantized or has a LoRA.*'last'"),
+        ([quantized], "layer that is quantized.*'last'"),
     ):
         for change in (add_models, remove_models):
             with pytest.raises(ValueError, match=message):

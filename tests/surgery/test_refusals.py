@@ -26,6 +26,8 @@ class Given:
         )
         self.lora = small_models.sequential()
         self.lora.get_layer("last").enable_lora(2)
+        self.quantized = small_models.sequential()
+        self.quantized.get_layer("last").quantize("int8")
         self.before = self.state()
 
     def state(self):
@@ -112,7 +114,7 @@ CALLS = {
     "add-model": lambda g: add_models(g.one, g.models[3]),
     "add-string": lambda g: add_models(g.one, ["model"]),
     "add-other": lambda g: add_models(g.one, [g.models[3], g.wide]),
-    "add-lora": lambda g: add_models(g.one, [g.lora]),
+    "add-quantized": lambda g: add_models(g.one, [g.quantized]),
     "add-too-many": lambda g: add_models(g.one, [g.models[3]] * 9),
     "add-data-few": lambda g: add_models(g.one, g.models[:3], data=[X]),
     "add-data-array": lambda g: add_models(g.one, [g.models[3]], data=X),
