@@ -16,6 +16,7 @@ import keras
 from rich.console import Console
 from rich.table import Table
 
+import keras_psp
 from keras_psp import benchmarks
 from keras_psp import contexts
 from keras_psp import datasets
@@ -66,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         _check_words(argv)
+        if not argv:
+            _parser().print_help()
+            return 0
         args = _parser().parse_args(argv)
         if getattr(args, "backend", None) not in (None, keras.backend.backend()):
             _restart(args.backend, argv)
@@ -99,12 +103,28 @@ def _restart(backend: str, argv: list[str]) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "keras_psp.cli", *argv])
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes whole words alone, and names the nearest to an unknown one."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        for word in unknown:
+            if word.startswith("--"):
+                name = word.split("=")[0]
+                check_name("option", name, list(self._option_string_actions))
+        return found, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="keras-psp",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=keras_psp.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (add_arguments, help) in _COMMANDS.items():
         command = commands.add_parser(name, help=help, description=help)

@@ -9,6 +9,7 @@ import pytest
 from conftest import BACKEND
 from rich.console import Console
 
+import keras_psp
 from keras_psp import cli
 from keras_psp.benchmarks import PermutedConfig
 from keras_psp.benchmarks import run
@@ -130,7 +131,8 @@ def test_folder_is_overwritten_when_asked(tmp_path, capsys):
         ([*RUN, "--joint", "--separate"], "separate and joint"),
         ([*RUN, "--consolidation", "ewk"], "Did you mean 'ewc'"),
         ([*RUN, "--strength", "-1"], "strength=-1.0"),
-        ([], "COMMAND"),
+        ([*RUN, "--task", "3"], "Did you mean '--tasks'"),
+        ([*RUN, "--unit", "3"], "Did you mean '--units'"),
     ],
 )
 def test_bad_input_is_told(arguments, message, capsys, tmp_path, monkeypatch):
@@ -145,6 +147,13 @@ def test_bad_input_is_told(arguments, message, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.once
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == keras_psp.__version__
+
+
+@pytest.mark.once
 def test_interrupted(monkeypatch, capsys, tmp_path):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -155,10 +164,12 @@ def test_interrupted(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "permuted", "--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "permuted", "--help"]])
 def test_help_teaches(arguments, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(arguments)
+    try:
+        assert cli.main(arguments) == 0
+    except SystemExit as stop:
+        assert stop.code == 0
     out = capsys.readouterr().out
     assert "--context" in out and "identity" in out
 
