@@ -11,6 +11,7 @@ from keras_psp import models
 from keras_psp import optimizers
 from keras_psp import surgery
 from keras_psp._core.scope import task
+from keras_psp.evaluation import evaluate
 from keras_psp.exporting import export
 from keras_psp.inference import infer_task
 from keras_psp.surgery import convert
@@ -31,6 +32,7 @@ __all__ = [
     "convert",
     "datasets",
     "diagnostics",
+    "evaluate",
     "evaluation",
     "export",
     "extract",

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_psp._core.checks import check_number
+from keras_psp._core.table import Table
 from keras_psp._reading.plan import plan_models
 from keras_psp.diagnostics import _plots as plots
 from keras_psp.diagnostics.memory import memory
@@ -28,15 +29,15 @@ RANKS = (2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
-class Frontier:
-    """Errors over memory; as text, a table.
+class Frontier(Table):
+    """Errors over memory; as text, and in a notebook, a table.
 
     Attributes:
-        rows: Tuple of a dictionary for each way of keeping the models, as
-            `pandas.DataFrame()` takes it; see `frontier()`.
+        rows: Tuple of a dictionary for each way of keeping the models; see
+            `frontier()`.
     """
 
-    rows: tuple
+    _labels = ("system", "size")
 
     def plot(self, path: Any = None) -> Any:
         """Draws the error, or what `evaluate` returned, over the memory.
@@ -48,16 +49,6 @@ class Frontier:
             Matplotlib figure.
         """
         return plots.save(plots.draw_frontier(self.rows), path)
-
-    def __str__(self) -> str:
-        names = [name for name in self.rows[0] if name not in ("system", "size")]
-        labels = [f"{row['system']}, {row['size']}" for row in self.rows]
-        width = max(map(len, labels))
-        lines = [" " * width + "".join(f"  {name:>12}" for name in names)]
-        for label, row in zip(labels, self.rows, strict=True):
-            figures = "".join(f"  {row[name]:12.4g}" for name in names)
-            lines.append(f"{label:{width}}{figures}")
-        return "\n".join(lines)
 
 
 def frontier(

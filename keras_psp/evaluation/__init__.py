@@ -1,6 +1,8 @@
 """Evaluation: the accuracy matrix of a run, and what is computed from it."""
 
 from keras_psp.evaluation.accuracy_matrix import AccuracyMatrix
+from keras_psp.evaluation.evaluate import Evaluation
+from keras_psp.evaluation.evaluate import evaluate
 from keras_psp.evaluation.metrics import METRICS
 from keras_psp.evaluation.metrics import average_accuracy
 from keras_psp.evaluation.metrics import backward_transfer
@@ -13,9 +15,11 @@ from keras_psp.evaluation.task_accuracy import TaskAccuracy
 __all__ = [
     "METRICS",
     "AccuracyMatrix",
+    "Evaluation",
     "TaskAccuracy",
     "average_accuracy",
     "backward_transfer",
+    "evaluate",
     "forgetting",
     "forward_transfer",
     "learning_accuracy",
