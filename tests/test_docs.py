@@ -44,7 +44,14 @@ def test_docstring_examples(name):
 @pytest.mark.once
 def test_public_names_have_examples():
     # Whose examples are elsewhere.
-    without = ("Consolidation", "Context", "Report", "RunResult", "Source")
+    without = (
+        "Consolidation",
+        "Context",
+        "Evaluation",
+        "Report",
+        "RunResult",
+        "Source",
+    )
     for package in (keras_psp, *(getattr(keras_psp, n) for n in keras_psp.__all__)):
         for name in getattr(package, "__all__", ()):
             value = getattr(package, name)

@@ -40,7 +40,11 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(
-        cls, chosen: Sequence[Any], copied: Sequence[Any], calls: Calls | None
+        cls,
+        chosen: Sequence[Any],
+        copied: Sequence[Any],
+        calls: Calls | None,
+        heads: Heads | None = None,
     ) -> "Plan":
         """Returns the plan for layers of which it is known how they are called."""
         apart = [
@@ -48,7 +52,7 @@ class Plan(NamedTuple):
             for layer in (*chosen, *copied)
             if calls is not None and id(layer) not in calls.batched
         ]
-        return cls(chosen, copied, apart)
+        return cls(chosen, copied, apart, heads)
 
 
 def calls_inside(
@@ -119,7 +123,7 @@ def plan_models(
                     f"for each task. Received: models whose {first.name!r} differ"
                 )
             copied.append(first)
-    return Plan.of(chosen, copied, calls)._replace(heads=heads), alike
+    return Plan.of(chosen, copied, calls, heads), alike
 
 
 def same_leaves(alike: Iterable[tuple]) -> dict[int, tuple]:
