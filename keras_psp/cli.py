@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -114,7 +115,7 @@ class _Parser(argparse.ArgumentParser):
         for word in unknown:
             if word.startswith("--"):
                 name = word.split("=")[0]
-                check_name("option", name, list(self._option_string_actions))
+                check_name("option", name, re.findall(r"--[\w-]+", self.format_help()))
         return found, unknown
 
 
