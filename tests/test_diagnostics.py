@@ -505,6 +505,7 @@ def test_missing_matplotlib_is_named(monkeypatch):
 # Frontier
 
 
+@pytest.mark.once
 def test_frontier_compares_errors_and_memory(capsys, tmp_path):
     rng = np.random.default_rng(0)
     base = keras.Sequential([keras.Input((20,), name="x"), layers.Dense(12)])

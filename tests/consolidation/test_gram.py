@@ -56,7 +56,7 @@ def train(model, x, y, task=0, steps=400):
     model.fit(given, y, batch_size=len(x), verbose=0, shuffle=False)
 
 
-@pytest.mark.parametrize("context", [once("binary"), "rotation", once(None)])
+@pytest.mark.parametrize("context", ["rotation", once(None)])
 def test_linear_tasks_in_turn_end_where_all_together_would(context, monkeypatch):
     monkeypatch.setattr(fisher, "BATCH_SIZE", 1)  # Then the means are no estimates.
     layer = keras.layers.Dense(1, use_bias=False)

@@ -142,7 +142,7 @@ def model_of(form, kinds=("conv2d", "attention", "dense"), fill=True):
     return model
 
 
-@pytest.mark.parametrize("form", ["all", "few"])
+@pytest.mark.parametrize("form", [once("all"), "few"])
 def test_files_keep_it_and_tasks_come_and_go(form, tmp_path):
     model, (x, task) = model_of(form), draw((10, 5, 5, 2))
     inputs = {"image": x, "task": task}

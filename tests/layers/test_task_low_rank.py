@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import BACKEND
+from conftest import once
 from layer_checks import NUM_TASKS
 from layer_checks import draw
 from layer_checks import fill
@@ -103,7 +104,7 @@ def test_files_keep_it_and_tasks_come_and_go(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Layer InputLayer does not have")
-@pytest.mark.parametrize("mode, tolerance", [("int8", 0.03), ("int4", 0.4)])
+@pytest.mark.parametrize("mode, tolerance", [("int8", 0.03), once("int4", 0.4)])
 def test_it_is_rounded_where_kernels_are_integers(mode, tolerance, tmp_path):
     x, task = draw((10, 64))
     layer = PSPDense(4, NUM_TASKS, activation="relu", rank=2)

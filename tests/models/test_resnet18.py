@@ -1,7 +1,6 @@
 import keras
 import numpy as np
 import pytest
-from conftest import once
 from conftest import pairs_once
 
 from keras_psp.layers import PSPConv2D
@@ -78,7 +77,8 @@ def test_heads_and_norms(norm, head):
     assert len([n for n in model.layers if isinstance(n, PSPConv2D)]) == 20
 
 
-@pytest.mark.parametrize("context_over", ["kernel", once("channels")])
+@pytest.mark.once  # Convolutions are compiled in tests/layers/test_superposed_conv.py.
+@pytest.mark.parametrize("context_over", ["kernel", "channels"])
 def test_mixed_tasks_equal_task_by_task_compiled(context_over):
     inputs = draw()
     model = make(context_over=context_over, width=0.03)

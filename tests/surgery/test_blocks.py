@@ -197,11 +197,11 @@ def train(model, x, task, outputs):
         once(block, "freeze"),
         (odd_block, "copy"),
         once(odd_block, "freeze"),
-        (recurrent, "copy"),
+        once(recurrent, "copy"),
         once(recurrent, "warn"),
         (own_model, "warn"),
-        (hub_classifier, "copy"),
-        once(hub_classifier, "freeze"),
+        once(hub_classifier, "copy"),
+        (hub_classifier, "freeze"),
     ],
 )
 def test_each_task_starts_as_the_model_trains_alone_is_saved_and_extracted(
@@ -260,7 +260,7 @@ def tune(base, x, number):
 @pytest.mark.parametrize(
     ("make", "options", "allowed"),
     [
-        (recurrent, {"budget": 3.5}, 0.01),
+        once(recurrent, {"budget": 3.5}, 0.01),
         once(recurrent, {}, 0.2),
         (own_model, {"budget": 3.5}, 0.01),
         once(own_model, {"bits": 8}, 0.01),

@@ -23,8 +23,8 @@ NUM_TASKS = 3
     [
         (small_models.sequential, {}),
         (small_models.convolutional, {}),
-        (small_models.shared, {}),
-        (small_models.residual, {}),
+        once(small_models.shared, {}),
+        once(small_models.residual, {}),
         # These are converted on every backend by test_new_rows.py and test_golden.py.
         once(small_models.attentive, {}),
         once(small_models.of_all_ranks, {}),

@@ -4,6 +4,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from conftest import once
 from keras import layers
 from keras import ops
 
@@ -50,10 +51,10 @@ def check_tasks(one, models, atol=1e-5):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
         {"activation": "softmax"},
-        {"activation": "sigmoid", "is_nested": True},
-        {"is_softmax_apart": True},
+        once({}),
+        once({"activation": "sigmoid", "is_nested": True}),
+        once({"is_softmax_apart": True}),
     ],
 )
 def test_each_task_has_its_own_outputs(options):
@@ -90,7 +91,7 @@ def test_heads_of_a_base_alone_are_no_reason_for_kernels_apart():
     assert isinstance(one.get_layer("head"), keras_psp.layers.PSPDense)
 
 
-@pytest.mark.parametrize("how", [{"bits": 8}, {"budget": 2.5}])
+@pytest.mark.parametrize("how", [{"bits": 8}, once({"budget": 2.5})])
 def test_heads_are_kept_in_few_bits(how, tmp_path):
     models = [make_model(width, "softmax") for width in WIDTHS]
     one = keras_psp.superpose(models, data=[X] * 3, **how)
@@ -100,7 +101,7 @@ def test_heads_are_kept_in_few_bits(how, tmp_path):
     np.testing.assert_array_equal(answer(read, task=TASKS), answer(one, task=TASKS))
 
 
-@pytest.mark.parametrize("how", [{}, {"bits": 8}])
+@pytest.mark.parametrize("how", [{}, once({"bits": 8})])
 def test_models_are_added_with_heads_of_their_own(how):
     models = [make_model(width) for width in WIDTHS]
     one = keras_psp.superpose(models[:2], **how)
@@ -129,6 +130,7 @@ def test_training_gives_no_task_outputs_of_another():
     assert all(np.isfinite(weight).all() for weight in one.get_weights())
 
 
+@pytest.mark.once
 def test_classifiers_of_keras_hub_have_their_own_classes():
     def make_classifier(width):
         keras.utils.set_random_seed(width)

@@ -4,6 +4,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from conftest import once
 from keras import layers
 from keras import ops
 from small_models import draw_weights
@@ -53,7 +54,7 @@ def answer(model, task=None):
     return ops.convert_to_numpy(model(given))
 
 
-@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("base", [once(False), True])
 def test_the_kernels_are_taken_with_what_a_lora_adds(base):
     models = [make_model(seed) for seed in (1, 2, 3)]
     own = [answer(model) for model in models]
@@ -70,6 +71,7 @@ def test_the_kernels_are_taken_with_what_a_lora_adds(base):
         np.testing.assert_array_equal(answer(models[task]), expected)
 
 
+@pytest.mark.once
 def test_classifiers_of_keras_hub_with_a_lora():
     def make_classifier(seed, rank=2):
         keras.utils.set_random_seed(0)
