@@ -11,6 +11,7 @@ import pytest
 from conftest import BACKEND
 from keras.src.backend.common import global_state
 from keras.src.backend.common import symbolic_scope
+from keras.src.saving import serialization_lib
 
 from keras_psp._core import private
 
@@ -57,6 +58,8 @@ NAMES = {
         "update_step",
     },
     lambda: global_state: {"get_global_attribute"},
+    lambda: serialization_lib: {"SafeModeScope"},
+    lambda: keras.layers.Dense(2)(keras.Input((2,))): {"_keras_history"},
     lambda: symbolic_scope: {"in_symbolic_scope"},
     lambda: keras.layers.Conv1D(2, 2): {"_compute_causal_padding"},
 }

@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.saving import serialization_lib
 
 
 def replace_weight(layer: keras.layers.Layer, old: Any, add: Callable) -> None:
@@ -230,6 +231,15 @@ def kept_weights(model: keras.Model) -> Iterator[None]:
             if variable._value is None and value is not None and not value.is_deleted():
                 variable._value = value
         raise
+
+
+def trusted() -> Any:
+    """Returns a scope in which Keras makes anything of a config.
+
+    For what is in memory already: no file is read in it. Keras else refuses the modules
+    of torch and the functions that a config may hold.
+    """
+    return serialization_lib.SafeModeScope(safe_mode=False)
 
 
 def source_of(tensor: Any) -> tuple[Any, list, int]:

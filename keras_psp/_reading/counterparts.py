@@ -85,14 +85,22 @@ def leaf_layers(
     return found
 
 
-def can_convert(layer: keras.layers.Layer) -> bool:
-    """Returns whether a Keras layer has a counterpart here. Subclasses have none."""
+def can_convert(layer: keras.layers.Layer, in_parts: bool = False) -> bool:
+    """Returns whether a Keras layer has a counterpart here. Subclasses have none.
+
+    Args:
+        layer: Keras layer.
+        in_parts: Whether kernels are to be sums of a base, cores and low rank alone,
+            which convolutions with groups of filters have none of.
+    """
     kind = type(layer)
     counterpart = COUNTERPARTS.get(kind)
     if counterpart is None or not layer.built:
         return False
     if issubclass(counterpart, SuperposedAttention):
         return all(map(can_convert, leaf_layers([layer])))
+    if in_parts and has_groups(layer):
+        return False
     if kind is keras.layers.BatchNormalization:
         return not (layer.renorm or layer.synchronized)
     if kind is keras.layers.LayerNormalization:
@@ -111,6 +119,11 @@ def can_convert(layer: keras.layers.Layer) -> bool:
     if isinstance(activation, keras.layers.Layer):
         return activation.built and not activation.weights
     return True
+
+
+def has_groups(layer: keras.layers.Layer) -> bool:
+    """Returns whether a layer has groups of filters, which see other channels each."""
+    return getattr(layer, "groups", 1) > 1
 
 
 def least_side(layer: keras.layers.Layer) -> int:
@@ -174,7 +187,9 @@ def make_superposed(
     if issubclass(counterpart, (Superposed, SuperposedAttention)):
         config |= {"context": new_context(), "base": base, "bias_per_task": True}
         config |= {"rank": rank, "core": core, "bits": bits}
-        if issubclass(counterpart, SuperposedConv) and layer.groups == 1:
+        if has_groups(layer):
+            config |= {"rank": None, "core": None, "bits": None}
+        elif issubclass(counterpart, SuperposedConv):
             config["context_over"] = context_over
     elif counterpart is TaskBatchNormalization:
         config["affine_per_task"] = True

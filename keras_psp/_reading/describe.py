@@ -47,6 +47,10 @@ def describe_layer(
         Nested tuples, lists and dictionaries, to be compared by `same_value()`.
     """
     config = _without_names(get_config(layer))
+    for name in config:
+        held = getattr(layer, name, None)
+        if _is_of_torch(held):  # Its config holds its weights.
+            config[name] = type(held), str(held)
     _count_from_the_front(layer, config, calls)
     if isinstance(layer, keras.layers.EinsumDense):
         _rename_letters(config)
@@ -105,8 +109,14 @@ def is_own_function(value: Any) -> bool:
         callable(value)
         and not isinstance(value, type)
         and not hasattr(value, "get_config")
+        and not _is_of_torch(value)
         and not is_of_keras(value)
     )
+
+
+def _is_of_torch(value: Any) -> bool:
+    """Whether a value is one of torch's modules that is no layer of Keras'."""
+    return hasattr(value, "state_dict") and not isinstance(value, keras.layers.Layer)
 
 
 def is_of_keras(value: Any) -> bool:

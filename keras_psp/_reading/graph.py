@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_psp._core.private import calls_replaced
+from keras_psp._core.private import trusted
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp._reading.counterparts import copy_flags
@@ -276,7 +277,8 @@ def copy_layer(layer: Any) -> Any:
         or hasattr(layer, "get_vocabulary")
     ):
         return layer
-    return type(layer).from_config(get_config(layer))
+    with trusted():
+        return type(layer).from_config(get_config(layer))
 
 
 def copy_weights(layer: Any, copy: Any) -> None:

@@ -86,6 +86,7 @@ def plan_models(
     graphs: Sequence[Graph | OwnCode],
     whole: Sequence[Any] = (),
     heads: Heads | None = None,
+    in_parts: bool = False,
 ) -> tuple[Plan, list[tuple]]:
     """Returns what becomes of the layers of models that are to be kept in one.
 
@@ -93,6 +94,7 @@ def plan_models(
         graphs: List of what `read_model()` returns, of models of one architecture.
         whole: Blocks of the first model that stand for all inside them.
         heads: The models' `Heads`, if these may be of other widths.
+        in_parts: See `can_convert()`.
 
     Returns:
         `(plan, alike)`: for the first model; and a tuple of the layers of all models
@@ -114,7 +116,7 @@ def plan_models(
     chosen, copied = [], []
     for layers in alike:
         first = layers[0]
-        if can_convert(first) and is_safe(first, calls):
+        if can_convert(first, in_parts) and is_safe(first, calls):
             chosen.append(first)
         elif not all_equal(layers):
             if not (can_copy(first) and is_safe(first, calls)):

@@ -83,9 +83,13 @@ def count_numbers(weights: Iterable[Any]) -> int:
     return sum(math.prod(weight.shape) for weight in weights)
 
 
-# They gather statistics of a batch. One of several tasks is computed once for each, and
-# would give them those of all.
-_GATHER = (keras.layers.BatchNormalization, keras.layers.SpectralNormalization)
+# The first two gather statistics of a batch. One of several tasks is computed once for
+# each, and would give them those of all. Modules of torch do not ask Keras for weights.
+_ONE_FOR_ALL = (
+    keras.layers.BatchNormalization,
+    keras.layers.SpectralNormalization,
+    keras.layers.TorchModuleWrapper,
+)
 
 
 def can_copy(holder: keras.layers.Layer) -> bool:
@@ -96,7 +100,7 @@ def can_copy(holder: keras.layers.Layer) -> bool:
     inside = [holder, *layers_within(holder)]
     return (
         not isinstance(holder, keras.Model)
-        and not any(isinstance(each, _GATHER) for each in inside)
+        and not any(isinstance(each, _ONE_FOR_ALL) for each in inside)
         and any(map(learned_weights, inside))
     )
 

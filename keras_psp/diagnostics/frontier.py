@@ -107,7 +107,7 @@ def frontier(
     """
     graphs, heads = read_models(models, base)
     budgets = sorted(check_number("budgets", each) for each in budgets)
-    plan, alike = plan_models(graphs, heads=heads)
+    plan, alike = plan_models(graphs, heads=heads, in_parts=True)
     check_can_compress(alike)
     data = read_data_of_tasks(graphs[0], len(models), data)
     walk = Walk(graphs, plan, alike, base is not None, data, None)

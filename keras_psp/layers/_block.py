@@ -19,6 +19,7 @@ from keras_psp._core import scope
 from keras_psp._core.private import become
 from keras_psp._core.private import forget_parameters
 from keras_psp._core.private import stand_where
+from keras_psp._core.private import trusted
 from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
@@ -126,15 +127,15 @@ class Block(KerasLayer):
         Args:
             task: Integer, the task of whose number of outputs it is; or `None` for all.
         """
-        classes = own_classes(self)
-        if task is None:
-            return read_original(self._as_it_was, classes)
-        widths = {
-            name: self.put_in[place].units_of(task)
-            for name, place in self._options.get("widths", {}).items()
-        }
-        config = {**self._as_it_was["config"], **widths}
-        return read_original({**self._as_it_was, "config": config}, classes)
+        as_it_was = self._as_it_was
+        if task is not None:
+            widths = {
+                name: self.put_in[place].units_of(task)
+                for name, place in self._options.get("widths", {}).items()
+            }
+            as_it_was = {**as_it_was, "config": {**as_it_was["config"], **widths}}
+        with trusted():
+            return read_original(as_it_was, own_classes(self))
 
     @property
     def put_in(self) -> dict[int, Any]:

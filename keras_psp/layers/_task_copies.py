@@ -15,6 +15,7 @@ from keras_psp._core.backend import take_rows
 from keras_psp._core.private import adding_weights
 from keras_psp._core.private import extended_scope
 from keras_psp._core.private import seed_generators
+from keras_psp._core.private import trusted
 from keras_psp._core.private import untrack_weights
 from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
@@ -93,7 +94,8 @@ class TaskCopies(TaskRows, _SavedByOrder):
 
     def original(self) -> Any:
         """Returns a new layer as it was."""
-        return read_original(self._as_it_was, own_classes(self))
+        with trusted():
+            return read_original(self._as_it_was, own_classes(self))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # As the layer was called before: its task comes from the scope.

@@ -95,7 +95,7 @@ def fit_more_models(
         biases, if these change.
     """
     whole = [plains[0] for layer, plains in pairs if isinstance(layer, TaskCopies)]
-    walk = Walk(graphs, *plan_models(graphs, whole), False, data, ridge)
+    walk = Walk(graphs, *plan_models(graphs, whole, in_parts=True), False, data, ridge)
     holder = {id(plains[0]): layer for layer, plains in pairs}
     return [
         (holder[id(leaf)], *walk.fit_more(leaf, _read(holder[id(leaf)])))
@@ -126,7 +126,7 @@ def _rows_of(layer, parts):
 
 
 def check_can_compress(alike: Sequence[tuple]) -> None:
-    """Raises a `ValueError` if models have groups of filters or weights like NaN.
+    """Raises a `ValueError` if models have weights like NaN.
 
     Args:
         alike: What `plan_models()` returns.
@@ -134,11 +134,6 @@ def check_can_compress(alike: Sequence[tuple]) -> None:
     for layers in alike:
         if not can_convert(layers[0]):
             continue
-        if getattr(layers[0], "groups", 1) > 1:
-            raise ValueError(
-                "Groups of filters see other channels each, and cannot be kept in a "
-                f"`budget`. Received: {layers[0].name!r} with groups={layers[0].groups}"
-            )
         for i, layer in enumerate(layers):
             if not all(np.isfinite(weight).all() for weight in layer.get_weights()):
                 raise ValueError(
@@ -328,13 +323,13 @@ class Walk:
         }
         model, pairs = self._build(lambda layer: form_of[id(leaf_layers([layer])[0])])
         for layer, ours in pairs:
-            layers = self._same[id(layer)]
             if id(layer) in fitted:
                 _set_codes(ours, fitted[id(layer)])
                 if self._with_base:
                     for part, rows in _rows_of(ours, self._new_tasks[id(layer)]):
                         part.set_new_codes(**{k: row[0] for k, row in rows.items()})
             if isinstance(ours, (Superposed, TaskRows)):
+                layers = self._same[id(layer)]
                 set_task_weights(ours, layers[: self.num_tasks])
                 _set_biases(ours, self._biases.get(id(layer)))
                 if self._with_base:

@@ -92,8 +92,8 @@ def convert(
             `"freeze"`: what tasks share is not trained. `"copy"`: each task has a copy
             of its own. Defaults to `"warn"`, or to `"freeze"` without a context.
         rank: Positive integer, the rank of a kernel `A_k B_k` that each task has of its
-            own in every layer with a kernel, as in LoRA; less where a layer is smaller.
-            Or `None`.
+            own in every layer with a kernel, as in LoRA; less where a layer is smaller,
+            and none where a convolution has groups of filters. Or `None`.
 
     Returns:
         A model that is not compiled. Of a functional or sequential model, it is a
@@ -146,7 +146,7 @@ def convert(
         )
     read = read_model(model)
     holding, calls = _find_holders(read, shared == "copy")
-    chosen, left = _choose(read, holding, calls, layers, shared)
+    chosen, left = _choose(read, holding, calls, layers, shared, context is None)
     contexts = [None] * len(chosen)
     if context is not None:
         contexts = series(context, num_tasks, len(chosen), seed=seed)
@@ -195,7 +195,7 @@ def _find_holders(read, copy):
     return layers, calls
 
 
-def _choose(read, layers, calls, wanted, shared):
+def _choose(read, layers, calls, wanted, shared, in_parts):
     """Returns the layers to convert, and those to copy.
 
     Warns of others if all tasks go on sharing and training them. A layer whose weights
@@ -233,7 +233,9 @@ def _choose(read, layers, calls, wanted, shared):
                 "A layer that is quantized or has a LoRA cannot be converted. "
                 f"Received: {layer.name!r}"
             )
-    chosen = [each for each in layers if can_convert(each) and is_safe(each, calls)]
+    chosen = [
+        each for each in layers if can_convert(each, in_parts) and is_safe(each, calls)
+    ]
     left = [each for each in layers if weights_of(each) and each not in chosen]
     kept = [
         layer

@@ -164,8 +164,8 @@ def superpose(
             no counterpart here and other weights in each; a layer is quantized; the
             `budget` is too small, which names the least, or is given with `rank`,
             `core` or `bits`; `rank` or `core` is too large for all layers; `bits` is
-            not in [1, 8]. Where parts are in few bits: the ridge is 0, a convolution
-            has groups of filters, or a weight is not finite.
+            not in [1, 8]. Where parts are in few bits: the ridge is 0, or a weight is
+            not finite.
 
     Example:
 
@@ -190,7 +190,9 @@ def superpose(
     if ridge is not None:
         ridge = check_number("ridge", ridge)
     seed = check_context(context, context_over)
-    plan, alike = plan_models(graphs, heads=heads)
+    has_form = not (rank is None and core is None and bits is None)
+    in_few_bits = has_form or budget is not None
+    plan, alike = plan_models(graphs, heads=heads, in_parts=in_few_bits)
     if not plan.chosen:
         raise ValueError(
             "`models` must have a layer that can be superposed. "
@@ -200,14 +202,13 @@ def superpose(
     form = None
     if budget is not None:
         budget = check_number("budget", budget)
-    if not (rank is None and core is None and bits is None):
+    if has_form:
         if budget is not None:
             raise ValueError(
                 "With a `budget`, `rank`, `core` and `bits` are chosen and cannot be "
                 f"given. Received: rank={rank}, core={core}, bits={bits}"
             )
         form = Form.read(rank, core, bits, with_base)
-    in_few_bits = budget is not None or form is not None
     if in_few_bits:
         if ridge == 0:
             raise ValueError(
@@ -219,6 +220,11 @@ def superpose(
         data = read_data_of_tasks(graphs[0], len(models), data)
     if in_few_bits:
         walk = Walk(graphs, plan, alike, with_base, data, ridge)
+        if not walk.groups:
+            raise ValueError(
+                "`models` must have a kernel that can be kept in few bits. "
+                f"Received: {graphs[0].name!r}, which has none"
+            )
         if form is not None:
             return walk.fit_alike(form)
         return compress(walk, float(budget or 0))

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import once
+from small_models import draw_weights
 
 import keras_psp
 from keras_psp.layers import PSPDense
@@ -152,6 +153,32 @@ def test_knows_kernels_alone_without_data():
     assert max(differences(one, models, data)) < 0.02
 
 
+def make_grouped(seed=0, with_head=False):
+    x = image = keras.Input((6, 6, 4), name="x")
+    x = keras.layers.Conv2D(8, 3, groups=2, name="grouped")(x)
+    x = keras.layers.BatchNormalization()(x)
+    if with_head:
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        x = keras.layers.Dense(4)(x) * keras.layers.Dense(4)(x)  # An operation.
+    return draw_weights(keras.Model(image, x), seed)
+
+
+@pytest.mark.parametrize("how", [{"bits": 8}, once({"budget": 4.0})])
+def test_groups_of_filters_are_copied_as_they_are(how, rng):
+    models = [make_grouped(seed, with_head=True) for seed in range(3)]
+    one = keras_psp.superpose(models[:2], **how)
+    keras_psp.surgery.add_models(one, models[2:])
+    x = rng.normal(size=(4, 6, 6, 4)).astype("float32")
+    for task, model in enumerate(models):
+        expected = model.predict(x, verbose=0)
+        found = one.predict({"x": x, "task": np.full(4, task)}, verbose=0)
+        np.testing.assert_allclose(found, expected, atol=0.05 * expected.std())
+        np.testing.assert_array_equal(
+            keras_psp.extract(one, task).get_layer("grouped").get_weights()[0],
+            model.get_layer("grouped").get_weights()[0],
+        )
+
+
 @pytest.mark.once
 def test_bad_budgets():
     base, models, data = fine_tuned(dense)
@@ -170,10 +197,9 @@ def test_bad_budgets():
     broken.layers[0].kernel.assign(np.full((24, 32), np.nan))
     with pytest.raises(ValueError, match="Weights must be finite"):
         keras_psp.superpose([*models, broken], budget=1.0)
-    x = image = keras.Input((6, 6, 4), name="x")
-    grouped = keras.Model(image, keras.layers.Conv2D(8, 3, groups=2)(x))
-    with pytest.raises(ValueError, match="groups=2"):
-        keras_psp.superpose([grouped, grouped], budget=1.0)
+    grouped = [make_grouped(), make_grouped()]
+    with pytest.raises(ValueError, match="kernel that can be kept in few bits"):
+        keras_psp.superpose(grouped, budget=1.0)
 
 
 @pytest.mark.once

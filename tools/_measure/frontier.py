@@ -201,7 +201,9 @@ class Networks:
         (name,) = graphs[0].names
         self._data = data
         examples = [{name: x} for x in data]
-        self._walk = Walk(graphs, *plan_models(graphs), True, examples, RIDGE)
+        self._walk = Walk(
+            graphs, *plan_models(graphs, in_parts=True), True, examples, RIDGE
+        )
         self._bytes = 4 * base.count_params()
         # As long as nothing is kept, they are the networks' own.
         self._own_examples = self._answer_examples()
