@@ -24,6 +24,8 @@ import keras_psp
 from keras_psp import datasets
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Nothing leaves this machine.
+# A machine that is busy takes more than Ray's five seconds to start its proxy.
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 import ray  # noqa: E402
 from ray import serve  # noqa: E402
 

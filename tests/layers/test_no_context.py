@@ -74,7 +74,7 @@ def make(kind, form, **kwargs):
     "kind, form",
     [  # Few on each backend, for JAX compiles every operation; all pairs once.
         (kind, form)
-        if (kind, form) in (("dense", "all"), ("conv2d", "few"), ("einsum", "few"))
+        if (kind, form) in (("dense", "all"), ("conv2d", "few"))
         else once(kind, form)
         for kind in KINDS
         for form in FORMS

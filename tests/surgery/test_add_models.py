@@ -134,8 +134,8 @@ def errors(one, models, data):
 @pytest.mark.parametrize(
     "share",
     [
-        "turned",
-        once("one distribution"),
+        once("turned"),
+        "one distribution",
         once("turned, all data"),
     ],
 )

@@ -304,6 +304,7 @@ def test_models_of_other_architectures_are_refused():
         keras_psp.superpose([base, other])
 
 
+@pytest.mark.once
 def test_models_are_kept_whose_blocks_use_layers_in_odd_ways():
     base, x = odd_block()
     draw_weights(base)
@@ -336,6 +337,7 @@ def test_a_subclassed_model_that_reads_a_kernel_shares_it():
     np.testing.assert_allclose(call(one, with_task(one, x, TASKS)), expected, atol=1e-5)
 
 
+@pytest.mark.once
 def test_what_is_frozen_stays_so_in_files(tmp_path):
     for make in (block, own_head):
         model, x = make()
@@ -356,6 +358,7 @@ def own_head():
     return model, x
 
 
+@pytest.mark.once
 def test_diagnostics_and_inference_see_what_is_inside():
     for make in (block, hub_classifier):
         model, x = make()

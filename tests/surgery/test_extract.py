@@ -41,7 +41,7 @@ BUILDERS = dict(builders())
 @pytest.mark.parametrize(
     "name",
     [
-        once(name) if name in ("resnet-shared", "resnet-group") else name
+        once(name) if name in ("resnet-shared", "resnet-group", "resnet-task") else name
         for name in BUILDERS
     ],
 )

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import small_models
+from conftest import once
 from small_models import answers
 from small_models import call
 from small_models import draw_inputs
@@ -16,8 +17,8 @@ import keras_psp
     "make",
     [
         small_models.convolutional,
-        small_models.residual,
-        small_models.attentive,
+        once(small_models.residual),
+        once(small_models.attentive),
         small_models.of_all_ranks,
     ],
 )
