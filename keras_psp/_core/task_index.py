@@ -1,5 +1,6 @@
 """What a task index may be, checked as far as it can be known."""
 
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from keras import ops
 from keras_psp._core.backend import is_readable
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
+from keras_psp._core.checks import check_names
 
 TaskNames = tuple[str, ...]
 
@@ -93,6 +95,44 @@ def check_task_names(names: Any) -> TaskNames:
     if "" in names or len(set(names)) < len(names):
         raise ValueError(f"Each task must have a name of its own. Received: {names!r}")
     return names
+
+
+def split_names(what: str, given: Any) -> tuple[Any, TaskNames | None]:
+    """Returns the values of a dictionary by tasks' names, and these names.
+
+    Args:
+        what: The argument's name, for messages.
+        given: Dictionary, or anything else.
+
+    Returns:
+        `(values, names)`: a list; or what was given, and `None`.
+
+    Raises:
+        TypeError: A name is no string.
+        ValueError: It is empty.
+    """
+    if not isinstance(given, Mapping):
+        return given, None
+    if not given:
+        raise ValueError(f"`{what}` must not be empty. Received: {what}={given!r}")
+    return list(given.values()), check_task_names(given)
+
+
+def in_order(what: str, given: Any, names: TaskNames | None) -> Any:
+    """Returns the values of a dictionary by tasks' names, in the order of the names.
+
+    Raises:
+        ValueError: There are no names, or the dictionary has others.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    if names is None:
+        raise ValueError(
+            f"`{what}` may be a dictionary where the tasks have names. Received: "
+            f"{what} with {list(given)}"
+        )
+    check_names(what, given, names)
+    return [given[name] for name in names]
 
 
 def is_soft(task: Any) -> bool:

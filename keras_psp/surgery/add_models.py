@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from keras import ops
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_number
 from keras_psp._core.data import read_inputs
+from keras_psp._core.task_index import check_task_names
+from keras_psp._core.task_index import in_order
+from keras_psp._core.task_index import split_names
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._reading.counterparts import differs
 from keras_psp._reading.counterparts import set_task_weights
@@ -41,8 +45,8 @@ from keras_psp.surgery.extract import build_plain
 
 def add_models(
     model: TaskModel,
-    models: Sequence[keras.Model],
-    data: Sequence[Any] | None = None,
+    models: Sequence[keras.Model] | Mapping[str, keras.Model],
+    data: Sequence[Any] | Mapping[str, Any] | None = None,
     ridge: float | None = None,
 ) -> TaskModel:
     """Adds trained models to a superposed one, as new last tasks.
@@ -65,9 +69,11 @@ def add_models(
         model: `keras_psp.models.TaskModel` that `superpose()` or `convert()` made. It
             is changed.
         models: List of built Keras models of the architecture of `extract(model, 0)`.
-            Their heads may have other numbers of outputs, up to the widest task's.
+            Their heads may have other numbers of outputs, up to the widest task's. If
+            the tasks have names, a dictionary of the models by the new tasks' names.
         data: List of one set of unlabelled inputs for each new task, or for each task,
-            the present ones first; as `superpose()` takes them. Or `None`.
+            the present ones first; as `superpose()` takes them. Or a dictionary of the
+            new tasks' by name. Or `None`.
         ridge: Non-negative float, with `data`; see `superpose()`.
 
     Returns:
@@ -99,20 +105,36 @@ def add_models(
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 1.
     """
+    models, names = split_names("models", models)
     pairs, graphs, heads = _pair(model, models)
+    known = model.task_names
+    if names is None and known is not None:
+        raise ValueError(
+            "The tasks of the model have names: give the new models as a dictionary by "
+            f"name. Received: a list, for tasks {list(known)}"
+        )
+    if names is not None:
+        if known is None:
+            raise ValueError(
+                "The tasks of the model have no names, and new ones cannot have any. "
+                f"Received: models {list(names)}"
+            )
+        check_task_names((*known, *names))
+    tasks = len(models) if names is None else names
+    given: Any = in_order("data", data, names)
     if ridge is not None:
         ridge = check_number("ridge", ridge)
     first = model.num_tasks
     layers = [layer for layer, _ in pairs if isinstance(layer, Superposed)]
     if layers and all(map(is_compressed, layers)):
-        return _add_compressed(model, graphs, pairs, heads, data, ridge)
+        return _add_compressed(model, tasks, graphs, pairs, heads, given, ridge)
     _check_contexts(layers)
-    if data is None:
+    if given is None:
         if model.fitted_to_data:
             _warn_of_leak(model, pairs)
         held = []
     else:
-        data = _read_data(model, len(models), data)
+        given = _read_data(model, len(models), given)
         present = [
             dict(_by_id(build_plain(model, k, is_whole=True)[1])) for k in range(first)
         ]
@@ -121,30 +143,30 @@ def add_models(
             for layer, plains in pairs
         ]
     with _undone_if_it_fails(model, pairs):
-        model.add_tasks(len(models))
+        model.add_tasks(tasks)
         for layer, plains in pairs:
             set_task_weights(layer, plains, first)
             if isinstance(layer, Superposed):
                 Kernel(layer, plains, first).add_up()
         _cut(heads)
-        if data is not None:
+        if given is not None:
             kernels = [
                 Kernel(*each) for each in held if isinstance(each[0], Superposed)
             ]
             probes = InputProbes(model, held)
             for kernel in kernels:  # Each sees what the ones before it now give.
-                kernel.fit(probes, data, RIDGE if ridge is None else ridge)
+                kernel.fit(probes, given, RIDGE if ridge is None else ridge)
             model.fitted_to_data = True
     return model
 
 
-def _add_compressed(model, graphs, pairs, heads, data, ridge):
+def _add_compressed(model, tasks, graphs, pairs, heads, data, ridge):
     if data is not None:
         data = _read_data(model, len(graphs), data)[-len(graphs) :]
     fitted = fit_more_models(pairs, graphs, data, ridge)
     first = model.num_tasks
     with _undone_if_it_fails(model, pairs):
-        model.add_tasks(len(graphs))
+        model.add_tasks(tasks)
         for layer, plains in pairs:
             set_task_weights(layer, plains, first)
         for layer, parts, biases in fitted:

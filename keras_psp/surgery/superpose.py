@@ -1,5 +1,6 @@
 """K trained models -> one superposed model."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from keras_psp._core.checks import check_list
 from keras_psp._core.checks import check_number
 from keras_psp._core.data import read_inputs
+from keras_psp._core.task_index import in_order
+from keras_psp._core.task_index import split_names
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.counterparts import make_task_dense
@@ -37,10 +40,10 @@ from keras_psp.surgery._parts import Form
 
 
 def superpose(
-    models: Sequence[keras.Model],
+    models: Sequence[keras.Model] | Mapping[str, keras.Model],
     context: str | Context = "binary",
     base: keras.Model | None = None,
-    data: Sequence[Any] | None = None,
+    data: Sequence[Any] | Mapping[str, Any] | None = None,
     ridge: float | None = None,
     context_over: str = "kernel",
     rank: int | str | None = None,
@@ -116,15 +119,16 @@ def superpose(
         models: List of at least two built Keras models of one architecture, whose heads
             may be of other widths. They are not changed. Model k becomes task k. Those
             of a class of their own must be ones that `from_config(get_config())` makes
-            again.
+            again. Or a dictionary of them by the names that their tasks are to have.
         context: Name of a context family, or a `keras_psp.contexts.Context` for as many
             tasks as there are models. Each layer gets a context like it with a seed of
             its own. Defaults to `"binary"`.
         base: The model that the others were trained from, or `None`. Its head may be of
             any width: if it is another than the models', their mean stands in for it.
-        data: List of one set of unlabelled inputs for each task: an array, a list or
-            dictionary of arrays if the model has several inputs, or batches of these
-            (see `keras_psp._core.data.read_inputs`). A few hundred examples of each are
+        data: List of one set of unlabelled inputs for each task, or a dictionary by the
+            names of the tasks. A set is an array, a list or dictionary of arrays if the
+            model has several inputs, or batches of these (see
+            `keras_psp._core.data.read_inputs`). A few hundred examples of each are
             enough. Or `None`.
         ridge: Non-negative float, with `data`: how much of a layer's mean squared input
             is added to the diagonal, for inputs that the data do not show. With 0 the
@@ -186,6 +190,7 @@ def superpose(
         shared factors are those of Compress then Serve ([Brüel-Gabrielsson et al.,
         2024](https://arxiv.org/abs/2407.00066)), fitted to the layers' inputs.
     """
+    models, names = split_names("models", models)
     graphs, heads = read_models(models, base)
     if ridge is not None:
         ridge = check_number("ridge", ridge)
@@ -216,18 +221,23 @@ def superpose(
                 f"`bits`. Received: ridge={ridge}"
             )
         check_can_compress(alike)
+    examples: Any = None
     if data is not None:
-        data = read_data_of_tasks(graphs[0], len(models), data)
+        data = in_order("data", data, names)
+        examples = read_data_of_tasks(graphs[0], len(models), data)
     if in_few_bits:
-        walk = Walk(graphs, plan, alike, with_base, data, ridge)
+        walk = Walk(graphs, plan, alike, with_base, examples, ridge)
         if not walk.groups:
             raise ValueError(
                 "`models` must have a kernel that can be kept in few bits. "
                 f"Received: {graphs[0].name!r}, which has none"
             )
         if form is not None:
-            return walk.fit_alike(form)
-        return compress(walk, float(budget or 0))
+            one = walk.fit_alike(form)
+        else:
+            one = compress(walk, float(budget or 0))
+        one.task_names = names
+        return one
     contexts = series(context, len(models), len(plan.chosen), seed=seed)
 
     def new_layer(layer):
@@ -256,11 +266,12 @@ def superpose(
         held.append((superposed, layers))
     for kernel in kernels:
         kernel.add_up()
-    if data is not None:
+    if examples is not None:
         probes = InputProbes(one, held)
         for kernel in kernels:  # Each sees what the ones before it now give.
-            kernel.fit(probes, data, RIDGE if ridge is None else ridge)
+            kernel.fit(probes, examples, RIDGE if ridge is None else ridge)
         one.fitted_to_data = True
+    one.task_names = names
     return one
 
 

@@ -13,6 +13,7 @@ from small_models import draw_weights
 import keras_psp
 from keras_psp import contexts
 from keras_psp.layers._superposed_attention import projections
+from keras_psp.surgery import add_models
 
 FAMILIES = ("binary", "rotation", "permutation", "hadamard")
 
@@ -359,3 +360,35 @@ def test_bad_data(data, error, message):
         keras_psp.superpose(models, data=[X, X], ridge=-1.0)
     with pytest.raises(ValueError, match="all inputs of 'first'.*ridge=0.0"):
         keras_psp.superpose(models, "identity", data=[X, X], ridge=0.0)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("options", [{}, {"bits": 8}, {"budget": 3.0}])
+def test_models_by_name_are_tasks_with_names(options):
+    models = [draw_weights(small_models.sequential(), seed) for seed in range(3)]
+    x = draw_inputs(models[0])
+    data = {"tokyo": {name: 2 * each for name, each in x.items()}, "paris": x}
+    named = dict(zip(("paris", "tokyo"), models, strict=False))
+    one = keras_psp.superpose(named, base=models[2], data=data, **options)
+    assert one.task_names == ("paris", "tokyo")
+    in_order = [data["paris"], data["tokyo"]]
+    same = keras_psp.superpose(models[:2], base=models[2], data=in_order, **options)
+    for task, name in enumerate(named):
+        given = np.array([name] * len(next(iter(x.values()))))
+        found = one.predict({**x, "task": given}, verbose=0)
+        np.testing.assert_array_equal(found, answers(same, x, task))
+    add_models(one, {"berlin": models[2]}, data={"berlin": x})
+    assert one.task_names == ("paris", "tokyo", "berlin")
+    for bad, message in (
+        ([models[0]], "tasks of the model have names"),
+        ({"paris": models[0]}, "name of its own"),
+        ({}, "`models` must not be empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            add_models(one, bad)
+    with pytest.raises(ValueError, match="The tasks of the model have no names"):
+        add_models(same, {"berlin": models[2]})
+    with pytest.raises(ValueError, match="'rome' is unknown"):
+        keras_psp.superpose(named, data={"paris": x, "rome": x})
+    with pytest.raises(ValueError, match="where the tasks have names"):
+        keras_psp.superpose(models, data={"paris": x})
