@@ -240,9 +240,10 @@ def entropy(outputs: Any, from_logits: bool) -> Any:
     """
     if from_logits:
         logs = ops.log_softmax(outputs, axis=-1)
-        # A task may not have all outputs: its logits are -inf there.
-        shares = ops.exp(logs)
-        return -ops.sum(ops.where(shares > 0, shares * logs, 0.0), axis=-1)
+        # A task may not have all outputs: its logits are -inf there. NaN stays NaN.
+        absent = ops.equal(logs, float("-inf"))
+        terms = ops.where(absent, 0.0, ops.multiply(ops.exp(logs), logs))
+        return -ops.sum(terms, axis=-1)
     logs = ops.log(ops.maximum(outputs, keras.config.epsilon()))
     return -ops.sum(outputs * logs, axis=-1)
 
