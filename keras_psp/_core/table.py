@@ -40,7 +40,7 @@ class Table:
         width = max(map(len, labels), default=0)
         lines = [" " * width + "".join(f"  {name:>12}" for name in names)]
         for label, row in zip(labels, self.rows, strict=True):
-            figures = "".join(f"  {row.get(name, ''):12.4g}" for name in names)
+            figures = "".join(f"  {_cell(row.get(name)):>12}" for name in names)
             lines.append(f"{label:{width}}{figures}")
         return "\n".join(lines)
 

@@ -206,7 +206,8 @@ def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
 
     Args:
         model: `keras_psp.models.TaskModel`. It is changed.
-        models: List of built Keras models: the model's last tasks, in their order.
+        models: List of built Keras models: the model's last tasks, in their order; or a
+            dictionary of them by name.
 
     Returns:
         The model itself, with one task less for each of the models.
@@ -231,8 +232,14 @@ def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
     Reference:
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 1.
     """
+    models, names = split_names("models", models)
     pairs, *_ = _pair(model, models)
     first = model.num_tasks - check_fewer_tasks(len(models), model.num_tasks)
+    if names is not None and names != (model.task_names or ())[first:]:
+        raise ValueError(
+            f"`models` must be the last tasks of {model.name!r}, in their order. "
+            f"Received: {list(names)} for tasks {model.task_names}"
+        )
     for layer, plains in pairs:
         if isinstance(layer, Superposed) and is_compressed(layer):
             continue  # Its biases were fitted.

@@ -14,6 +14,7 @@ import keras_psp
 from keras_psp import contexts
 from keras_psp.layers._superposed_attention import projections
 from keras_psp.surgery import add_models
+from keras_psp.surgery import remove_models
 
 FAMILIES = ("binary", "rotation", "permutation", "hadamard")
 
@@ -386,6 +387,10 @@ def test_models_by_name_are_tasks_with_names(options):
     ):
         with pytest.raises(ValueError, match=message):
             add_models(one, bad)
+    with pytest.raises(ValueError, match="must be the last tasks.*in their order"):
+        remove_models(one, {"rome": models[2]})
+    remove_models(one, {"berlin": models[2]})
+    assert one.task_names == ("paris", "tokyo")
     with pytest.raises(ValueError, match="The tasks of the model have no names"):
         add_models(same, {"berlin": models[2]})
     with pytest.raises(ValueError, match="'rome' is unknown"):
