@@ -25,7 +25,7 @@ from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp.layers._original import Hidden
 from keras_psp.layers._original import layers_within
-from keras_psp.layers._original import own_classes
+from keras_psp.layers._original import own_objects
 from keras_psp.layers._original import read_original
 from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.layers._task_copies import make_copies
@@ -135,7 +135,7 @@ class Block(KerasLayer):
             }
             as_it_was = {**as_it_was, "config": {**as_it_was["config"], **widths}}
         with trusted():
-            return read_original(as_it_was, own_classes(self))
+            return read_original(as_it_was, own_objects(self))
 
     @property
     def put_in(self) -> dict[int, Any]:

@@ -1,6 +1,7 @@
 """The layers inside one of another's code, and what it was before any took a task."""
 
 import copy
+import inspect
 from typing import Any
 
 import keras
@@ -62,22 +63,20 @@ def as_it_is(layer: keras.layers.Layer, is_block: bool = True) -> dict[str, Any]
     return config
 
 
-def own_classes(layer: keras.layers.Layer) -> dict[str, type]:
-    """Returns the classes of a layer and of those inside it, by Keras' names.
+def own_objects(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Returns classes and functions of a layer and of those inside it, by Keras' names.
 
     With these, what is in memory can be read again though they are not registered.
     """
     every = (layer, *layers_within(layer))
     kinds = {kind for each in every for kind in type(each).__mro__}
+    layers = [kind for kind in kinds if issubclass(kind, keras.layers.Layer)]
+    held = [value for each in every for value in vars(each).values()]
     return {
-        keras.saving.get_registered_name(kind): kind
-        for kind in kinds
-        if issubclass(kind, keras.layers.Layer) and not _is_known(kind)
+        keras.saving.get_registered_name(value): value
+        for value in (*layers, *filter(inspect.isfunction, held))
+        if value.__module__.split(".")[0] not in ("keras", "keras_psp")
     }
-
-
-def _is_known(kind: type) -> bool:
-    return kind.__module__.split(".")[0] in ("keras", "keras_psp")
 
 
 def read_original(as_it_was: dict[str, Any], custom_objects: Any = None) -> Any:

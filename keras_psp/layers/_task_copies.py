@@ -23,7 +23,7 @@ from keras_psp._core.task_layer import is_for_all
 from keras_psp.layers._original import Hidden
 from keras_psp.layers._original import as_it_is
 from keras_psp.layers._original import layers_within
-from keras_psp.layers._original import own_classes
+from keras_psp.layers._original import own_objects
 from keras_psp.layers._original import read_original
 from keras_psp.layers._task_rows import TaskRows
 
@@ -95,7 +95,7 @@ class TaskCopies(TaskRows, _SavedByOrder):
     def original(self) -> Any:
         """Returns a new layer as it was."""
         with trusted():
-            return read_original(self._as_it_was, own_classes(self))
+            return read_original(self._as_it_was, own_objects(self))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # As the layer was called before: its task comes from the scope.

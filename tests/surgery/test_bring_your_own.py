@@ -23,7 +23,26 @@ def with_masks():
     return keras.Model(x, layers.Dense(2)(layers.GRU(3)(y)))
 
 
-@pytest.mark.parametrize("make", [with_operations, with_masks])
+def with_functions_of_jax():
+    import jax
+
+    def apply(params, inputs):
+        return inputs @ params["w"]
+
+    def start(rng, inputs):
+        return {"w": jax.random.normal(rng, (8, 4))}
+
+    x = keras.Input((8,), name="x")
+    y = layers.JaxLayer(call_fn=apply, init_fn=start)(x)
+    return keras.Model(x, layers.Dense(2)(y))
+
+
+MAKERS = [with_operations, with_masks]
+if BACKEND == "jax":
+    MAKERS.append(with_functions_of_jax)
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_models_are_converted_and_kept(make, rng):
     model = make()
     x = rng.normal(size=(6, 8)).astype("float32")
