@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.saving import serialization_lib
 
 
@@ -231,6 +232,16 @@ def kept_weights(model: keras.Model) -> Iterator[None]:
             if variable._value is None and value is not None and not value.is_deleted():
                 variable._value = value
         raise
+
+
+def autocast() -> Callable[[], Any]:
+    """Returns what opens again the scope in which Keras casts variables now.
+
+    A layer of mixed precision reads its weights in that. What is computed again behind
+    it, for gradients, must read them so too.
+    """
+    scope = global_state.get_global_attribute("autocast_scope")
+    return functools.partial(AutocastScope, getattr(scope, "dtype", None))
 
 
 def trusted() -> Any:

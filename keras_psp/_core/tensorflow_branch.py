@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_psp._core.private import autocast
+
 
 def cond(uniform, one, mixed):
     """Returns `one()` or `mixed()`, with gradients that keep nothing of either.
@@ -14,6 +16,7 @@ def cond(uniform, one, mixed):
     if tf.executing_eagerly():
         return one() if uniform else mixed()
     tensors = _closed_over(one, mixed)
+    cast = autocast()
 
     # The tensors are arguments so that TensorFlow knows what the result depends on.
     @tf.custom_gradient
@@ -22,7 +25,7 @@ def cond(uniform, one, mixed):
             sources = [*tensors, *variables]
 
             def pull_back(function):
-                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                with tf.GradientTape(watch_accessed_variables=False) as tape, cast():
                     tape.watch(sources)
                     outputs = function()
                 gradients = tape.gradient(

@@ -37,6 +37,12 @@ def with_functions_of_jax():
     return keras.Model(x, layers.Dense(2)(y))
 
 
+def with_mixed_precision():
+    x = keras.Input((8,), name="x")
+    y = layers.Dense(6, "relu", dtype="mixed_bfloat16")(x)
+    return keras.Model(x, layers.Dense(2, dtype="float32")(y))
+
+
 MAKERS = [with_operations, with_masks]
 if BACKEND == "jax":
     MAKERS.append(with_functions_of_jax)
@@ -86,3 +92,14 @@ def test_a_module_of_torch_stays_shared_and_is_named():
     np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=0.05)
     with pytest.raises(ValueError, match="whose 'of_torch' differ"):
         keras_psp.superpose([model, make()])
+
+
+@pytest.mark.parametrize("options", [{"context": None, "rank": 2}, {}])
+def test_layers_of_mixed_precision_are_trained(options):
+    model = keras_psp.convert(with_mixed_precision(), 2, **options)
+    model.compile(keras_psp.optimizers.PerTask(keras.optimizers.SGD(0.003)), "mse")
+    x, y = np.ones((8, 8), "float32"), np.full((8, 2), 3.0)
+    for task in (np.zeros(8, int), np.arange(8) % 2):  # Of one task, and of both.
+        losses = model.fit({"x": x, "task": task}, y, epochs=5, verbose=0).history
+        assert losses["loss"][-1] < losses["loss"][0]
+    assert np.isfinite(model.predict({"x": x, "task": task}, verbose=0)).all()
