@@ -10,6 +10,7 @@ from keras import ops
 from keras_psp._core.private import own_weights
 from keras_psp._core.private import source_of
 from keras_psp._reading.build_again import build_again
+from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import copy_flags
 from keras_psp._reading.describe import get_config
 from keras_psp._reading.graph import Graph
@@ -77,7 +78,7 @@ class Heads:
 
 
 def _can_widen(head: Any) -> bool:
-    return head.built and can_cut(head.activation)
+    return can_convert(head) and can_cut(head.activation)
 
 
 def _find_heads(read: Read) -> list[Any]:

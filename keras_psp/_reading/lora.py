@@ -39,8 +39,11 @@ def merge_lora(read: Graph | OwnCode) -> Graph | OwnCode:
     def make(layer: Any) -> Any:
         if not _holds_lora(layer):
             return None
+        config = get_config(layer)
+        for name in ("lora_rank", "lora_alpha"):
+            config.pop(name, None)
         # It is built when it is called: a block need not have a `build()`.
-        return type(layer).from_config({**get_config(layer), **_without_lora(layer)})
+        return type(layer).from_config(config)
 
     merged, pairs = build_again(read, make, {})
     for layer, new in pairs:
@@ -56,12 +59,6 @@ def _holds_lora(layer: Any) -> bool:
 def _has_lora(layer: Any) -> bool:
     has_lora = getattr(layer, "lora_enabled", False)
     return has_lora and getattr(layer, "quantization_mode", None) is None
-
-
-def _without_lora(layer: Any) -> dict[str, Any]:
-    """Returns what a layer's config is to say of its LoRA."""
-    names = ("lora_rank", "lora_alpha")
-    return {name: None for name in names if name in get_config(layer)}
 
 
 def _merged(layer: keras.layers.Layer) -> list:

@@ -101,7 +101,8 @@ def plan_models(
         that stand for one another, for each of those that hold weights.
 
     Raises:
-        ValueError: A layer in which they differ cannot have a copy for each task.
+        ValueError: A layer in which they differ cannot have a copy for each task, or is
+            a head of other widths that cannot be cut.
     """
     alike = alike_layers(graphs, whole)
     # What a block holds itself is used by its code: then all inside is copied with it.
@@ -118,6 +119,11 @@ def plan_models(
         first = layers[0]
         if can_convert(first, in_parts) and is_safe(first, calls):
             chosen.append(first)
+        elif heads is not None and id(first) in heads.units:
+            raise ValueError(
+                "Models may differ in the width of a head that is used by calling it "
+                f"alone. Received: {first.name!r}, whose weights are used otherwise"
+            )
         elif not all_equal(layers):
             if not (can_copy(first) and is_safe(first, calls)):
                 raise ValueError(

@@ -21,6 +21,8 @@ class SuperposedDense(Superposed):
     `bind_inputs()` if what a context binds is not the inputs' last dimension.
     """
 
+    units_per_task: Any = None  # Of layers that are `TaskUnits` too.
+
     def multiply(self, inputs: Any, kernel: Any) -> Any:
         """Computes the layer's product."""
         raise NotImplementedError
@@ -39,7 +41,8 @@ class SuperposedDense(Superposed):
     ) -> Any:
         task = Task(task, self.num_tasks, inputs, self.task_names)
         bound = self.bind_inputs(inputs, task.index)
-        if self.base is None and not self._task_rows and not self._is_cut:
+        is_whole = self.base is None and not self._task_rows
+        if is_whole and self.units_per_task is None:
             outputs = super().quantized_call(bound, training=training)
             return task.mask(outputs)
         _bare.layer = self  # What is to be added comes before the activation.
@@ -66,10 +69,6 @@ class SuperposedDense(Superposed):
         if self.activation is not None:
             outputs = self.activation(outputs)
         return task.mask(outputs)
-
-    @property
-    def _is_cut(self):
-        return getattr(self, "units_per_task", None) is not None
 
     @property
     def activation(self) -> Any:

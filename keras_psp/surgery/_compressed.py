@@ -174,6 +174,11 @@ class Walk:
         groups = [leaf_layers([x]) for x in plan.chosen if self._holds_kernels(x)]
         order = {id(layer): i for i, (layer, _) in enumerate(self._pairs)}
         self.groups = sorted(groups, key=lambda group: order[id(group[0])])
+        if not self.groups:
+            raise ValueError(
+                "`models` must have a kernel that can be kept in few bits. "
+                f"Received: {self._graph.name!r}, which has none"
+            )
         self._kernels: dict[int, np.ndarray] = {}
         self._biases: dict[int, np.ndarray] = {}
         self._new_tasks: dict[int, Parts] = {}

@@ -227,11 +227,6 @@ def superpose(
         examples = read_data_of_tasks(graphs[0], len(models), data)
     if in_few_bits:
         walk = Walk(graphs, plan, alike, with_base, examples, ridge)
-        if not walk.groups:
-            raise ValueError(
-                "`models` must have a kernel that can be kept in few bits. "
-                f"Received: {graphs[0].name!r}, which has none"
-            )
         if form is not None:
             one = walk.fit_alike(form)
         else:

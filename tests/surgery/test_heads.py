@@ -191,3 +191,11 @@ def test_hidden_layers_of_other_widths_are_refused():
     ]
     with pytest.raises(ValueError, match="The first layer that differs is 'h'"):
         keras_psp.superpose(models)
+
+
+def test_a_head_that_cannot_be_cut_is_refused():
+    models = [make_model(width) for width in WIDTHS]
+    for model in models:
+        model.get_layer("head").kernel_constraint = keras.constraints.MaxNorm(1.0)
+    with pytest.raises(ValueError, match="The first layer that differs is 'head'"):
+        keras_psp.superpose(models)
