@@ -68,6 +68,21 @@ def test_each_task_has_its_own_outputs(options):
     check_tasks(one, models)
 
 
+@pytest.mark.parametrize("how", [{}, once({"bits": 8})])
+def test_files_and_new_tasks_keep_the_widths(how, tmp_path):
+    models = [make_model(width) for width in WIDTHS]
+    one = keras_psp.superpose(models, base=make_model(5), **how)
+    one.save(tmp_path / "one.keras")
+    read = keras.models.load_model(tmp_path / "one.keras")
+    before = answer(read, task=TASKS)
+    assert np.isneginf(before[0, 2:]).all()
+    read.add_tasks(1)
+    assert np.isfinite(answer(read, task=np.full(len(X), 3))).all()
+    np.testing.assert_array_equal(answer(read, task=TASKS), before)
+    read.remove_tasks(n=2)
+    assert read.get_layer("head").units_per_task == [2, 5]
+
+
 def test_a_base_with_another_head_serves():
     models = [make_model(width) for width in WIDTHS]
     base = make_model(1000)
