@@ -445,6 +445,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         help="for --infer-task: the model's outputs are probabilities, not logits",
     )
     parser.add_argument(
+        "--unpack",
+        action="store_true",
+        help="write numbers in few bits as floats: larger, and faster",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace what is at the path"
     )
     parser.set_defaults(command=_export)
@@ -461,6 +466,7 @@ def _export(args: argparse.Namespace) -> None:
         tasks=args.task,
         infer_task=args.infer_task,
         from_logits=not args.probabilities,
+        unpack=args.unpack,
         overwrite=args.overwrite,
     )
     _console().print(

@@ -22,6 +22,7 @@ from keras_psp._core.private import children
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.inference import decide
 from keras_psp.inference import entropy
+from keras_psp.layers._few_bits import kept_packed
 
 
 def write(
@@ -32,6 +33,7 @@ def write(
     tasks: Sequence[int] = (),
     infer_task: bool = False,
     from_logits: bool = True,
+    unpack: bool = False,
 ) -> None:
     """Writes a model in a format that the backend can write; see `export()`.
 
@@ -44,6 +46,8 @@ def write(
         tasks: Tasks that have an endpoint each.
         infer_task: Boolean, whether there is an endpoint `infer_task`.
         from_logits: Boolean, an argument of `infer_task()`.
+        unpack: Boolean, whether numbers in few bits become floats where a converter can
+            compute them once.
     """
     if format == "tf_saved_model":
         _write_saved_model(model, path, output_names, tasks, infer_task, from_logits)
@@ -55,10 +59,10 @@ def write(
         )
     elif format == "litert":
         # LiteRT keeps the names of a dictionary, and loses those of other structures.
-        model = _with_outputs(model, output_names, named=True)
+        model = _with_outputs(model, output_names, named=True, unpack=unpack)
         model.export(path, format=format, verbose=False)
     else:
-        model = _with_outputs(model, output_names)
+        model = _with_outputs(model, output_names, unpack=unpack)
         rename = {"onnx": _rename_in_onnx, "openvino": _rename_in_openvino}[format]
         with tempfile.TemporaryDirectory() as folder:
             unnamed = os.path.join(folder, os.path.basename(path))
@@ -79,14 +83,25 @@ def _is_nested(model):
     return any(map(keras.tree.is_nested, parts))
 
 
-def _with_outputs(model, names, named=False):
+def _with_outputs(model, names, named=False, unpack=True):
     """Returns the model with its outputs in a list, or in a dictionary by name."""
     outputs = keras.tree.flatten(model(model.input))
     if named:
         outputs = dict(zip(names, outputs, strict=True))
-    model = keras.Model(model.input, outputs, name=model.name)
+    of_class = keras.Model if unpack else _KeptPacked
+    model = of_class(model.input, outputs, name=model.name)
     model(model.input)  # Keras exports to ONNX only what has been called.
     return model
+
+
+class _KeptPacked(keras.Model):
+    """Functional model whose numbers in few bits stay so in the file."""
+
+    def call(self, inputs, training=None, mask=None):
+        if "task" not in inputs:
+            return super().call(inputs, training=training, mask=mask)
+        with kept_packed(inputs["task"]):
+            return super().call(inputs, training=training, mask=mask)
 
 
 def _rename_in_onnx(old, new, names):

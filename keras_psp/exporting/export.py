@@ -37,6 +37,7 @@ def export(
     tasks: Iterable[int] = (),
     infer_task: bool | None = None,
     from_logits: bool = True,
+    unpack: bool = False,
     overwrite: bool = False,
     verbose: bool = False,
 ) -> dict[str, Any]:
@@ -81,6 +82,9 @@ def export(
             one output, of shape `(batch, num_classes)`.
         from_logits: Boolean, for `infer_task`: whether the model gives logits, or else
             probabilities.
+        unpack: Boolean, whether numbers that layers store in few bits become floats in
+            an `"onnx"`, `"litert"` or `"openvino"` file. The file is larger then, and
+            its answers take less time. Other formats keep them packed.
         overwrite: Boolean, whether `path` may be there already.
         verbose: Boolean, whether to print what was written.
 
@@ -113,6 +117,7 @@ def export(
     check_name("format", format, FORMATS)
     for name, value in (
         ("from_logits", from_logits),
+        ("unpack", unpack),
         ("overwrite", overwrite),
         ("verbose", verbose),
     ):
@@ -133,7 +138,7 @@ def export(
         check = Check(model, output_names, **options)
         written = Path(folder, "written", path.name)
         written.parent.mkdir()
-        _write(model, written, folder, format, options)
+        _write(model, written, folder, format, {**options, "unpack": unpack})
         card["differences"] = _compare(model, check, written, folder, format)
         card["difference"] = max(card["differences"].values())
         card["batch_sizes"] = list(BATCH_SIZES)

@@ -511,3 +511,26 @@ def test_a_saved_model_holds_its_weights_once(tmp_path):
         path.stat().st_size for path in (tmp_path / "model" / "variables").iterdir()
     )
     assert written < 1.2 * keras_psp.diagnostics.memory(model).total
+
+
+PACKED = [f for f in IN_PROCESS[BACKEND] if f in ("onnx", "litert", "openvino")]
+
+
+@pytest.mark.filterwarnings("ignore:In the future `np.object`:FutureWarning")  # Keras'.
+@pytest.mark.parametrize("format", PACKED)
+def test_few_bits_stay_few_in_the_file(format, tmp_path):
+    """Converters would compute floats of them, which are eight times as large."""
+    inputs = keras.Input((256,), name="x")
+    task = keras.Input((), dtype="int32", name="task")
+    options = {"base": True, "core": 8, "rank": 2, "bits": 4}
+    layer = PSPDense(512, NUM_TASKS, context=None, bias_per_task=True, **options)
+    model = TaskModel({"x": inputs, "task": task}, layer(inputs, task))
+    memory, sizes = keras_psp.diagnostics.memory(model).total, {}
+    for unpack in (False, True):
+        path = tmp_path / f"{unpack}{FORMATS[format].suffix}"
+        write(model, str(path), format, ["output_0"], unpack=unpack)
+        # The graph, which OpenVINO writes apart, is as large for a larger model.
+        weights = path.with_suffix(".bin") if format == "openvino" else path
+        sizes[unpack] = weights.stat().st_size
+    assert sizes[False] < 1.01 * memory + (format != "openvino") * 60_000
+    assert sizes[True] > 3 * memory
