@@ -24,6 +24,7 @@ COMMANDS = {
     "floor": "time of model.fit, beside a bare jax.lax.scan",
     "merge": "accuracy of K fine-tuned networks kept in one, and of rival methods",
     "frontier": "accuracy over memory of K fine-tuned networks, and of rival methods",
+    "text": "accuracy over memory of ten fine-tuned MiniLMs, and of rival methods",
     "export": "how near exported models come to the model, by format",
     "serving": "memory and speed of one SavedModel for 20 tasks, beside 20 models",
     "families": "accuracy of every context family on permuted images",

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 else:
     KerasLayer = object
 
-OPTIONS = ("each_task", "frozen", "widths")
+OPTIONS = ("each_task", "frozen", "widths", "quantized")
 
 
 def put_into(
@@ -60,6 +60,7 @@ def put_into(
             anything but one entry for each example. `"frozen"`: whether what tasks
             share is not trained. `"widths"`: the places of layers of which tasks have
             other numbers of outputs, by the arguments of the block that set these.
+        `"quantized"`: modes of other layers that are to be quantized, by their places.
     """
     within = layers_within(layer)
     for _, old, each in new:
@@ -67,15 +68,27 @@ def put_into(
         become(old, each)
     for each in (layer, *within):
         forget_parameters(each)
+    put_in = {place: old for place, old, _ in new}
+    still = {id(each) for each in layers_within(layer)} - set(map(id, put_in.values()))
+    others = {i: each for i, each in enumerate(within) if id(each) in still}
     # No attributes that Keras looks into: the layers are saved where they stand.
     vars(layer)["_as_it_was"] = as_it_was
-    vars(layer)["_put_in"] = Hidden({place: old for place, old, _ in new})
+    vars(layer)["_put_in"], vars(layer)["_others"] = Hidden(put_in), Hidden(others)
     vars(layer)["_options"] = dict(options)
     kind: Any = type(layer)
     if not isinstance(layer, Block):
         object.__setattr__(layer, "__class__", _class_of(mixin, kind))
+    for place, (mode, config) in options.get("quantized", {}).items():
+        config = keras.saving.deserialize_keras_object(config)
+        quantize(others[int(place)], mode, config)
     if options.get("frozen"):
         freeze_shared(layer)
+
+
+def quantize(layer: keras.layers.Layer, mode: str | None, config: Any) -> None:
+    """Quantizes a layer by Keras' own means, if it is not to stay as it is."""
+    if mode is not None and layer.quantization_mode is None:
+        layer.quantize(mode, type_check=False, config=config)
 
 
 def freeze_shared(layer: keras.layers.Layer) -> None:
@@ -112,6 +125,7 @@ class Block(KerasLayer):
 
     _as_it_was: dict
     _put_in: Hidden
+    _others: Hidden
     _options: dict[str, Any]
     _mixin: Any
 
@@ -178,7 +192,16 @@ class Block(KerasLayer):
             else keras.saving.serialize_keras_object(layer)
             for place, layer in self.put_in.items()
         }
-        return {"original": self._as_it_was, "layers": layers, **self._options}
+        modes = {
+            str(place): [
+                layer.quantization_mode,
+                keras.saving.serialize_keras_object(layer.quantization_config),
+            ]
+            for place, layer in self._others.values.items()
+            if getattr(layer, "quantization_mode", None) is not None
+        }
+        options = {**self._options, "quantized": modes} if modes else self._options
+        return {"original": self._as_it_was, "layers": layers, **options}
 
     def get_build_config(self) -> None:
         """Returns nothing: the block as it was tells its shapes."""

@@ -34,6 +34,7 @@ from keras_psp.surgery._budget import best
 from keras_psp.surgery._budget import choices
 from keras_psp.surgery._budget import choose
 from keras_psp.surgery._build_superposed import build_superposed
+from keras_psp.surgery._embeddings import round_embeddings
 from keras_psp.surgery._parts import Form
 from keras_psp.surgery._parts import Parts
 from keras_psp.surgery._parts import Wanted
@@ -184,6 +185,7 @@ class Walk:
         self._new_tasks: dict[int, Parts] = {}
         self._probes: dict[int, Any] = {}
         self._outputs = None if data is None else self._measure_outputs()
+        round_embeddings(self._template)  # As what is built of the models will be.
 
     def count_model_bytes(self) -> int:
         """Returns the bytes of one of the models, in float32."""
@@ -268,9 +270,7 @@ class Walk:
         wanted, means = self.wanted(leaf, compressed=True)
         parts = fit(form, wanted)
         if self._with_base:
-            base = kernel_rows(
-                self._superposed[id(leaf)], self._same[id(leaf)][-1].kernel
-            )
+            base = self.base_rows(leaf)
             # A new task has the base's biases: the means of the inputs count too.
             here = means[1] if means is not None else np.zeros((1, len(base)))
             gram = wanted.mean_gram + here.T @ here / len(here)
@@ -279,6 +279,10 @@ class Walk:
             self._new_tasks[id(leaf)] = fit_more(parts, new)
         self._go_on(leaf, parts, means)
         return parts
+
+    def base_rows(self, leaf: keras.layers.Layer) -> Any:
+        """Returns the base's kernel of a layer, as rows `(M, N)`."""
+        return kernel_rows(self._superposed[id(leaf)], self._same[id(leaf)][-1].kernel)
 
     def fit_more(
         self, leaf: keras.layers.Layer, shared: Parts
@@ -341,6 +345,7 @@ class Walk:
                     set_new_rows(ours, layers[-1])
             else:
                 copy_weights(layer, ours)
+        round_embeddings(model)
         return model
 
     def _build(self, form_of):

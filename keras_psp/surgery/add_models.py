@@ -37,6 +37,8 @@ from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._compressed import fit_more_models
 from keras_psp.surgery._compressed import hold_more
 from keras_psp.surgery._compressed import is_compressed
+from keras_psp.surgery._embeddings import is_rounded
+from keras_psp.surgery._embeddings import rounds
 from keras_psp.surgery._kernel import RIDGE
 from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel
@@ -295,6 +297,8 @@ def _pair(model, models):
         if isinstance(layer, TaskLayer):
             found.append((layer, plains))
             shared_differ = differs(layer, plains, own=False)
+        elif is_rounded(layer):
+            shared_differ = not all(rounds(layer, each) for each in plains)
         else:
             shared_differ = not all_equal([copy, *plains])
         if shared_differ:

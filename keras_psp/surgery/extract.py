@@ -15,10 +15,14 @@ from keras_psp._reading.graph import copy_weights
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.graph import pair_leaf_layers
 from keras_psp.layers._block import Block
+from keras_psp.layers._block import quantize
 from keras_psp.layers._original import pairs_within
 from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.models._own_model import OwnModel
 from keras_psp.models.task_model import TaskModel
+from keras_psp.surgery._embeddings import floats_of
+from keras_psp.surgery._embeddings import is_rounded
+from keras_psp.surgery._embeddings import unrounded
 
 
 def extract(model: Any, task: int | str) -> keras.Model:
@@ -84,7 +88,7 @@ def build_plain(
             pairs += _take_weights(layer, copy, task, is_whole)
             continue
         pairs.append((layer, copy))
-        if not isinstance(layer, TaskLayer):
+        if not isinstance(layer, TaskLayer) and not is_rounded(layer):
             copy_weights(layer, copy)
     return plain, pairs
 
@@ -98,7 +102,11 @@ def _take_weights(block, plain, task, is_whole):
             copy.set_weights(rows)
         elif isinstance(layer, TaskLayer):
             copy.set_weights(make_plain(layer, task, is_whole).get_weights())
+        elif is_rounded(layer) and not is_rounded(copy):
+            copy.set_weights([floats_of(layer)])
         else:
+            if getattr(layer, "quantization_mode", None) is not None:
+                quantize(copy, layer.quantization_mode, layer.quantization_config)
             for weight, own in zip(own_weights(layer), own_weights(copy), strict=True):
                 own.assign(ops.convert_to_numpy(weight))  # JAX may share an array.
     return pairs
@@ -122,7 +130,7 @@ def _build(model, task, made, is_whole):
             return make_plain(layer, task, is_whole)
         if is_graph(layer):
             return keras.models.clone_model(layer, clone_function=plain_of)
-        return copy_layer(layer)
+        return unrounded(layer) if is_rounded(layer) else copy_layer(layer)
 
     def call(layer, *args, **kwargs):
         if "task" in kwargs:

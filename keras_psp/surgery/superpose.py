@@ -105,6 +105,7 @@ def superpose(
     ```
 
     with inputs without their means, for each task's biases make up for these.
+    Embeddings that are the same in all models are kept in 8 bits, by Keras' `quantize`.
 
     With `rank`, `core` or `bits`, the parts are those that they name, in all layers.
 

@@ -287,6 +287,52 @@ def test_fine_tuned_models_are_kept_in_one(make, options, allowed, tmp_path):
     np.testing.assert_allclose(ask(read, x, TASKS), mixed, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.compile... was not called as part")
+@pytest.mark.filterwarnings("ignore:.build... was called on layer 'block'")
+@pytest.mark.parametrize("make", [block, hub_classifier])
+def test_embeddings_that_all_share_are_rounded_within_a_budget(make, tmp_path):
+    base, x = make()
+    draw_weights(base)
+    models, _ = tune(base, x, NUM_TASKS)
+    for model in models:
+        for weight, old in zip(model.weights, base.weights, strict=True):
+            if "embeddings" in weight.path.split("/")[-1]:
+                weight.assign(ops.convert_to_numpy(old))
+    one = keras_psp.superpose(models[:2], base=base, data=[x] * 2, budget=3.5)
+    held = [w for w in one.weights if w.dtype == "int8"]
+    assert held and all(w.path.endswith("/embeddings") for w in held)
+    found = [ask(one, x, k) for k in range(2)]
+    one.save(tmp_path / "one.keras")
+    read = keras.models.load_model(tmp_path / "one.keras")
+    plain = keras_psp.extract(read, 1)
+    assert not any(w.dtype == "int8" for w in plain.weights)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), found[1], atol=1e-5)
+    keras_psp.surgery.add_models(read, models[2:], data=[x])
+    for k, model in enumerate(models):
+        y = ask(read, x, k)
+        if k < 2:
+            np.testing.assert_allclose(y, found[k], atol=1e-6)
+        np.testing.assert_allclose(y, model.predict(x, verbose=0), atol=0.03)
+    with pytest.raises(ValueError, match="share the weights of '.*embedding'"):
+        keras_psp.surgery.add_models(read, [draw_weights(models[0], seed=5)], data=[x])
+
+
+@pytest.mark.filterwarnings("ignore:These layers have no superposed counterpart")
+@pytest.mark.filterwarnings("ignore:.compile... was not called as part")
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_quantized_layer_in_a_block_is_so_in_its_file(mode, tmp_path):
+    base, x = hub_classifier()
+    one = keras_psp.convert(base, 2, context=None, rank=1, shared="freeze")
+    one.quantize(mode)
+    before = ask(one, x, 1)
+    one.save(tmp_path / "one.keras")
+    read = keras.models.load_model(tmp_path / "one.keras")
+    np.testing.assert_allclose(ask(read, x, 1), before, atol=1e-6)
+    plain = keras_psp.extract(read, 1)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), before, atol=1e-5)
+
+
 def test_more_models_of_a_class_of_their_own_come_later():
     base, x = own_model()
     draw_weights(base)

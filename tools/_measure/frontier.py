@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,10 +33,8 @@ from _measure.rivals import floor
 from _measure.rivals import rivals
 from keras_psp import datasets
 from keras_psp import diagnostics
-from keras_psp._reading.counterparts import leaf_layers
-from keras_psp._reading.graph import Graph
+from keras_psp._reading.graph import read_model
 from keras_psp._reading.plan import plan_models
-from keras_psp._reading.rows import kernel_rows
 from keras_psp.surgery._budget import Choice
 from keras_psp.surgery._budget import best
 from keras_psp.surgery._compressed import RIDGE
@@ -47,8 +46,8 @@ OURS = "superpose(budget=)"
 # Our method without some parts of a `Form`.
 WITHOUT = {"": (), ", without core": ("core",), ", without own rank": ("rank",)}
 BATCH_SIZE = 2500
-# Returns a task's test images and labels.
-Tests = Callable[[int], tuple[np.ndarray, np.ndarray]]
+# Returns a task's test inputs, an array or a dictionary of these, and labels.
+Tests = Callable[[int], tuple[Any, np.ndarray]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains or reads networks, keeps them in all ways, and prints a table."""
-    rows = [row for seed in args.seeds for row in _compare(args, seed)]
+    measure(args, lambda seed: Networks(*read_networks(args, seed)))
+
+
+def measure(args: argparse.Namespace, networks_of: Callable[[int], "Networks"]) -> None:
+    """Keeps the networks of each seed in all ways, and prints a table."""
+    rows = [row for s in args.seeds for row in _compare(args, s, networks_of(s))]
     name = f"frontier-{args.network}-{args.tasks}-tasks-{keras.backend.backend()}"
     what = (
         "memory in float32 networks; mean test accuracy, its share of the fine-tuned "
@@ -80,8 +84,7 @@ def run(args: argparse.Namespace) -> None:
     tables.show(tables.draw_frontier, result)
 
 
-def _compare(args: argparse.Namespace, seed: int) -> list[Row]:
-    networks = Networks(*read_networks(args, seed))
+def _compare(args: argparse.Namespace, seed: int, networks: "Networks") -> list[Row]:
     path = args.runs and args.runs / f"{args.network}-{args.tasks}-{seed}.jsonl"
     found = path.read_text().splitlines() if path and path.exists() else []
     known = {(row["system"], row["size"]): row for row in map(json.loads, found)}
@@ -185,7 +188,7 @@ class Networks:
     Args:
         models: The networks.
         base: That from which they were trained.
-        data: Examples for each.
+        data: Examples for each: an array, or a dictionary of these by input.
         tests: Function of a task that returns its test images and labels.
     """
 
@@ -193,14 +196,14 @@ class Networks:
         self,
         models: Sequence[keras.Model],
         base: keras.Model,
-        data: Sequence[np.ndarray],
+        data: Sequence[Any],
         tests: Tests,
     ) -> None:
         self.num_tasks, self._tests = len(models), tests
-        graphs = [Graph(model) for model in (*models, base)]
-        (name,) = graphs[0].names
+        graphs = [read_model(model) for model in (*models, base)]
+        name = graphs[0].names[0]
         self._data = data
-        examples = [{name: x} for x in data]
+        examples = [x if isinstance(x, dict) else {name: x} for x in data]
         self._walk = Walk(
             graphs, *plan_models(graphs, in_parts=True), True, examples, RIDGE
         )
@@ -210,12 +213,8 @@ class Networks:
         self._own = [self._answer(k) for k in range(self.num_tasks)]
         self._labels = [tests(k)[1] for k in range(self.num_tasks)]
         self._tuned = self._accuracy(self._own)
-        leaves = leaf_layers(graphs[0].layers)
-        bases = dict(zip(map(id, leaves), leaf_layers(graphs[-1].layers), strict=True))
         self.layers = [
-            Layer(self._walk, leaf, bases[id(leaf)])
-            for group in self._walk.groups
-            for leaf in group
+            Layer(self._walk, leaf) for group in self._walk.groups for leaf in group
         ]
         floor(self)
         self._floor = self._accuracy([self._answer(k) for k in range(self.num_tasks)])
@@ -264,8 +263,9 @@ class Networks:
         return np.mean(np.equal(answers, self._labels))
 
     def _answer(self, task):
-        images, plain = self._tests(task)[0], self._walk.plain(task)
-        return plain.predict(images, batch_size=BATCH_SIZE, verbose=0).argmax(-1)
+        inputs, plain = self._tests(task)[0], self._walk.plain(task)
+        size = 256 if isinstance(inputs, dict) else BATCH_SIZE
+        return plain.predict(inputs, batch_size=size, verbose=0).argmax(-1)
 
     def _answer_examples(self):
         return [
@@ -277,13 +277,11 @@ class Networks:
 class Layer:
     """A layer of all networks, as rivals see it (see `rivals.Layer`)."""
 
-    def __init__(
-        self, walk: Walk, leaf: keras.layers.Layer, base: keras.layers.Layer
-    ) -> None:
+    def __init__(self, walk: Walk, leaf: keras.layers.Layer) -> None:
         self._walk, self._leaf = walk, leaf
         self._own, _ = walk.wanted(leaf, compressed=False, with_means=True)
         self.kernels = self._own.kernels
-        self.base = kernel_rows(walk._superposed[id(leaf)], base.kernel)
+        self.base = walk.base_rows(leaf)
 
     def wanted(self, compressed: bool) -> Wanted:
         if not compressed:
