@@ -59,9 +59,11 @@ def _leave_out(rng, words, other):
     return [word for i, word in enumerate(words) if i not in gone]
 
 
-def _turn_round(rng, words, other):
-    middle = len(words) // 2
-    return words[middle:] + words[:middle]
+def _add_letters(rng, words, other):
+    found = list(words)
+    for i in rng.choice(len(found), 2, replace=False):
+        found[i] += "s"
+    return found
 
 
 def _mix_in(rng, words, other):
@@ -98,7 +100,7 @@ CHANGES: dict[str, Change] = {
     "eight words shuffled": _shuffle,
     "two words repeated": _repeat,
     "five words left out": _leave_out,
-    "halves turned round": _turn_round,
+    "two words with an s more": _add_letters,
     "six words of another passage": _mix_in,
     "six words reversed": _reverse,
     "two words misspelt": _misspell,
