@@ -8,6 +8,7 @@ keeps in plain attributes.
 import functools
 import inspect
 import re
+import types
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -90,7 +91,10 @@ def get_config(layer: keras.layers.Layer) -> dict[str, Any]:
 
 
 def own_functions(layer: keras.layers.Layer) -> dict[str, Callable]:
-    """Returns the functions of the user's own that a layer holds, by attribute."""
+    """Returns the functions of the user's own that a layer holds, by attribute.
+
+    Initializers are left out: they do not change what a trained layer computes.
+    """
     return {
         name: value
         for name, value in _own_attributes(layer)
@@ -121,7 +125,13 @@ def _is_of_torch(value: Any) -> bool:
 
 def is_of_keras(value: Any) -> bool:
     """Returns whether a function, or a layer's class, comes with Keras."""
-    return (getattr(value, "__module__", None) or "").split(".")[0] == "keras"
+    module = getattr(value, "__module__", None)
+    if isinstance(value, types.FunctionType):
+        # `functools.wraps()` gives a function the `__module__` of another.
+        module = value.__globals__.get("__name__")
+    elif not isinstance(value, type):
+        module = type(value).__module__
+    return (module or "").split(".")[0] == "keras"
 
 
 def plain_state(layer: keras.layers.Layer) -> dict[str, Any]:
@@ -142,8 +152,16 @@ def tensors_in(values: Any) -> list[keras.KerasTensor]:
 
 
 def _own_attributes(layer):
-    every = vars(layer).items()
-    return [(name, value) for name, value in every if name not in _of_every_layer()]
+    return [
+        (name, value)
+        for name, value in vars(layer).items()
+        if name not in _of_every_layer() and not _is_initial(name)
+    ]
+
+
+def _is_initial(name):
+    """Whether what has this name says only what a layer's weights begin with."""
+    return "initializer" in name
 
 
 @functools.cache
@@ -187,7 +205,7 @@ def _without_names(config, is_layer=True):
         return {
             key: _without_names(value, is_layer=False)
             for key, value in config.items()
-            if key not in left_out and "initializer" not in key
+            if key not in left_out and not _is_initial(key)
         }
     if isinstance(config, (list, tuple)):
         return [_without_names(value, is_layer=False) for value in config]

@@ -4,6 +4,7 @@ Neither `==` nor `repr()` can tell. NumPy prints the ends of a long array alone,
 functions made by one `def` have the same name but may hold different numbers.
 """
 
+import dataclasses
 import functools
 import types
 from typing import Any
@@ -23,8 +24,8 @@ def same_value(one: Any, other: Any) -> bool:
     Args:
         one: Any value. Arrays, tensors and variables are compared by dtype and numbers;
             functions by code, defaults, closure and the globals that they use; bound
-            methods also by their object; layers by type, config and weights; other
-            objects by `==`, or by what their attributes hold.
+            methods also by their object; layers by type, config and weights; dataclasses
+            by their fields; other objects by `==`, or by what their attributes hold.
         other: Any value.
     """
     return _same(one, other, {})
@@ -158,6 +159,10 @@ def _state(layer):
 
 
 def _same_objects(one, other, seen):
+    if dataclasses.is_dataclass(one) and not isinstance(one, type):
+        # Their own `==` raises an error where a field holds arrays.
+        names = [field.name for field in dataclasses.fields(one)]
+        return all(_same(getattr(one, x), getattr(other, x), seen) for x in names)
     equal = one == other
     if isinstance(equal, (bool, np.bool_)) and equal:
         return True

@@ -1,5 +1,6 @@
 """Models are compared by what they compute: constants, functions, axes, inputs."""
 
+import dataclasses
 import functools
 
 import keras
@@ -158,6 +159,24 @@ def scaled_by(c):
     return scale
 
 
+def wrapped(c):
+    @functools.wraps(keras.activations.relu)
+    def relu(x):
+        return c * keras.activations.relu(x)
+
+    return relu
+
+
+@dataclasses.dataclass
+class Table:
+    """Its `==` raises an error, as it compares arrays."""
+
+    by: np.ndarray
+
+    def apply(self, x):
+        return ops.multiply(x, self.by)
+
+
 def long_array(c):
     values = np.ones((3, 4000), "float32")
     values[1, 2000] = c
@@ -209,6 +228,9 @@ OF_A_NUMBER = {
     "globals": lambda c: layers.Lambda(of_other_globals(c)),
     "partial": lambda c: layers.Lambda(functools.partial(ops.multiply, x2=c)),
     "method": lambda c: layers.Lambda(Scale(c).apply),
+    "keras_method": lambda c: layers.Lambda(layers.Rescaling(c).call),
+    "dataclass": lambda c: layers.Lambda(Table(np.full(4, c, "float32")).apply),
+    "wrapped": lambda c: layers.Dense(4, activation=wrapped(c)),
     "arguments": lambda c: layers.Lambda(lambda x, by: x * by, arguments={"by": c}),
     "activation": lambda c: layers.Dense(4, activation=scaled_by(c)),
     "inside": lambda c: layers.TimeDistributed(
@@ -244,6 +266,16 @@ def test_values():
     other.append(other)
     assert same_value(ring, other)
     assert same_value(Scale(1), Scale(1)) and not same_value(Scale(1), Scale(2))
+
+
+def test_initializers_do_not_matter():
+    def ones(shape, dtype=None):
+        return ops.ones(shape, dtype)
+
+    one, other = (
+        layers.Dense(4, kernel_initializer=each) for each in ("he_normal", ones)
+    )
+    assert is_same(around(one), around(other))
 
 
 def test_inputs_are_matched_by_name():
