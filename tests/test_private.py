@@ -61,6 +61,7 @@ NAMES = {
     lambda: serialization_lib: {"SafeModeScope"},
     lambda: keras.layers.Dense(2)(keras.Input((2,))): {"_keras_history"},
     lambda: symbolic_scope: {"in_symbolic_scope"},
+    lambda: keras.losses.SparseCategoricalCrossentropy(): {"_fn_kwargs"},
     lambda: keras.layers.Conv1D(2, 2): {"_compute_causal_padding"},
 }
 if BACKEND == "jax":

@@ -456,6 +456,14 @@ def loss_weights(model: keras.Model) -> Any:
     return getattr(model._compile_loss, "_user_loss_weights", None)
 
 
+def loss_arguments(loss: keras.losses.Loss) -> dict[str, Any]:
+    """Returns what one of Keras' losses gives to its function.
+
+    `get_config()` of `SparseCategoricalCrossentropy` leaves out the `axis`.
+    """
+    return loss._fn_kwargs
+
+
 def mask_of(tensor: Any) -> Any:
     """Returns the mask that Keras has given to a layer's output, or `None`."""
     return getattr(tensor, "_keras_mask", None)

@@ -1,5 +1,6 @@
 """Of which likelihood a model's loss is, with labels drawn from the model itself."""
 
+import inspect
 import math
 from typing import Any
 
@@ -8,11 +9,16 @@ from keras import ops
 
 from keras_psp._core import private
 
+# Keras' own. A function or a class of the user's may have any name.
 _KINDS = {
-    "binarycrossentropy": "binary",
-    "categoricalcrossentropy": "categorical",
-    "sparsecategoricalcrossentropy": "categorical",
-    "meansquarederror": "squared_error",
+    keras.losses.BinaryCrossentropy: "binary",
+    keras.losses.binary_crossentropy: "binary",
+    keras.losses.CategoricalCrossentropy: "categorical",
+    keras.losses.categorical_crossentropy: "categorical",
+    keras.losses.SparseCategoricalCrossentropy: "categorical",
+    keras.losses.sparse_categorical_crossentropy: "categorical",
+    keras.losses.MeanSquaredError: "squared_error",
+    keras.losses.mean_squared_error: "squared_error",
 }
 
 
@@ -20,8 +26,9 @@ class Likelihood:
     """The sum of the losses of examples, with labels that the model draws.
 
     A loss counts as in `fit()`: an example's is its mean over the places that have a
-    label of their own, times the sample weight and the loss weight. Places that are
-    masked, or have the label that the loss ignores, do not count.
+    label of their own, or their sum with `reduction="sum"`, times the sample weight and
+    the loss weight. Places that are masked, or have the label that the loss ignores, do
+    not count.
 
     Args:
         model: A compiled `keras.Model`. Each of its outputs has a (binary, categorical
@@ -58,54 +65,67 @@ class Likelihood:
             sample_weight: Weights of examples or places, or `None`.
         """
         total = 0.0
-        for key, output in self._items(y_pred):
-            loss = self._pick(self._losses, key)
+        for path, output in self._items(y_pred):
+            loss = self._pick(self._losses, path)
             if loss is None:
                 continue
-            weight = self._pick(sample_weight, key)
-            losses = self._lose(loss, output, self._pick(y, key), weight)
-            scale = self._pick(self._weights, key)
+            weight = self._pick(sample_weight, path)
+            losses = self._lose(loss, output, self._pick(y, path), weight)
+            scale = self._pick(self._weights, path)
             total = ops.add(total, losses if scale is None else losses * scale)
         return total
 
-    def _items(self, y_pred):
-        """The outputs, each with its index and its name."""
+    def _items(self, y_pred, path=()):
+        """The outputs, each with the indices and names that lead to it."""
         if isinstance(y_pred, dict):
-            return [((i, name), y_pred[name]) for i, name in enumerate(y_pred)]
-        if not isinstance(y_pred, (list, tuple)):
-            return [((0, None), y_pred)]
-        names = self._names or [None] * len(y_pred)
-        return list(zip(enumerate(names), y_pred, strict=True))
+            names, outputs = list(y_pred), list(y_pred.values())
+        elif isinstance(y_pred, (list, tuple)):
+            names, outputs = [None] * len(y_pred), y_pred
+            if not path and len(self._names or ()) == len(y_pred):
+                names = self._names
+        else:
+            return [(path or ((0, None),), y_pred)]
+        return [
+            item
+            for step, output in zip(enumerate(names), outputs, strict=True)
+            for item in self._items(output, (*path, step))
+        ]
 
-    def _pick(self, structure, key):
+    def _pick(self, structure, path):
         """What belongs to an output, of what was given for one or for all."""
-        i, name = key
-        if isinstance(structure, dict):
-            if name is None and len(structure) == 1:
-                return next(iter(structure.values()))
-            return structure.get(name)
-        if isinstance(structure, list) or type(structure) is tuple:
-            return structure[i]
+        for i, name in path:
+            if isinstance(structure, dict):
+                if name is None and len(structure) == 1:
+                    (name,) = structure
+                structure = structure.get(name)
+            elif isinstance(structure, list) or type(structure) is tuple:
+                structure = structure[i]
         return structure
 
     def _lose(self, loss, output, labels, weight):
-        kind, from_logits, ignored = loss
+        kind, from_logits, ignored, axis, is_sum = loss
         mask = private.mask_of(output)
         output = ops.cast(output, "float32")
         if len(output.shape) == 1:
             output = ops.expand_dims(output, -1)
+        output = ops.moveaxis(output, axis, -1)
         places = output.shape[1:-1]
-        losses = getattr(self, f"_draw_{kind}")(output, from_logits)
-        count = math.prod(places)
-        shares = ops.full((1,) * (1 + len(places)), 1.0 / count)
+        if kind == "squared_error":
+            count = output.shape[-1] if is_sum else math.prod(output.shape[1:])
+            losses = self._draw_squared_error(output, count)
+        else:
+            losses = getattr(self, f"_draw_{kind}")(output, from_logits)
+        if mask is None or len(mask.shape) != len(losses.shape):
+            mask = ops.ones((1, *places), "bool")
         if ignored is not None and labels is not None:
             labels = ops.reshape(labels, ops.shape(losses))
-            mask = ops.not_equal(labels, ops.cast(ignored, labels.dtype))
-        if mask is not None and len(mask.shape) == len(losses.shape):
-            mask = ops.cast(mask, "float32")
-            axes = tuple(range(1, len(losses.shape)))
-            number = ops.sum(mask, axis=axes, keepdims=True) if axes else 1.0
-            shares = ops.divide(mask, ops.maximum(number, 1.0))
+            counted = ops.not_equal(labels, ops.cast(ignored, labels.dtype))
+            mask = ops.logical_and(mask, counted)
+        shares = ops.cast(mask, "float32")
+        axes = tuple(range(1, len(losses.shape)))
+        if axes and not is_sum:
+            number = ops.sum(shares, axis=axes, keepdims=True)
+            shares = ops.divide(shares, ops.maximum(number, 1.0))
         if weight is not None:
             weight = ops.cast(weight, "float32")
             if len(weight.shape) > len(losses.shape):
@@ -146,30 +166,36 @@ class Likelihood:
         losses = keras.losses.binary_crossentropy(drawn, logits, from_logits=True)
         return self.temperature * losses
 
-    def _draw_squared_error(self, output, from_logits):
+    def _draw_squared_error(self, output, count):
         # Off by one standard deviation of what this loss is the likelihood of.
         uniform = keras.random.uniform(ops.shape(output), seed=self.seed_generator)
         off = ops.where(uniform < 0.5, 1.0, -1.0)
-        off = off * (math.prod(output.shape[1:]) / 2) ** 0.5
+        off = off * (count / 2) ** 0.5
         drawn = ops.stop_gradient(output) + off
         return ops.mean(ops.square(output - drawn), axis=-1)
 
 
 def _find_kind(loss):
-    """Which likelihood a loss is of, whether of logits, and the label it ignores."""
+    """Which likelihood a loss is of, and what of its config matters."""
     if loss is None:
         return None
     loss = keras.losses.get(loss)
-    config = loss.get_config() if hasattr(loss, "get_config") else {}
-    name = getattr(loss, "__name__", "") or type(loss).__name__
-    kind = _KINDS.get(name.lower().replace("_", ""))
+    is_function = inspect.isfunction(loss)
+    kind = _KINDS.get(loss if is_function else type(loss))
     if kind is None:
-        raise _error(name)
-    return _Kind(kind, bool(config.get("from_logits")), config.get("ignore_class"))
+        raise _error(getattr(loss, "__name__", type(loss).__name__))
+    given = {} if is_function else private.loss_arguments(loss)
+    return _Kind(
+        kind,
+        bool(given.get("from_logits")),
+        given.get("ignore_class"),
+        given.get("axis", -1),
+        not is_function and loss.reduction == "sum",
+    )
 
 
 class _Kind:
-    """Three values that `keras.tree` takes for one."""
+    """Values that `keras.tree` takes for one."""
 
     def __init__(self, *values):
         self.values = values

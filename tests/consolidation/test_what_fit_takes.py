@@ -112,6 +112,81 @@ def test_what_is_ignored_and_sample_weights(labels):
     assert found.min() > 0
 
 
+def test_places_that_are_masked_or_ignored_do_not_count():
+    tokens = np.array([[1, 2, 3, 0], [2, 3, 0, 0]] * 6)
+    inputs = keras.Input((4,), dtype="int32")
+    x = keras.layers.Embedding(4, 3, mask_zero=True)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    model.compile(EWC("sgd"), crossentropy(ignore_class=-1))
+    model.optimizer.build(model.trainable_variables)
+    labels = np.where(tokens == 3, -1, tokens % 2)
+    used = importances(model, (tokens, labels))[0].max(axis=1) > 0
+    assert used.tolist() == [False, True, True, False]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["mse", "crossentropy"])
+def test_losses_may_be_sums_over_places(kind):
+    """With a sum over 5 places, gradients are as many times larger as in `fit()`."""
+    found = []
+    for reduction in ("sum_over_batch_size", "sum"):
+        loss = keras.losses.MeanSquaredError(reduction=reduction)
+        if kind == "crossentropy":
+            loss = crossentropy(reduction=reduction)
+        model = single(2, loss, shape=(5, 3))
+        found.append(importances(model, np.tile(X[:, None], (1, 5, 1)))[0])
+    # The curvature of a squared error is known: it is that of 5 losses.
+    factor = 5 if kind == "mse" else 25
+    np.testing.assert_allclose(found[1], factor * found[0], rtol=1e-4)
+    assert found[0].min() > 0
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", ["", "Sparse"])
+def test_classes_may_be_on_any_axis(kind):
+    x, found = np.tile(X[:, None], (1, 5, 1)), []
+    for axis in (-1, 1):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((5, 3))
+        outputs = keras.layers.Dense(2, use_bias=False)(inputs)
+        if axis == 1:
+            outputs = keras.layers.Permute((2, 1))(outputs)
+        model = keras.Model(inputs, outputs)
+        loss = getattr(keras.losses, f"{kind}CategoricalCrossentropy")
+        model.compile(EWC("sgd"), loss(from_logits=True, axis=axis))
+        model.optimizer.build(model.trainable_variables)
+        found.append(importances(model, x)[0])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+
+
+@pytest.mark.once
+def test_outputs_may_be_nested():
+    inputs = keras.Input((3,))
+    first, second = (keras.layers.Dense(2)(inputs) for _ in range(2))
+    outputs = {"a": first, "b": [second, {"c": keras.layers.Dense(1)(inputs)}]}
+    model = keras.Model(inputs, outputs)
+    targets = {"a": Y, "b": [X[:, :2], {"c": X[:, :1]}]}
+    losses = {"a": crossentropy(), "b": ["mse", {"c": "mse"}]}
+    model.compile(EWC("sgd"), losses)
+    model.fit(X, targets, verbose=0)
+    assert all(each.max() > 0 for each in importances(model, (X, targets)))
+
+
+@pytest.mark.once
+def test_a_loss_of_the_users_own_is_not_taken_for_keras():
+    def binary_crossentropy(y, y_pred):
+        return keras.losses.binary_crossentropy(y, y_pred, from_logits=True)
+
+    class MeanSquaredError(keras.losses.MeanSquaredError):
+        def call(self, y, y_pred):
+            return super().call(y, y_pred) ** 2
+
+    for loss in (binary_crossentropy, MeanSquaredError()):
+        model = single(1, loss)
+        with pytest.raises(ValueError, match='use `labels="data"`'):
+            model.optimizer.end_task(model, (X, X[:, :1]))
+
+
 def test_binary_crossentropy_draws_labels():
     x = RNG.normal(size=(4000, 3)).astype("float32")
     for from_logits in (True, False):
