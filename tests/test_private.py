@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import BACKEND
 from keras.src.backend.common import global_state
+from keras.src.backend.common import masking
 from keras.src.backend.common import symbolic_scope
 from keras.src.saving import serialization_lib
 
@@ -57,6 +58,7 @@ NAMES = {
         "_variables",
         "update_step",
     },
+    lambda: masking: {"get_keras_mask"},
     lambda: global_state: {"get_global_attribute"},
     lambda: serialization_lib: {"SafeModeScope"},
     lambda: keras.layers.Dense(2)(keras.Input((2,))): {"_keras_history"},
@@ -88,7 +90,6 @@ if BACKEND == "tensorflow":
     NAMES[lambda: graph] = {"capture_call_time_value", "outer_graph"}
 # Attributes that are not the class' but are set on what it makes or marks.
 ELSEWHERE = {
-    "_keras_mask",
     "_modules",
     "_parallel_update_step",
     "_torch_params",

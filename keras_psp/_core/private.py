@@ -15,6 +15,7 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.backend.common import masking
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.saving import serialization_lib
 
@@ -465,5 +466,8 @@ def loss_arguments(loss: keras.losses.Loss) -> dict[str, Any]:
 
 
 def mask_of(tensor: Any) -> Any:
-    """Returns the mask that Keras has given to a layer's output, or `None`."""
-    return getattr(tensor, "_keras_mask", None)
+    """Returns the mask that Keras has given to a layer's output, or `None`.
+
+    It is an attribute, but JAX's traced tensors can hold none.
+    """
+    return masking.get_keras_mask(tensor)

@@ -24,8 +24,9 @@ def same_value(one: Any, other: Any) -> bool:
     Args:
         one: Any value. Arrays, tensors and variables are compared by dtype and numbers;
             functions by code, defaults, closure and the globals that they use; bound
-            methods also by their object; layers by type, config and weights; dataclasses
-            by their fields; other objects by `==`, or by what their attributes hold.
+            methods also by their object; layers by type, config and weights;
+            dataclasses by their fields; other objects by `==`, or by what their
+            attributes hold.
         other: Any value.
     """
     return _same(one, other, {})
