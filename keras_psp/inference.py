@@ -13,6 +13,7 @@ from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.data import Structure
 from keras_psp._core.data import read_inputs
+from keras_psp._reading.describe import is_of_keras
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.task_layers import as_task_model
@@ -149,10 +150,10 @@ def gives_logits(model: keras.Model) -> bool:
         ValueError: Its last activation does not tell.
     """
     last = _last_activation(Graph(model, takes_task=True))
-    activation = getattr(last, "activation", None)
-    name = getattr(activation, "__name__", type(activation or last).__name__)
+    told = getattr(last, "activation", None) or type(last)
+    name = getattr(told, "__name__", type(told).__name__)
     kind = _ACTIVATIONS.get(name.lower().replace("_", ""))
-    if kind is None:
+    if kind is None or not is_of_keras(told):
         raise ValueError(
             "`from_logits` must be `True` if the model answers with logits, or `False` "
             "if it answers with probabilities: its last activation does not tell. "
@@ -184,38 +185,41 @@ _PASSING = {
 }
 
 
-def _last_activation(graph: Graph) -> Any:
-    """Returns the layer or operation that decides what a model's answers are."""
+def _last_activation(graph: Graph, place: int = 0) -> Any:
+    """Returns the layer or operation that decides what one of the outputs is."""
     made = {}
 
     def record(layer, *args, **kwargs):
         outputs = layer(*args, **kwargs)
-        for tensor in keras.tree.flatten(outputs):
-            made[id(tensor)] = layer, args, tensor  # Kept, so that no other has its id.
+        for i, tensor in enumerate(keras.tree.flatten(outputs)):
+            # The tensor is kept, so that no other has its id.
+            made[id(tensor)] = layer, args, i, tensor
         return outputs
 
-    output = graph.rebuild(graph.new_inputs(), lambda layer: layer, record)
-    layer, args, _ = made.get(id(output), (None, (), None))
+    unknown = None, (), 0, None
+    outputs = graph.rebuild(graph.new_inputs(), lambda layer: layer, record)
+    output = keras.tree.flatten(outputs)[place]
+    layer, args, i, _ = made.get(id(output), unknown)
     while layer is not None and _passes(layer):
-        layer, args, _ = made.get(id(args[0]), (None, (), None))
+        layer, args, i, _ = made.get(id(args[0]), unknown)
     if is_graph(layer):
-        return _last_activation(Graph(layer, takes_task=True))
+        return _last_activation(Graph(layer, takes_task=True), i)
     return layer
 
 
 def _passes(layer: Any) -> bool:
     if isinstance(layer, keras.layers.Activation):
         return layer.activation is keras.activations.linear
-    return type(layer).__name__ in _PASSING
+    return type(layer).__name__ in _PASSING and is_of_keras(type(layer))
 
 
 def _check_outputs(model: TaskModel) -> None:
     if model.num_tasks == 1:
         raise ValueError("`model` has one task: there is nothing to infer.")
-    shapes = {
-        name: tuple(tensor.shape)
-        for name, tensor in zip(model.output_names, model.outputs, strict=True)
-    }
+    outputs = dict(zip(model.output_names, model.outputs, strict=True))
+    if isinstance(model.output, dict):  # Whose names are not those of the layers.
+        outputs = dict(sorted(model.output.items()))
+    shapes = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), outputs)
     if keras.tree.is_nested(model.output) or len(model.output.shape) != 2:
         raise ValueError(
             "`model` must have one output, of shape (batch, num_classes). "

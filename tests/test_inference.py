@@ -222,6 +222,26 @@ def nested(kind):
     return make
 
 
+def nested_with_two_outputs():
+    x, y = keras.Input((6,), name="image"), keras.Input((6,))
+    inner = keras.Model(
+        y, [keras.layers.Dense(3, kind)(y) for kind in ("softmax", None)]
+    )
+    return keras_psp.convert(keras.Model(x, inner(x)[0]), NUM_TASKS)
+
+
+def softmax(x):
+    """A function of the user's own, with the name of Keras'."""
+    return 3.0 * x
+
+
+class Reshape(keras.layers.Layer):
+    """Likewise."""
+
+    def call(self, inputs):
+        return ops.exp(inputs)
+
+
 @pytest.mark.parametrize(
     "make, expected",
     [
@@ -242,6 +262,7 @@ def nested(kind):
         (with_last(keras.layers.Reshape((3,))), True),
         (nested(None), True),
         (nested("softmax"), False),
+        (nested_with_two_outputs, False),
     ],
 )
 def test_the_last_activation_tells_what_answers_are(make, expected):
@@ -250,13 +271,27 @@ def test_the_last_activation_tells_what_answers_are(make, expected):
 
 @pytest.mark.parametrize(
     "last",
-    [keras.layers.BatchNormalization(), keras.layers.ReLU(), lambda x: x + 1.0],
+    [
+        keras.layers.BatchNormalization(),
+        keras.layers.ReLU(),
+        keras.layers.Activation(softmax),
+        Reshape(),
+        lambda x: x + 1.0,
+    ],
 )
 def test_an_activation_that_does_not_tell_is_asked_for(last):
     model = with_last(last)()
     with pytest.raises(ValueError, match="`from_logits` must be `True` if.*None"):
         infer_task(model, GOOD)
     assert infer_task(model, GOOD, from_logits=True)[0].shape == (2,)
+
+
+def test_several_outputs_are_refused_by_their_names():
+    x = keras.Input((6,), name="image")
+    outputs = {name: keras.layers.Dense(3)(x) for name in ("price", "churn")}
+    model = keras_psp.convert(keras.Model(x, outputs), NUM_TASKS)
+    with pytest.raises(ValueError, match="one output.*'price': .None, 3."):
+        infer_task(model, GOOD)
 
 
 def data_of_every_form(x):
