@@ -13,6 +13,7 @@ from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.data import Structure
 from keras_psp._core.data import read_inputs
+from keras_psp._core.one_thread import one_thread
 from keras_psp._reading.describe import is_of_keras
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import is_graph
@@ -290,7 +291,9 @@ def _by_gradient(model, x, batch_size, from_logits):
     key = from_logits, model.num_tasks, variables
     if key != _probes.get(model, (None,))[0]:
         _probes[model] = key, _Probe(model, from_logits)
-    return -_probes[model][1].predict(x, batch_size=batch_size, verbose=0)
+    probe = _probes[model][1]
+    with one_thread(probe):
+        return -probe.predict(x, batch_size=batch_size, verbose=0)
 
 
 class _Probe(keras.Model):

@@ -315,6 +315,29 @@ def check_batch(batch: Structure, check: InputCheck) -> tuple:
     return (check(parts[0]), *parts[1:])
 
 
+def check_lengths(batch: tuple, name: str) -> None:
+    """Raises a `ValueError` if arrays `(x, y, sample_weight)` differ in examples."""
+    lengths = {
+        key: sorted({len(array) for array in _leaves(part) if _is_array(array)})
+        for key, part in zip(("x", "y", "sample_weight"), batch, strict=False)
+        if part is not None
+    }
+    if len({n for each in lengths.values() for n in each}) > 1:
+        raise ValueError(
+            f"`{name}` must hold equally many examples everywhere. Received: {lengths}"
+        )
+
+
+def is_empty(data: Structure) -> bool:
+    """Returns whether data are arrays, and hold no example."""
+    if not isinstance(data, (dict, list, tuple)) and not _is_array(data):
+        return False
+    arrays = _leaves(data)
+    return bool(arrays) and all(
+        _is_array(array) and tuple(array.shape)[:1] == (0,) for array in arrays
+    )
+
+
 def read_inputs(
     data: Structure,
     inputs: dict[str, Any],
@@ -703,15 +726,7 @@ def _order_of(data: Any) -> np.ndarray | None:
 def _read_batch(batch: Structure, name: str) -> tuple:
     """Returns a batch's `(x,)`, `(x, y)` or `(x, y, sample_weight)` as arrays."""
     batch = _map(lambda value: _read_array(value, name), _parts_of(batch))
-    lengths = {
-        key: sorted({len(array) for array in _leaves(part)})
-        for key, part in zip(("x", "y", "sample_weight"), batch, strict=False)
-        if part is not None
-    }
-    if len({n for each in lengths.values() for n in each}) > 1:
-        raise ValueError(
-            f"`{name}` must hold equally many examples everywhere. Received: {lengths}"
-        )
+    check_lengths(batch, name)
     return batch
 
 

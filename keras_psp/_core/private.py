@@ -45,6 +45,11 @@ def adding_weights(layer: keras.layers.Layer) -> Iterator[None]:
         layer._tracker.lock()
 
 
+def layers_within(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns a layer and all layers inside it, however deep."""
+    return layer._flatten_layers()
+
+
 def untrack_weights(layer: keras.layers.Layer, weights: Iterable[Any]) -> None:
     """Lets weights be no part any more of a layer and of the layers inside it."""
     for each in layer._flatten_layers():

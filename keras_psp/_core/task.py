@@ -71,6 +71,9 @@ class Task:
                     "`task` must hold one index for each example. "
                     f"Received: {tasks} for inputs of shape {tuple(inputs.shape)}"
                 )
+            if isinstance(tasks, int) and tasks == 0 and not soft:
+                self.index = 0  # Without examples, any task will do.
+                return
         self.index = task
         if soft:
             return
@@ -198,8 +201,13 @@ class Task:
 
     def _first(self) -> "Task":
         """The first example's task."""
-        known = None if self.known is None else self.known[0]
-        return Task.of_index(self.index[0], self.num_tasks, known)
+        index, known = self.index, self.known
+        if index.shape[0] is None:  # A sum, for there may be no first one.
+            index = ops.sum(index[:1])
+            known = None if known is None else ops.all(known[:1])
+        else:
+            index, known = index[0], None if known is None else known[0]
+        return Task.of_index(index, self.num_tasks, known)
 
 
 def align(rows: Any, inputs: Any) -> Any:

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_psp._core import private
 from keras_psp._core.data import read_examples
+from keras_psp._core.one_thread import one_thread
 from keras_psp.consolidation._likelihood import Likelihood
 
 LABELS = ("model", "data")
@@ -76,7 +77,7 @@ class Fisher:
             probe(keras.tree.map_structure(lambda array: array[:1], given))
             probe.reset()
             batch_size = 1 if self.labels == "data" else BATCH_SIZE
-            with private.kept_weights(probe):
+            with one_thread(probe), private.kept_weights(probe):
                 probe.fit(given, batch_size=batch_size, verbose=0, shuffle=False)
         finally:
             for variable, value in metrics:

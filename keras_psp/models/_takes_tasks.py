@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 import re
-import threading
 import weakref
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -18,7 +17,10 @@ import numpy as np
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.data import InputCheck
 from keras_psp._core.data import check_batch
+from keras_psp._core.data import check_lengths
 from keras_psp._core.data import checked
+from keras_psp._core.data import is_empty
+from keras_psp._core.one_thread import one_thread
 from keras_psp._core.private import children
 from keras_psp._core.private import kept_weights
 from keras_psp._core.task_index import TaskNames
@@ -98,7 +100,8 @@ class TakesTasks(KerasModel):
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
 
         The model need not be compiled again. The optimizer keeps what it knows of the
-        present tasks, and so does a consolidation. Models that contain this one follow.
+        present tasks, and so does a consolidation. Models that contain this one, or
+        share its layers, follow.
 
         Args:
             n: Positive integer; or a list of their names, if the tasks have names.
@@ -159,6 +162,11 @@ class TakesTasks(KerasModel):
         for layer in self._task_layers():
             layer.check_can_hold(num_tasks)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        _models.add(self)
+        with one_thread(self):
+            return super().__call__(*args, **kwargs)
+
     # What is given is checked before Keras sees it: Keras casts it, and on JAX a step
     # that cannot be traced costs a model its weights.
 
@@ -187,6 +195,8 @@ class TakesTasks(KerasModel):
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         check = self._check(self._unknown)
         x = checked(x, check)
+        if is_empty(x):  # Of which Keras makes no batch.
+            return self.predict_on_batch(x)
         with check.plain_errors(), self._guarded():
             return super().predict(x, *args, **kwargs)
 
@@ -275,7 +285,7 @@ class TakesTasks(KerasModel):
 
     def _change_to(self, total: int) -> None:
         before, values = self.num_tasks, self.get_weights()
-        models = [self, *self._callers]
+        models = self._models_around()
         trained = [list(model.trainable_variables) for model in models]
         rows = [k if k < before else None for k in range(total)]
         for model, variables in zip(models, trained, strict=True):
@@ -296,10 +306,21 @@ class TakesTasks(KerasModel):
 
     def _forget_compiled(self) -> None:
         """Lets all be compiled anew that has the old weights and tasks in it."""
-        for model in (self, *self._callers):
+        for model in self._models_around():
             model.train_function = model.test_function = model.predict_function = None
             if hasattr(model, "generate_function"):  # Of KerasHub's.
                 model.generate_function = None
+
+    def _models_around(self) -> list:
+        """This model, those that hold some of its layers, and what contains them."""
+        own = {id(layer) for layer in self._task_layers()}
+        sharing = [
+            model
+            for model in list(_models)
+            if any(id(layer) in own for layer in model._task_layers())
+        ]
+        found = [each for one in (self, *sharing) for each in (one, *one._callers)]
+        return list({id(model): model for model in found}.values())
 
     def _resize(self, total: int) -> None:
         for layer in self._task_layers():  # Which may share a context.
@@ -333,16 +354,15 @@ class TakesTasks(KerasModel):
     def _check_validation(self, data: Any) -> Any:
         check = self._check(self._unknown)
         if isinstance(data, (tuple, list)):
-            return check_batch(tuple(data), check)
+            batch = check_batch(tuple(data), check)
+            check_lengths(batch, "validation_data")
+            return batch
         return checked(data, check)
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Where Keras' compiled steps run: one thread at a time on JAX, see there."""
-        with contextlib.ExitStack() as stack:
-            if keras.backend.backend() == "jax":
-                stack.enter_context(_locks.setdefault(self, threading.RLock()))
-            stack.enter_context(kept_weights(self))
+        """Where Keras' compiled steps run."""
+        with one_thread(self), kept_weights(self):
             yield
 
 
@@ -364,6 +384,5 @@ def _is_chosen(layer: keras.layers.Layer, filters: Any) -> bool:
     return any(re.search(pattern, layer.name) for pattern in each)
 
 
-# Of models: a lock would keep them from being pickled. On JAX Keras takes the weights
-# out of a model while its steps run, so that a second thread would find none.
-_locks: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# All models that were called: when one grows, others may hold its layers.
+_models: weakref.WeakSet = weakref.WeakSet()

@@ -348,6 +348,40 @@ def test_a_model_around_one_that_grew_follows():
     assert not any(map(np.array_equal, before, after))
 
 
+def test_models_that_share_layers_follow():
+    image, task = new_inputs()
+    layer, inputs = TaskDense(4, num_tasks=3), {"image": image, "task": task}
+    inner = TaskModel(inputs, layer(image, task))
+    models = [TaskModel(inputs, keras.layers.Dense(4)(inner(inputs))), inner]
+    data = {"image": X, "task": T}
+    for model in models:
+        model.compile("adam", crossentropy())
+        model.fit(data, Y, verbose=0)
+        model.predict(data, verbose=0)
+    models[0].add_tasks(2)
+    for model in models:
+        before = ops.convert_to_numpy(layer.kernel)
+        model.fit({**data, "task": T + 2}, Y, verbose=0)
+        assert not np.array_equal(before[3:], ops.convert_to_numpy(layer.kernel)[3:])
+        answers = model.predict({**data, "task": T + 2}, verbose=0)
+        eager = ops.convert_to_numpy(model({**data, "task": T + 2}))
+        np.testing.assert_allclose(answers, eager, atol=1e-5)
+
+
+def test_batches_without_examples_have_no_answers():
+    image, task = new_inputs()
+    x = TaskDense(5, num_tasks=3)(PSPDense(6, 3, bias_per_task=True)(image, task), task)
+    model = TaskModel(
+        {"image": image, "task": task},
+        {"a": x, "b": PSPDense(2, 3, base=True)(x, task)},
+    )
+    data = {"image": X[:0], "task": T[:0]}
+    for ask in (model, model.predict_on_batch, model.predict):
+        answers = ask(data)
+        assert tuple(answers["a"].shape) == (0, 5)
+        assert tuple(answers["b"].shape) == (0, 2)
+
+
 def test_pickled_and_cloned():
     model = make()
     data = {"image": X, "task": T}
@@ -362,19 +396,24 @@ def test_pickled_and_cloned():
 
 
 def test_threads_may_predict_at_once():
-    model = make()
+    model, (image, task) = make(), new_inputs()
+    inputs = {"image": image, "task": task}
+    around = TaskModel(inputs, keras.layers.Identity()(model(inputs)))
     data = {"image": X, "task": T}
     expected, found = model.predict(data, verbose=0), []
+    around.predict(data, verbose=0)
 
-    def run():
+    def run(ask):
         for _ in range(3):
-            found.append(model.predict(data, verbose=0))
+            found.append(ops.convert_to_numpy(ask(data)))
 
-    threads = [threading.Thread(target=run) for _ in range(2)]
+    # They share their layers.
+    asks = model.predict_on_batch, around.predict_on_batch, model
+    threads = [threading.Thread(target=run, args=(ask,)) for ask in asks]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 6
+    assert len(found) == 9
     for answers in found:
         np.testing.assert_allclose(answers, expected, atol=1e-6)
