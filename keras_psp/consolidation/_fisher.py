@@ -11,6 +11,7 @@ from keras_psp._core import private
 from keras_psp._core.data import read_examples
 from keras_psp._core.one_thread import one_thread
 from keras_psp.consolidation._likelihood import Likelihood
+from keras_psp.models._takes_tasks import TakesTasks
 
 LABELS = ("model", "data")
 BATCH_SIZE = 8
@@ -64,6 +65,8 @@ class Fisher:
                 model's shapes, none, or of a kind that its gradients are not finite.
         """
         x, y, sample_weight = read_examples(data, self.examples)
+        if isinstance(model, TakesTasks):
+            x = model.check_inputs(x)  # Tasks may be given by name.
         given = {"x": x, "y": y, "sample_weight": sample_weight}
         given = {key: part for key, part in given.items() if part is not None}
         if self._probe is None or self._probe.inner is not model:

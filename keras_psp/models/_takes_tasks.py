@@ -200,8 +200,16 @@ class TakesTasks(KerasModel):
         with check.plain_errors(), self._guarded():
             return super().predict(x, *args, **kwargs)
 
+    def check_inputs(self, x: Any) -> Any:
+        """Returns a batch's inputs as the model's `call()` takes them, checked.
+
+        Raises:
+            TypeError, ValueError: They are not the model's, or a task is unknown.
+        """
+        return self._check("raise")(x)
+
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        x = self._check("raise")(x)
+        x = self.check_inputs(x)
         with self._guarded():
             return super().train_on_batch(x, *args, **kwargs)
 

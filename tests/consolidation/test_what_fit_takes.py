@@ -9,6 +9,7 @@ from conftest import some_once
 from keras import ops
 from layer_checks import to_numpy
 
+import keras_psp
 from keras_psp.consolidation import EWC
 from keras_psp.consolidation import Gram
 from keras_psp.consolidation import SynapticIntelligence
@@ -171,6 +172,25 @@ def test_outputs_may_be_nested():
     model.compile(EWC("sgd"), losses)
     model.optimizer.build(model.trainable_variables)
     assert all(each.max() > 0 for each in importances(model, (X, targets)))
+
+
+@pytest.mark.once
+def test_tasks_may_be_given_by_name():
+    found = []
+    for tasks in (["a", "b"], 2):
+        keras.utils.set_random_seed(0)
+        model = keras_psp.models.mlp((3,), 2, num_tasks=tasks, units=4, depth=1)
+        model.compile(EWC("sgd"), crossentropy())
+        model.optimizer.build(model.trainable_variables)
+        index = np.arange(24) % 2
+        task = np.array(["a", "b"])[index] if tasks != 2 else index
+        found.append(importances(model, ({"image": X, "task": task}, Y)))
+    for named, by_index in zip(*found, strict=True):
+        np.testing.assert_allclose(named, by_index, atol=1e-6)
+    with pytest.raises(ValueError, match="'c'"):
+        model.task_names = ["a", "b"]
+        data = {"image": X, "task": np.array(["c"] * 24)}, Y
+        model.optimizer.end_task(model, data)
 
 
 @pytest.mark.once
