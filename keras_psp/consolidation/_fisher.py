@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_psp._core import private
 from keras_psp._core.data import read_examples
+from keras_psp._core.data import to_numpy
 from keras_psp._core.one_thread import one_thread
 from keras_psp.consolidation._likelihood import Likelihood
 from keras_psp.models._takes_tasks import TakesTasks
@@ -65,6 +66,12 @@ class Fisher:
                 model's shapes, none, or of a kind that its gradients are not finite.
         """
         x, y, sample_weight = read_examples(data, self.examples)
+        if hasattr(model, "preprocess_samples"):  # Of KerasHub's models.
+            given = model.preprocess_samples(x, y, sample_weight)
+            x, y, sample_weight = keras.tree.map_structure(
+                lambda part: None if part is None else to_numpy(part),
+                keras.utils.unpack_x_y_sample_weight(given),
+            )
         if isinstance(model, TakesTasks):
             x = model.check_inputs(x)  # Tasks may be given by name.
         given = {"x": x, "y": y, "sample_weight": sample_weight}
