@@ -21,6 +21,7 @@ from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.describe import get_config
 from keras_psp._reading.graph import copy_layer
 from keras_psp._reading.graph import copy_weights
+from keras_psp.layers._original import copy_assets
 from keras_psp.layers._original import layers_within
 
 # The first two use the weights of the layers inside them without calling them.
@@ -142,4 +143,5 @@ def make_again(
             "makes again: give it a `get_config()` that holds all arguments of its "
             f"`__init__()`. Received: {layer.name!r}, which fails with {error!r}"
         ) from error
+    copy_assets(layer, copy)
     return copy

@@ -24,6 +24,7 @@ from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp.layers._original import Hidden
+from keras_psp.layers._original import copy_assets
 from keras_psp.layers._original import layers_within
 from keras_psp.layers._original import own_objects
 from keras_psp.layers._original import read_original
@@ -149,7 +150,9 @@ class Block(KerasLayer):
             }
             as_it_was = {**as_it_was, "config": {**as_it_was["config"], **widths}}
         with trusted():
-            return read_original(as_it_was, own_objects(self))
+            layer = read_original(as_it_was, own_objects(self))
+        copy_assets(self, layer)
+        return layer
 
     @property
     def put_in(self) -> dict[int, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import tempfile
 from typing import Any
 
 import keras
@@ -50,6 +51,49 @@ def pairs_within(
 
     visit(layer, like)
     return list(found.values())
+
+
+def with_assets(layer: keras.layers.Layer) -> dict[tuple, Any]:
+    """Returns the layers with what Keras saves neither in config nor as weights.
+
+    These are vocabularies, of tokenizers for example. KerasHub's models hold theirs in
+    attributes that Keras does not look into for layers.
+
+    Returns:
+        Dictionary of these layers by the attributes that lead to them.
+    """
+    found: dict[tuple, Any] = {}
+    seen: set[int] = set()
+
+    def visit(path: tuple, layer: Any) -> None:
+        if id(layer) in seen or not isinstance(layer, keras.layers.Layer):
+            return
+        seen.add(id(layer))
+        if hasattr(layer, "save_assets") and not _is_unset(layer):
+            found[path] = layer
+        for name, value in (*vars(layer).items(), *enumerate(children(layer))):
+            visit((*path, name), value)
+
+    visit((), layer)
+    return found
+
+
+def copy_assets(layer: keras.layers.Layer, like: keras.layers.Layer) -> None:
+    """Gives a copy, made of a layer's config, the vocabularies of that layer."""
+    for path, each in with_assets(layer).items():
+        with tempfile.TemporaryDirectory() as folder:
+            each.save_assets(folder)
+            found = like
+            for name in path:
+                is_place = isinstance(name, int)
+                found = children(found)[name] if is_place else vars(found)[name]
+            found.load_assets(folder)
+
+
+def _is_unset(tokenizer: Any) -> bool:
+    """Whether a tokenizer of KerasHub's has not been given a vocabulary yet."""
+    held = [getattr(tokenizer, name, True) for name in ("vocabulary", "proto")]
+    return any(value is None for value in held)
 
 
 def as_it_is(layer: keras.layers.Layer, is_block: bool = True) -> dict[str, Any]:

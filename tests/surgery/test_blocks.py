@@ -499,6 +499,61 @@ def test_text_of_several_tasks_is_generated_in_one_batch():
         generate(2)
 
 
+def text_classifier(seed, classes=2, vocabulary=("good", "bad", "film")):
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = keras_hub.models.BertTokenizer([*special, *vocabulary])
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=8,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=6,
+    )
+    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(tokenizer, 6)
+    model = keras_hub.models.BertTextClassifier(backbone, classes, preprocessor)
+    return draw_weights(model, seed)
+
+
+TEXT = np.array(["good film", "bad film", "film", "bad"])
+
+
+# Keras' word for a model that compiles itself.
+@pytest.mark.filterwarnings("ignore:.compile... was not called:UserWarning")
+@pytest.mark.once
+def test_tokenizers_keep_their_vocabulary(tmp_path):
+    model = text_classifier(0)
+    expected = model.predict(TEXT, verbose=0)
+    one = keras_psp.convert(model, ["paris", "tokyo"], shared="copy")
+    one.save(tmp_path / "one.keras")
+    for each in (one, keras.saving.load_model(tmp_path / "one.keras")):
+        with keras_psp.task("tokyo"):
+            found = each.predict(TEXT, verbose=0)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        plain = keras_psp.extract(each, "paris")
+        found = plain.predict(TEXT, verbose=0)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    # One has been used, and so is built further. The other has other classes.
+    both = keras_psp.superpose([model, text_classifier(1, classes=3)], bits=8)
+    found = both.predict({"inputs": TEXT, "task": np.zeros(4, "int32")}, verbose=0)
+    np.testing.assert_allclose(found[:, :2], expected, atol=0.05)
+    other = text_classifier(1, vocabulary=("bad", "good", "film"))
+    with pytest.raises(ValueError, match="one architecture"):
+        keras_psp.superpose([model, other])
+
+
+@pytest.mark.once
+def test_text_ends_a_task():
+    model = text_classifier(0)
+    one = keras_psp.convert(model, ["paris", "tokyo"], shared="freeze")
+    data = {"inputs": TEXT, "task": np.array(["paris", "tokyo"] * 2)}, np.arange(4) % 2
+    ewc = keras_psp.consolidation.EWC(keras_psp.optimizers.PerTask("adam"))
+    one.compile(ewc, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    one.fit(*data, shuffle=False, verbose=0)
+    ewc.end_task(one, data)
+    assert all(np.array(ops.convert_to_numpy(v)).any() for v in ewc.importances[-2:])
+
+
 def test_a_layer_that_is_read_without_a_call_stays_shared():
     model, x = odd_block()
     draw_weights(model)
