@@ -92,6 +92,7 @@ CALLS = {
     "remove-all": lambda g: g.model.remove_tasks(n=3),
     "remove-float": lambda g: g.model.remove_tasks(n=1.5),
     "remove-none": lambda g: g.model.remove_tasks(n=None),
+    "names-text": lambda g: setattr(g.model, "task_names", "abc"),
     "call-float": lambda g: g.model(data(task=T + 0.5)),
     "call-high": lambda g: g.model(data(task=T + 1)),
     "call-int64": lambda g: g.model(data(task=T.astype("int64") + 2**32)),

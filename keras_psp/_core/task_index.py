@@ -81,6 +81,10 @@ def check_num_tasks(
 
 def check_strings(names: Any) -> TaskNames:
     """Returns strings as a tuple; raises a `TypeError` if there are none, or others."""
+    if isinstance(names, str):
+        raise TypeError(
+            f"Names of tasks must be a list of strings. Received: {names!r}"
+        )
     names = tuple(names)
     if not names or not all(isinstance(name, str) for name in names):
         raise TypeError(

@@ -18,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_psp._core.private import children
+from keras_psp.layers._original import is_unset
 from keras_psp.layers._original import with_assets
 
 # Attributes that Keras gives a model which trains, evaluates or predicts.
@@ -65,7 +66,11 @@ def describe_layer(
         plain_state(layer),
         [describe_layer(each) for each in children(layer)],
         vocabulary() if vocabulary and not config.get("vocabulary") else None,
-        [describe_layer(each) for path, each in with_assets(layer).items() if path],
+        [
+            (path, None if is_unset(each) else describe_layer(each))
+            for path, each in with_assets(layer).items()
+            if path
+        ],
     )
 
 

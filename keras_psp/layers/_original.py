@@ -28,7 +28,8 @@ def pairs_within(
 ) -> list[tuple[keras.layers.Layer, keras.layers.Layer]]:
     """Returns the layers inside a layer with those inside one that is made like it.
 
-    It does not look into layers that take a task: others stood there before.
+    It does not look into layers that take a task: others stood there before. Nor into
+    what reads text, which has more layers inside once it has read some.
 
     Raises:
         ValueError: The two do not hold layers alike.
@@ -46,7 +47,7 @@ def pairs_within(
         for pair in zip(ours, theirs, strict=True):
             if id(pair[0]) not in found:
                 found[id(pair[0])] = pair
-                if not isinstance(pair[0], TaskLayer):
+                if not isinstance(pair[0], TaskLayer) and not _is_reader(pair[0]):
                     visit(*pair)
 
     visit(layer, like)
@@ -69,7 +70,7 @@ def with_assets(layer: keras.layers.Layer) -> dict[tuple, Any]:
         if id(layer) in seen or not isinstance(layer, keras.layers.Layer):
             return
         seen.add(id(layer))
-        if hasattr(layer, "save_assets") and not _is_unset(layer):
+        if hasattr(layer, "save_assets"):
             found[path] = layer
         for name, value in (*vars(layer).items(), *enumerate(children(layer))):
             visit((*path, name), value)
@@ -81,6 +82,8 @@ def with_assets(layer: keras.layers.Layer) -> dict[tuple, Any]:
 def copy_assets(layer: keras.layers.Layer, like: keras.layers.Layer) -> None:
     """Gives a copy, made of a layer's config, the vocabularies of that layer."""
     for path, each in with_assets(layer).items():
+        if is_unset(each):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             each.save_assets(folder)
             found = like
@@ -90,8 +93,13 @@ def copy_assets(layer: keras.layers.Layer, like: keras.layers.Layer) -> None:
             found.load_assets(folder)
 
 
-def _is_unset(tokenizer: Any) -> bool:
-    """Whether a tokenizer of KerasHub's has not been given a vocabulary yet."""
+def _is_reader(layer: keras.layers.Layer) -> bool:
+    """Whether a layer turns text into tokens, and has no weights."""
+    return not layer.weights and bool(with_assets(layer))
+
+
+def is_unset(tokenizer: Any) -> bool:
+    """Returns whether a tokenizer of KerasHub's has been given no vocabulary yet."""
     held = [getattr(tokenizer, name, True) for name in ("vocabulary", "proto")]
     return any(value is None for value in held)
 
