@@ -167,6 +167,7 @@ CALLS = {
     "si-damping": lambda g: consolidation.SynapticIntelligence(damping=float("nan")),
     "cosine-rate": lambda g: consolidation.CosineEachTask(-1.0, 10),
     "cosine-steps": lambda g: consolidation.CosineEachTask(1e-3, 0),
+    "end-task-nothing": lambda g: consolidation.EndTask(None),
     "per-task": lambda g: keras_psp.optimizers.PerTask(None),
     # Scopes, contexts and layers.
     "scope-float": lambda g: in_scope(1.0),

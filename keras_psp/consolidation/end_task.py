@@ -23,6 +23,7 @@ class EndTask(keras.callbacks.Callback):
         tasks: The `TaskSequence` that is learned.
 
     Raises:
+        TypeError: `tasks` is no `TaskSequence`.
         ValueError: When `fit()` begins, if no optimizer has `end_task()`.
 
     Example:
@@ -46,6 +47,11 @@ class EndTask(keras.callbacks.Callback):
 
     def __init__(self, tasks: "TaskSequence"):
         super().__init__()
+        if not hasattr(tasks, "train"):
+            raise TypeError(
+                "`tasks` must be a `keras_psp.datasets.TaskSequence`. "
+                f"Received: tasks={tasks!r}"
+            )
         self.tasks = tasks
 
     def on_train_begin(self, logs: dict | None = None) -> None:
