@@ -1,5 +1,6 @@
 """`keras_psp.task(...)`: layers take their task from the scope they run in."""
 
+import copy
 import threading
 
 import keras
@@ -28,6 +29,25 @@ class Block(keras.Model):
 
     def call(self, inputs):
         return self.own(ops.relu(self.hidden(inputs)))
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class Inside(keras.Model):
+    """Layers of a `Sequential` inside, which opens the scope itself or leaves it."""
+
+    def __init__(self, opens, **kwargs):
+        super().__init__(**kwargs)
+        self.opens = opens
+        self.inside = keras.Sequential([PSPDense(4, num_tasks=3), TaskDense(2, 3)])
+
+    def call(self, inputs):
+        if not self.opens:
+            return self.inside(inputs["image"])
+        with keras_psp.task(inputs["task"]):
+            return self.inside(inputs["image"])
+
+    def get_config(self):
+        return {"opens": self.opens}
 
 
 def to_numpy(tensor):
@@ -159,6 +179,35 @@ def test_a_functional_model_keeps_no_task(tmp_path):
             np.testing.assert_allclose(again.predict(X, verbose=0), answers, atol=1e-6)
         expected = model.layers[-1](model.layers[-2](X, task), task)
         np.testing.assert_allclose(answers, to_numpy(expected), atol=1e-5)
+    with pytest.raises(ValueError, match="no scope"):
+        model(X)
+
+
+@pytest.mark.parametrize("opens", [False, True])
+def test_layers_inside_are_built_and_loaded_without_a_task(opens, tmp_path):
+    model, tasks = Inside(opens), np.array([0, 1, 2, 0, 1, 2])
+
+    def predict(model, tasks):
+        with keras_psp.task(0 if opens else tasks):  # The inner one counts.
+            return model.predict({"image": X, "task": tasks}, verbose=0)
+
+    predict(model, tasks)
+    hidden, last = model.inside.layers
+    last.kernel.assign(np.random.default_rng(1).normal(size=(3, 4, 2)))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for each_task in (tasks, tasks[::-1].copy()):
+        want = to_numpy(last(hidden(X, each_task), each_task))
+        for each in (model, again):
+            np.testing.assert_allclose(predict(each, each_task), want, atol=1e-5)
+
+
+def test_a_sequential_model_is_copied_without_a_scope():
+    model = keras.Sequential([keras.Input((8,)), PSPDense(4, num_tasks=3)])
+    for other in (copy.deepcopy(model), keras.models.clone_model(model)):
+        other.set_weights(model.get_weights())
+        with keras_psp.task(1):
+            np.testing.assert_array_equal(to_numpy(other(X)), to_numpy(model(X)))
     with pytest.raises(ValueError, match="no scope"):
         model(X)
 

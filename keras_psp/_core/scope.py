@@ -14,6 +14,7 @@ from keras_psp._core import backend
 from keras_psp._core.private import is_symbolic
 from keras_psp._core.task_index import Named
 from keras_psp._core.task_index import TaskNames
+from keras_psp._core.task_index import as_index
 from keras_psp._core.task_index import as_named
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import check_task_type
@@ -31,6 +32,7 @@ class _Opened(NamedTuple):
     # int, NumPy array, `Named`, or a tensor of the graph that is being traced.
     value: Any
     graph: Any  # What identifies that graph, or `None`.
+    for_shapes: bool  # Whether shapes alone were computed where it was opened.
 
 
 _opened: contextvars.ContextVar[_Opened | None] = contextvars.ContextVar(
@@ -75,7 +77,7 @@ def task(task: Any) -> Iterator[None]:
     >>> bool(keras.ops.all(y == layer(x, 7)))
     True
     """
-    value = as_named(task) or check_task_type(task)
+    value = as_named(task) or check_task_type(as_index(task))
     if isinstance(value, Named):
         pass  # The layers know which task it is.
     elif backend.is_readable(value) and not is_soft(value):
@@ -91,7 +93,8 @@ def task(task: Any) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if isinstance(value, KNOWN):
             stack.enter_context(backend.trace_for(value))
-        stack.enter_context(_open(_Opened(value, backend.current_graph())))
+        opened = _Opened(value, backend.current_graph(), is_symbolic())
+        stack.enter_context(_open(opened))
         yield
 
 
@@ -126,37 +129,41 @@ def _is_scoped(given: Any) -> bool:
     return isinstance(given, str) and given == FROM_SCOPE
 
 
-def argument(name: str) -> Any:
+def argument(name: str, inputs: Any) -> Any:
     """Returns what a layer is to be called with that was called without a task.
 
     Args:
         name: The layer's name, for the message.
+        inputs: What it was called on.
 
     Returns:
         The tensor that the scope holds; or `FROM_SCOPE`, where its value is known now
         and may be another one when a compiled function or a graph runs again.
 
     Raises:
-        ValueError: There is no scope.
+        ValueError: There is no scope, and the layer is to compute something.
     """
     opened = _innermost()
-    if opened is None:
+    symbolic = any(isinstance(x, keras.KerasTensor) for x in keras.tree.flatten(inputs))
+    if opened is None and not symbolic and not is_symbolic():
         raise ValueError(
             f"{name!r} must be called with a `task`, or inside "
             "`with keras_psp.task(...):`. Received: task=None"
         )
-    if isinstance(opened.value, KNOWN) or _is_within_block(opened.value):
+    if opened is None or isinstance(opened.value, KNOWN) or _is_of_no_use(opened):
         return FROM_SCOPE
+    if symbolic and not isinstance(opened.value, keras.KerasTensor):
+        return FROM_SCOPE  # A graph is made here, which is no part of what is traced.
     return opened.value
 
 
-def _is_within_block(value: Any) -> bool:
-    """Whether a layer runs in a block whose shapes alone are computed.
+def _is_of_no_use(opened: _Opened) -> bool:
+    """Whether shapes alone are computed, and the scope was opened outside of that.
 
-    A symbolic task is no tensor there. The model that is built of the block opens a
-    scope when it runs.
+    Its tensor, symbolic or of another graph, cannot be used then. What is built now
+    finds a scope when it runs.
     """
-    return isinstance(value, keras.KerasTensor) and is_symbolic()
+    return is_symbolic() and not opened.for_shapes
 
 
 def tensor() -> Any:
@@ -167,7 +174,7 @@ def tensor() -> Any:
     opened = _innermost()
     if opened is None or isinstance(opened.value, KNOWN):
         return None
-    return None if _is_within_block(opened.value) else opened.value
+    return None if _is_of_no_use(opened) else opened.value
 
 
 def current(
@@ -185,15 +192,13 @@ def current(
         ValueError: There is no scope.
     """
     opened = _innermost()
-    if opened is None:
-        if is_symbolic():
-            return 0  # A model is being built or loaded: any task has the same shapes.
+    if opened is None and not is_symbolic():
         raise ValueError(
             "These layers take their task from a scope: call them inside "
             "`with keras_psp.task(...):`. Received: no scope"
         )
-    if _is_within_block(opened.value):
-        return 0
+    if opened is None or _is_of_no_use(opened):
+        return 0  # A model is being built or loaded: any task has the same shapes.
     value = named_index(opened.value, names)
     if opened.graph is not None or not isinstance(opened.value, KNOWN):
         return value  # The scope is part of what is traced.

@@ -14,8 +14,8 @@ from keras_psp._core.backend import is_readable
 from keras_psp._core.backend import remember_source
 from keras_psp._core.backend import take_rows
 from keras_psp._core.backend import to_numpy
-from keras_psp._core.private import is_symbolic
 from keras_psp._core.task_index import TaskNames
+from keras_psp._core.task_index import as_index
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import is_soft
 from keras_psp._core.task_index import named_index
@@ -255,12 +255,13 @@ def sentinel(dtype: str) -> int:
     return int(info.max if dtype.startswith("uint") else info.min)
 
 
-def task_argument(task: Any, layer: keras.layers.Layer) -> Any:
+def task_argument(task: Any, layer: keras.layers.Layer, inputs: Any) -> Any:
     """Returns the `task` that a layer is to hand on to its `call()`, checked.
 
     Args:
         task: What it was called with, or `None`.
         layer: The layer, which knows `num_tasks`.
+        inputs: What it was called on.
 
     Returns:
         What `check_task()` returns; or `scope.FROM_SCOPE`, if `call()` is to look for
@@ -270,25 +271,8 @@ def task_argument(task: Any, layer: keras.layers.Layer) -> Any:
         ValueError: There is no task, nor a scope.
     """
     if task is None:
-        task = scope.argument(layer.name)
+        task = scope.argument(layer.name, inputs)
     if isinstance(task, str) and task == scope.FROM_SCOPE:
         return task
     task = named_index(task, getattr(layer, "task_names", None))
     return check_task(as_index(task), layer.num_tasks)
-
-
-def as_index(task: Any) -> Any:
-    """Returns a float index as integers, where Keras computes shapes alone.
-
-    Keras calls a model on floats to build it, when it loads one of a user's own class
-    or trains one under `tf.distribute`. Nothing is answered or trained there.
-    """
-    if (
-        is_symbolic()
-        and hasattr(task, "dtype")
-        and not isinstance(task, keras.KerasTensor)
-        and keras.backend.is_float_dtype(keras.backend.standardize_dtype(task.dtype))
-        and not is_soft(task)
-    ):
-        return ops.cast(task, "int32")
-    return task

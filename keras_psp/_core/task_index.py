@@ -13,6 +13,7 @@ from keras_psp._core.backend import is_readable
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.checks import check_names
+from keras_psp._core.private import is_symbolic
 
 TaskNames = tuple[str, ...]
 
@@ -150,6 +151,23 @@ def is_soft(task: Any) -> bool:
         and shape[1] != 1
         and keras.backend.is_float_dtype(keras.backend.standardize_dtype(task.dtype))
     )
+
+
+def as_index(task: Any) -> Any:
+    """Returns a float index as integers, where Keras computes shapes alone.
+
+    Keras calls a model on floats to build it, when it loads one of a user's own class
+    or trains one under `tf.distribute`. Nothing is answered or trained there.
+    """
+    if (
+        is_symbolic()
+        and hasattr(task, "dtype")
+        and not isinstance(task, keras.KerasTensor)
+        and keras.backend.is_float_dtype(keras.backend.standardize_dtype(task.dtype))
+        and not is_soft(task)
+    ):
+        return ops.cast(task, "int32")
+    return task
 
 
 def check_task(task: Any, num_tasks: int) -> Any:

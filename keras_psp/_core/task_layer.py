@@ -46,7 +46,7 @@ class TaskLayer(KerasLayer):
                 f"Received: {self.name!r}, called with {args} behind it"
             )
         else:
-            task = task_argument(task, self)
+            task = task_argument(task, self, inputs)
         # Of the Keras layer that stands behind this mixin.
         return super().__call__(inputs, task=task, **kwargs)
 

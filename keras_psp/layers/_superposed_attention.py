@@ -170,7 +170,7 @@ class SuperposedAttention(TaskLayer):
     def __call__(  # type: ignore[override]
         self, query: Any, *args: Any, task: Any = None, **kwargs: Any
     ) -> Any:
-        task = task_argument(task, self)
+        task = task_argument(task, self, query)
         # Not by `TaskLayer`, whose layers have one input.
         return super(TaskLayer, self).__call__(query, *args, task=task, **kwargs)
 

@@ -9,8 +9,8 @@ import keras
 from keras_psp._core import scope
 from keras_psp._core.data import BesideInputs
 from keras_psp._core.private import entry_layer
-from keras_psp._core.task import as_index
 from keras_psp._core.task import mask_outputs
+from keras_psp._core.task_index import as_index
 from keras_psp._core.task_index import check_task_type
 from keras_psp._core.task_index import named_index
 from keras_psp.layers._block import Block
@@ -37,7 +37,7 @@ class OwnModel(TakesTasks, Block):
         task = named_index(task, self.task_names)
         if task is None:
             return super().__call__(*args, **kwargs)
-        with scope.task(as_index(task)):
+        with scope.task(task):
             return super().__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:

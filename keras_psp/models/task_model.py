@@ -10,8 +10,8 @@ from keras_psp._core import scope
 from keras_psp._core.backend import is_readable
 from keras_psp._core.data import InputCheck
 from keras_psp._core.private import entry_layer
-from keras_psp._core.task import as_index
 from keras_psp._core.task import mask_outputs
+from keras_psp._core.task_index import as_index
 from keras_psp._core.task_index import as_named
 from keras_psp._core.task_index import check_task_type
 from keras_psp.models._takes_tasks import TakesTasks
