@@ -212,6 +212,21 @@ def test_a_sequential_model_is_copied_without_a_scope():
         model(X)
 
 
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras' own Dense cannot")
+def test_layers_are_computed_again_for_gradients():
+    with keras.RematScope(mode="full"):
+        again = PSPDense(4, num_tasks=3)
+    layer = PSPDense.from_config(again.get_config())
+    models = [keras.Sequential([keras.Input((8,)), each]) for each in (layer, again)]
+    models[1].set_weights(models[0].get_weights())
+    for model in models:
+        model.compile("sgd", "mse")
+        for task in (0, 2):
+            with keras_psp.task(task):
+                model.fit(X, X[:, :4], verbose=0)
+    np.testing.assert_allclose(to_numpy(layer.kernel), to_numpy(again.kernel), 1e-5)
+
+
 def test_attention_takes_its_task_from_the_scope():
     layer = PSPMultiHeadAttention(2, 4, num_tasks=3)
     x = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")

@@ -122,10 +122,11 @@ def _innermost() -> _Opened | None:
 
 def reopened(given: Any) -> contextlib.AbstractContextManager:
     """Returns the scope of what a layer was called with, for the layers inside it."""
-    return contextlib.nullcontext() if _is_scoped(given) else task(given)
+    return contextlib.nullcontext() if is_scoped(given) else task(given)
 
 
-def _is_scoped(given: Any) -> bool:
+def is_scoped(given: Any) -> bool:
+    """Whether what a layer was called with stands for the task of the scope."""
     return isinstance(given, str) and given == FROM_SCOPE
 
 

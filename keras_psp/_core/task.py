@@ -53,7 +53,7 @@ class Task:
         names: TaskNames | None = None,
     ) -> None:
         # `None`: Keras' wrappers call a layer's `call()`, as if it took no task.
-        if given is None or (isinstance(given, str) and given == scope.FROM_SCOPE):
+        if given is None or scope.is_scoped(given):
             given = check_task(scope.current(inputs, num_tasks, names), num_tasks)
         self.num_tasks = num_tasks
         self.index, self.known = given, None
@@ -272,7 +272,7 @@ def task_argument(task: Any, layer: keras.layers.Layer, inputs: Any) -> Any:
     """
     if task is None:
         task = scope.argument(layer.name, inputs)
-    if isinstance(task, str) and task == scope.FROM_SCOPE:
+    if scope.is_scoped(task):
         return task
     task = named_index(task, getattr(layer, "task_names", None))
     return check_task(as_index(task), layer.num_tasks)

@@ -1,5 +1,6 @@
 """What every layer has in common that takes a task beside its inputs."""
 
+import functools
 import inspect
 from typing import TYPE_CHECKING
 from typing import Any
@@ -49,6 +50,19 @@ class TaskLayer(KerasLayer):
             task = task_argument(task, self, inputs)
         # Of the Keras layer that stands behind this mixin.
         return super().__call__(inputs, task=task, **kwargs)
+
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns the call that computes again for gradients, as Keras does.
+
+        On JAX that hands on arrays alone, and what stands for the scope's task is none.
+        """
+        task = kwargs.get("task")
+        if not scope.is_scoped(task):
+            return super().rematerialized_call(layer_call, *args, **kwargs)
+        del kwargs["task"]
+        bound = functools.partial(layer_call, task=task)
+        again = super().rematerialized_call(bound, *args, **kwargs)
+        return lambda *args, task, **kwargs: again(*args, **kwargs)
 
     def _by_name(self, *args: Any) -> dict[str, Any]:
         """Returns what a block calls the layer with behind the inputs, by name."""
