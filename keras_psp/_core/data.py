@@ -167,13 +167,23 @@ class InputCheck:
                 tensorflow.reduce_all(known),
                 [tensorflow.strings.format(message, wrong[:1])],
             )
-        task = tensorflow.where(known, task, -1)
-        return {**given, "task": tensorflow.cast(task, "int32")}
+        task = tensorflow.cast(tensorflow.where(known, task, -1), "int32")
+        if self._has_column and task.shape.rank == 2:
+            task = tensorflow.squeeze(task, 1)
+        return {**given, "task": task}
 
     @property
     def _has_index(self) -> bool:
         """Whether the task is an index; else there is none, or a weight for each."""
         return self.num_tasks is not None and "int" in self.dtypes["task"]
+
+    @property
+    def _has_column(self) -> bool:
+        """Whether indices of shape `(batch, 1)` become those of shape `(batch,)`.
+
+        On TensorFlow a compiled model takes one of the two, the one it was given first.
+        """
+        return len(self.shapes["task"]) == 1
 
     def _check_dtype(self, name: str, value: Any) -> None:
         if not hasattr(value, "dtype"):
@@ -225,6 +235,8 @@ class InputCheck:
 
     def _check_index(self, task: Any) -> np.ndarray:
         task = to_numpy(task)
+        if self._has_column:
+            task = task.reshape(-1)
         known = (task >= 0) & (task < self.num_tasks)
         if self.unknown == "raise" and not known.all():
             wrong = task[~known].flat[0]

@@ -133,6 +133,17 @@ def test_indices_of_64_bits_do_not_wrap(trained, task):
         assert np.isnan(model.predict_on_batch([given["image"], given["task"]])).all()
 
 
+def test_a_column_of_indices_may_follow_a_row(trained):
+    """TensorFlow compiles for one rank, and mixes up a second one."""
+    tf = pytest.importorskip("tensorflow")
+    answers = trained.predict({"image": X, "task": T}, verbose=0)
+    column = {"image": X, "task": T[:, None]}
+    data = tf.data.Dataset.from_tensor_slices(column).batch(4)
+    for given in (column, data, [X, T[:, None]]):
+        found = trained.predict(given, verbose=0)
+        np.testing.assert_allclose(found, answers, atol=1e-6)
+
+
 def bad_inputs():
     one_hot = np.eye(3, dtype="int32")[T]
     yield "misspelt", {"imgae": X, "task": T}, ValueError, "imgae.*image|image.*imgae"
