@@ -26,10 +26,10 @@ def without_branches():
 
 def is_readable(task):
     """Whether the values of `task` can be read now, without waiting for a device."""
-    if isinstance(task, (int, np.ndarray)):
-        return True
     if isinstance(task, keras.KerasTensor):
         return False
+    if not ops.is_tensor(task):  # Python's numbers and lists, NumPy's arrays.
+        return True
     # Each backend has its own kind of tensor that stands for a value to come. All
     # three are in `sys.modules` if they made it.
     backend = keras.backend.backend()

@@ -12,7 +12,6 @@ from keras_psp._core.data import InputCheck
 from keras_psp._core.private import entry_layer
 from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import as_index
-from keras_psp._core.task_index import as_named
 from keras_psp._core.task_index import check_task_type
 from keras_psp.models._takes_tasks import TakesTasks
 
@@ -88,7 +87,7 @@ class TaskModel(TakesTasks, keras.Model):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         task = self._task_in(inputs)
-        if task is None or is_readable(task) or as_named(task) is not None:
+        if is_readable(task):
             inputs = self._check("raise")(inputs)
         return super().__call__(inputs, *args, **kwargs)
 

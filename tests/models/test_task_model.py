@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import BACKEND
 from keras import ops
+from layer_checks import to_numpy
 from test_data import trainer_forms
 
 import keras_psp
@@ -142,6 +143,17 @@ def test_a_column_of_indices_may_follow_a_row(trained):
     for given in (column, data, [X, T[:, None]]):
         found = trained.predict(given, verbose=0)
         np.testing.assert_allclose(found, answers, atol=1e-6)
+
+
+def test_a_call_takes_lists(trained):
+    answers = to_numpy(trained({"image": X, "task": T}))
+    for task in (T.tolist(), tuple(T.tolist()), T[:, None].tolist()):
+        for image in (X, X.tolist()):
+            found = to_numpy(trained({"image": image, "task": task}))
+            np.testing.assert_array_equal(found, answers)
+    for task in ([*T[:-1].tolist(), 3], T.astype("float32").tolist(), np.int32(1)):
+        with pytest.raises((TypeError, ValueError), match="`task` must"):
+            trained({"image": X, "task": task})
 
 
 def bad_inputs():
