@@ -177,13 +177,16 @@ class TakesTasks(KerasModel):
         given["x"] = checked(given.get("x"), check)
         if given.get("validation_data") is not None:
             given["validation_data"] = self._check_validation(given["validation_data"])
-        callbacks = given.get("callbacks")
+        callbacks, steps = given.get("callbacks"), WholeSteps()
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [*(keras.tree.flatten(callbacks or [])), WholeSteps()]
+            callbacks = [*(keras.tree.flatten(callbacks or [])), steps]
         given["callbacks"] = callbacks
         advise(self, getattr(self, "optimizer", None))
-        with check.plain_errors(), self._guarded():
-            return super().fit(**given)
+        try:
+            with check.plain_errors(), self._guarded():
+                return super().fit(**given)
+        finally:
+            steps.restore()
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         check = self._check(self._unknown)

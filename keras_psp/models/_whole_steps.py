@@ -29,19 +29,20 @@ class WholeSteps(keras.callbacks.Callback):
                 signal.signal(signal.SIGINT, self._interrupt)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._restore()
+        self.restore()
         handler, self._interrupted = self._interrupted, None
         if handler is not None:
             handler(signal.SIGINT, None)
 
     def on_train_end(self, logs: Any = None) -> None:
-        self._restore()
+        self.restore()
 
-    def _interrupt(self, number: int, frame: Any) -> None:
-        self._interrupted = self._handler
-        self._restore()
-
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Lets interrupts through again: a step that fails has no end."""
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             self._handler = None
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        self._interrupted = self._handler
+        self.restore()

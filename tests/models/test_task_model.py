@@ -286,6 +286,18 @@ def test_other_handlers_of_interrupts_stay(sigint):
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
+@pytest.mark.once
+def test_a_fit_that_fails_lets_interrupts_through(sigint):
+    class Fail(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise OSError("disk full")
+
+    sigint(signal.default_int_handler)
+    with pytest.raises(OSError, match="disk full"):
+        make().fit({"image": X, "task": T}, Y, callbacks=[Fail()], verbose=0)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_an_interrupted_fit_leaves_a_whole_model():
     class Interrupt(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
