@@ -28,6 +28,9 @@ class Kernel:
             what it is.
         layers: List of the K Keras layers.
         first: Integer, the task of the first of them.
+
+    Raises:
+        ValueError: One of their kernels is not finite: all tasks would read it.
     """
 
     def __init__(
@@ -40,6 +43,12 @@ class Kernel:
         self.layers = layers
         self.first = first
         self.rows = [kernel_rows(superposed, layer.kernel) for layer in layers]
+        for k, rows in enumerate(self.rows, first):
+            if not np.isfinite(rows).all():
+                raise ValueError(
+                    "Kernels must be finite to be kept in one that all tasks read. "
+                    f"Received: NaN or infinity in {superposed.name!r} for task {k}"
+                )
 
     def add_up(self, sign: int = 1) -> None:
         """Adds `sum_k C_k^T D_k` to the kernel. `D_k` is the difference from the base.

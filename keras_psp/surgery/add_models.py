@@ -85,9 +85,9 @@ def add_models(
         TypeError: `model` takes no task; one of `models` is not a Keras model; `data`
             holds no arrays.
         ValueError: There is no model; one has another architecture, or other weights
-            where tasks share them; the contexts cannot hold so many tasks; `data` has
-            another length, or does not fit the model's inputs. The model is then as it
-            was.
+            where tasks share them, or a kernel that is not finite; the contexts cannot
+            hold so many tasks; `data` has another length, or does not fit the model's
+            inputs. The model is then as it was.
 
     Warns:
         UserWarning: The model was fitted to data, and `data` is missing. It says how

@@ -169,8 +169,8 @@ def superpose(
             no counterpart here and other weights in each; a layer is quantized; the
             `budget` is too small, which names the least, or is given with `rank`,
             `core` or `bits`; `rank` or `core` is too large for all layers; `bits` is
-            not in [1, 8]. Where parts are in few bits: the ridge is 0, or a weight is
-            not finite.
+            not in [1, 8]; a kernel is not finite. Where parts are in few bits: the
+            ridge is 0, or a weight is not finite.
 
     Example:
 

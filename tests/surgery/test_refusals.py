@@ -24,6 +24,8 @@ class Given:
         self.wide = draw_weights(
             keras.Sequential([keras.Input((5,), name="x"), keras.layers.Dense(2)])
         )
+        self.nan = draw_weights(small_models.sequential())
+        self.nan.set_weights([w * np.nan for w in self.nan.get_weights()])
         self.lora = small_models.sequential()
         self.lora.get_layer("last").enable_lora(2)
         self.quantized = small_models.sequential()
@@ -71,6 +73,7 @@ CALLS = {
     "convert-regex": lambda g: keras_psp.convert(g.models[0], 2, layers="(first"),
     "convert-layers-3": lambda g: keras_psp.convert(g.models[0], 2, layers=3),
     "convert-fails": lambda g: keras_psp.convert(g.models[0], 2, layers=fails_inside),
+    "superpose-nan": lambda g: keras_psp.superpose([g.models[0], g.nan]),
     "superpose-none": lambda g: keras_psp.superpose(None),
     "superpose-one": lambda g: keras_psp.superpose(g.models[:1]),
     "superpose-model": lambda g: keras_psp.superpose(g.models[0]),
@@ -115,6 +118,7 @@ CALLS = {
     "add-string": lambda g: add_models(g.one, ["model"]),
     "add-other": lambda g: add_models(g.one, [g.models[3], g.wide]),
     "add-quantized": lambda g: add_models(g.one, [g.quantized]),
+    "add-nan": lambda g: add_models(g.one, [g.nan]),
     "add-too-many": lambda g: add_models(g.one, [g.models[3]] * 9),
     "add-data-few": lambda g: add_models(g.one, g.models[:3], data=[X]),
     "add-data-array": lambda g: add_models(g.one, [g.models[3]], data=X),
