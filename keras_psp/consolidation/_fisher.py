@@ -162,11 +162,12 @@ class _Products(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        for variable in variables:
-            like = keras.KerasTensor(variable.shape, "float32")
-            self.totals.append(
-                [self.add_variable(each.shape) for each in self.products(like)]
-            )
+        likes = [keras.KerasTensor(each.shape, "float32") for each in variables]
+        # Anew: of a model that has got more tasks it is built again.
+        self.totals = [
+            [self.add_variable(each.shape) for each in self.products(like)]
+            for like in likes
+        ]
 
     def update_step(self, gradient, variable, learning_rate):
         totals = self.totals[self._get_variable_index(variable)]

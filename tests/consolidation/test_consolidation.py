@@ -9,6 +9,7 @@ from layer_checks import to_numpy
 from keras_psp.consolidation import EWC
 from keras_psp.consolidation import Gram
 from keras_psp.consolidation import SynapticIntelligence
+from keras_psp.models import mlp
 
 
 def regression(optimizer):
@@ -267,3 +268,31 @@ def test_bad_arguments():
     with pytest.raises(TypeError, match="`data` must hold arrays.*NoneType"):
         ewc.end_task(model)
     assert not ops.convert_to_numpy(ewc.importances[0]).any()
+
+
+@pytest.mark.parametrize(
+    "make", some_once((EWC, Gram, SynapticIntelligence), every=(EWC,))
+)
+def test_a_task_that_was_added_after_another_one_has_ended_ends(make):
+    model = mlp((3,), 2, num_tasks=1, units=4, depth=1, head="multi")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(make("adam"), loss)
+    x = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
+    y = (x.sum(axis=1) > 0).astype("int32")
+    for task in range(2):
+        data = {"image": x, "task": np.full(16, task)}, y
+        model.fit(*data, verbose=0)
+        model.optimizer.end_task(model, data)
+        if task == 0:
+            model.add_tasks(1)
+    if make is not SynapticIntelligence:
+        other = make("adam")  # Which has not ended a task before.
+        other.build(model.trainable_variables)
+        for found, want in zip(
+            keras.tree.flatten(model.optimizer._fisher(model, data)),
+            keras.tree.flatten(other._fisher(model, data)),
+            strict=True,
+        ):
+            np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
+    model.fit({"image": x, "task": np.full(16, 1)}, y, verbose=0)
+    assert np.isfinite(to_numpy(model.optimizer.penalty()))
