@@ -454,12 +454,17 @@ def own_iterations(optimizer: Any, steps_of: Callable[[int], Any]) -> Iterator[N
         vars(optimizer).pop("_parallel_update_step", None)
 
 
+def compiled_loss(model: keras.Model) -> Any:
+    """Returns what Keras computes a model's loss by; each `compile()` makes another."""
+    return model._compile_loss
+
+
 def loss_weights(model: keras.Model) -> Any:
     """Returns the `loss_weights` that a model was compiled with.
 
     Keras' `get_compile_config()` has them too, but fails on a loss of the user's own.
     """
-    return getattr(model._compile_loss, "_user_loss_weights", None)
+    return getattr(compiled_loss(model), "_user_loss_weights", None)
 
 
 def loss_arguments(loss: keras.losses.Loss) -> dict[str, Any]:

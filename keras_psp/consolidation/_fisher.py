@@ -76,7 +76,7 @@ class Fisher:
             x = model.check_inputs(x)  # Tasks may be given by name.
         given = {"x": x, "y": y, "sample_weight": sample_weight}
         given = {key: part for key, part in given.items() if part is not None}
-        if self._probe is None or self._probe.inner is not model:
+        if self._probe is None or not self._probe.is_of(model):
             probe = _Probe(model, self.labels, self.temperature)
             probe.compile(_Products(self._products))  # Once.
             self._probe = probe
@@ -117,11 +117,16 @@ class _Probe(keras.Model):
         # Labels are not cast: the model does with its inputs what it always does.
         super().__init__(name="probe", dtype="float32", autocast=False)
         self.inner = model
+        self.inner_loss = private.compiled_loss(model)
         self.seed_generator = keras.random.SeedGenerator(0)
         self._seed = ops.convert_to_numpy(self.seed_generator.state).copy()
         self.likelihood = None
         if labels == "model":
             self.likelihood = Likelihood(model, temperature, self.seed_generator)
+
+    def is_of(self, model):
+        """Whether it was made for a model as that is compiled now."""
+        return self.inner is model and self.inner_loss is private.compiled_loss(model)
 
     def reset(self):
         """Begins anew, with equal draws: what was measured before does not matter."""

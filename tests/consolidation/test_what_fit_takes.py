@@ -387,3 +387,18 @@ def test_weights_load_into_a_model_compiled_anew(make, tmp_path):
         state = zip(first.optimizer.variables, model.optimizer.variables, strict=True)
         for a, b in (*variables, *state):
             np.testing.assert_allclose(to_numpy(a), to_numpy(b), atol=1e-6)
+
+
+@pytest.mark.parametrize("labels", ["data", once("model")])
+def test_another_loss_is_that_of_the_next_end_of_a_task(labels):
+    x = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    optimizer, other = EWC("sgd", labels=labels), EWC("sgd", labels=labels)
+    losses = "mse", keras.losses.CategoricalCrossentropy(from_logits=True)
+    for loss in losses:
+        model.compile(optimizer, loss)
+        model.fit(x, x[:, :2], verbose=0)
+        found = optimizer._fisher(model, (x, x[:, :2]))
+    want = other._fisher(model, (x, x[:, :2]))
+    for arrays in zip(*map(keras.tree.flatten, (found, want)), strict=True):
+        np.testing.assert_allclose(*arrays, rtol=1e-4)
