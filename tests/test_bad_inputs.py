@@ -114,6 +114,9 @@ CALLS = {
     "fit-validation-few": lambda g: g.model.fit(
         data(), Y, validation_data=(data(), Y[:5]), verbose=0
     ),
+    "fit-validation-weights": lambda g: g.model.fit(
+        data(), Y, validation_data=(data(), Y, np.ones(5)), verbose=0
+    ),
     "batch-high": lambda g: g.model.train_on_batch(data(task=T + 1), Y),
     "batch-float": lambda g: g.model.test_on_batch(data(task=T + 0.5), Y),
     "load-wide": lambda g: g.model.load_weights(g.path),

@@ -9,6 +9,7 @@ check = InputCheck(inputs, num_tasks=None, unknown="raise", by_position=True, na
 check(given) -> dict of arrays         one batch, or all data as arrays; raises
 with check.plain_errors(): ...         raises what it found, however Keras wraps it
 checked(data, check) -> data           any form that `fit()` takes; every batch checked
+check_lengths(batch, name)             raises if `y` has another length than `x`
 check_batch(batch, check) -> tuple     `x`, `(x, y)` or `(x, y, sample_weight)`
 read_inputs(data, inputs, limit=None, name="data") -> dict of NumPy arrays, no labels
 read_examples(data, limit, name="data") -> (x, y, sample_weight), at most `limit`
