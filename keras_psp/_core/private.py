@@ -164,6 +164,17 @@ def become(old: keras.layers.Layer, new: keras.layers.Layer) -> None:
     object.__setattr__(old, "__dict__", state)
 
 
+def take_class(layer: keras.layers.Layer, kind: Any) -> None:
+    """Gives a layer another class, which is its own with more to it.
+
+    Keras keeps with each layer what it has put around `quantize()` of its first class.
+    """
+    first = type(layer)
+    object.__setattr__(layer, "__class__", kind)
+    if kind.quantize is not first.quantize:
+        del vars(layer)["quantize"]
+
+
 def stand_where(layer: keras.layers.Layer, old: keras.layers.Layer) -> None:
     """Lets the weights of a layer, not built yet, be named as those of another one."""
     layer._parent_path = old._parent_path

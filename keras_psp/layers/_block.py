@@ -19,6 +19,7 @@ from keras_psp._core import scope
 from keras_psp._core.private import become
 from keras_psp._core.private import forget_parameters
 from keras_psp._core.private import stand_where
+from keras_psp._core.private import take_class
 from keras_psp._core.private import trusted
 from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
@@ -78,7 +79,7 @@ def put_into(
     vars(layer)["_options"] = dict(options)
     kind: Any = type(layer)
     if not isinstance(layer, Block):
-        object.__setattr__(layer, "__class__", _class_of(mixin, kind))
+        take_class(layer, _class_of(mixin, kind))
     for place, (mode, config) in options.get("quantized", {}).items():
         config = keras.saving.deserialize_keras_object(config)
         quantize(others[int(place)], mode, config)
@@ -230,7 +231,7 @@ class Block(KerasLayer):
             vars(layer)["_waiting"] = new
             vars(layer)["_options"] = options
             kind: Any = type(layer)
-            object.__setattr__(layer, "__class__", _class_of(cls._mixin, kind))
+            take_class(layer, _class_of(cls._mixin, kind))
         return layer
 
 

@@ -15,6 +15,7 @@ from keras_psp._core.backend import take_rows
 from keras_psp._core.private import adding_weights
 from keras_psp._core.private import extended_scope
 from keras_psp._core.private import seed_generators
+from keras_psp._core.private import take_class
 from keras_psp._core.private import trusted
 from keras_psp._core.private import untrack_weights
 from keras_psp._core.task import Task
@@ -47,8 +48,12 @@ def make_copies(
     untrack_weights(layer, weights)
     for each in layers_within(layer):
         # Some save and load what they know by name.
-        vars(each).update(save_own_variables=_nothing, load_own_variables=_nothing)
-    object.__setattr__(layer, "__class__", _class_of(kind))
+        vars(each).update(
+            save_own_variables=_nothing,
+            load_own_variables=_nothing,
+            quantize=functools.partial(_refuse, each),
+        )
+    take_class(layer, _class_of(kind))
     copies: Any = layer
     copies.set_num_tasks(num_tasks)
     # No attributes that Keras looks into.
@@ -74,6 +79,14 @@ def _nothing(store):
     """Saves or loads nothing: the copies hold all."""
 
 
+def _refuse(layer, *args, **kwargs):
+    """Stands for `quantize()`, which would put other weights before the copies."""
+    raise NotImplementedError(
+        "A layer of whose weights each task has a copy cannot be quantized. Received: "
+        f"{layer.name!r}"
+    )
+
+
 def _constant(value, shape, dtype=None):
     return ops.convert_to_tensor(value, dtype)
 
@@ -96,6 +109,16 @@ class TaskCopies(TaskRows, _SavedByOrder):
         """Returns a new layer as it was."""
         with trusted():
             return read_original(self._as_it_was, own_objects(self))
+
+    def can_quantize(self, mode: Any) -> bool:
+        """Whether Keras has nothing to quantize in the layer, nor inside it."""
+        kinds: list[Any] = [type(self).__bases__[1]]
+        kinds += map(type, layers_within(self))
+        return all(
+            issubclass(kind, keras.Model)
+            or kind.quantize is keras.layers.Layer.quantize
+            for kind in kinds
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # As the layer was called before: its task comes from the scope.

@@ -272,7 +272,7 @@ class TakesTasks(KerasModel):
                 f"These layers cannot be quantized to {name!r}; leave them out by "
                 f"`filters`. Received: layers {refused}"
             )
-        super().quantize(mode, config=config, filters=filters, **kwargs)
+        super().quantize(name, config=config, filters=filters, **kwargs)
 
     def _check_can_change(self, n: int) -> None:
         if self._is_soft():

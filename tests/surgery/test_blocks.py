@@ -12,6 +12,8 @@ from small_models import draw_weights
 
 import keras_psp
 from keras_psp._core.task_layer import find_task_layers
+from keras_psp.layers._original import layers_within
+from keras_psp.layers._task_copies import TaskCopies
 
 NUM_TASKS = 3
 TASKS = np.arange(6, dtype="int32") % NUM_TASKS
@@ -626,3 +628,25 @@ def test_bad_input():
         named.task_names = ["a", "b"]
     with pytest.raises(ValueError, match="have no names"):
         keras_psp.extract(keras_psp.convert(model, 2), "a")
+
+
+@pytest.mark.parametrize("make", [own_head, once(odd_block)])
+@pytest.mark.filterwarnings("ignore:.*quantize", "ignore:.*no superposed")
+def test_copies_are_not_quantized(make):
+    model, x = make()
+    one = keras_psp.convert(model, NUM_TASKS, shared="copy")
+    name = "inputs" if make is own_head else "x"
+    data = {name: x, "task": TASKS}
+    answers = one.predict(data, verbose=0)
+    copied = [each for each in find_task_layers(one) if isinstance(each, TaskCopies)]
+    with pytest.raises(ValueError, match=f"to 'int8'.*{copied[0].name}"):
+        one.quantize("int8")
+    np.testing.assert_array_equal(one.predict(data, verbose=0), answers)
+    for each in (copied[0], *layers_within(copied[0])):
+        with pytest.raises(NotImplementedError, match="cannot be quantized|does not"):
+            each.quantize("int8")
+    names = ["read", *(each.name for each in copied)]  # Read without its scale.
+    one.quantize("int8", filters=lambda layer: layer.name not in names)
+    np.testing.assert_allclose(one.predict(data, verbose=0), answers, atol=0.1)
+    with pytest.raises(ValueError, match="to 'float8'"):
+        keras_psp.convert(own_head()[0], NUM_TASKS).quantize("float8")
