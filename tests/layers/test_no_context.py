@@ -154,9 +154,12 @@ def test_files_keep_it_and_tasks_come_and_go(form, tmp_path):
     other.load_weights(tmp_path / "model.weights.h5")
     for each in (again, other, keras.models.clone_model(model)):
         assert [w.shape for w in each.weights] == [w.shape for w in model.weights]
-    np.testing.assert_array_equal(to_numpy(other(inputs)), expected)
+    for weight, own in zip(other.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, own)
+    # Where arrays lie in memory changes how torch adds up.
+    np.testing.assert_allclose(to_numpy(other(inputs)), expected, rtol=1e-6, atol=1e-6)
     again.add_tasks(2)
-    np.testing.assert_allclose(to_numpy(again(inputs)), expected, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(again(inputs)), expected, rtol=1e-6, atol=1e-5)
     dense = again.layers[-1]
     assert again.num_tasks == dense.num_tasks == NUM_TASKS + 2
     if form == "few":  # A new task has nothing but the base.
@@ -164,7 +167,7 @@ def test_files_keep_it_and_tasks_come_and_go(form, tmp_path):
         np.testing.assert_array_equal(new, to_numpy(dense.base_kernel))
     assert {each.num_tasks for each in find_layers(again)} == {NUM_TASKS + 2}
     again.remove_tasks(n=2)
-    np.testing.assert_allclose(to_numpy(again(inputs)), expected, atol=1e-5)
+    np.testing.assert_allclose(to_numpy(again(inputs)), expected, rtol=1e-6, atol=1e-5)
     for k in (0, 3):
         plain = keras_psp.extract(model, k)
         y = to_numpy(plain(x))
