@@ -21,7 +21,6 @@ from keras_psp._reading.listen import Listener
 from keras_psp._reading.plan import Plan
 from keras_psp._reading.plan import plan_models
 from keras_psp._reading.plan import same_leaves
-from keras_psp._reading.rows import input_rows
 from keras_psp._reading.rows import kernel_rows
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._superposed_attention import SuperposedAttention
@@ -35,6 +34,7 @@ from keras_psp.surgery._budget import choices
 from keras_psp.surgery._budget import choose
 from keras_psp.surgery._build_superposed import build_superposed
 from keras_psp.surgery._embeddings import round_embeddings
+from keras_psp.surgery._inputs import Inputs
 from keras_psp.surgery._parts import Form
 from keras_psp.surgery._parts import Parts
 from keras_psp.surgery._parts import Wanted
@@ -183,8 +183,13 @@ class Walk:
         self._kernels: dict[int, np.ndarray] = {}
         self._biases: dict[int, np.ndarray] = {}
         self._new_tasks: dict[int, Parts] = {}
-        self._probes: dict[int, Any] = {}
         self._outputs = None if data is None else self._measure_outputs()
+        every = [leaf for group in self.groups for leaf in group]
+        self._places = {id(leaf): place for place, leaf in enumerate(every)}
+        # Of the tasks' own models, and after the layers that have been fitted.
+        self._own_inputs, self._inputs = (
+            self._listen(every, compressed) for compressed in (False, True)
+        )
         round_embeddings(self._template)  # As what is built of the models will be.
 
     def count_model_bytes(self) -> int:
@@ -314,6 +319,8 @@ class Walk:
         """Goes on with these kernels, rows `(K, M, N)`, in place of a layer's own."""
         self._kernels[id(leaf)] = kernels.astype("float32")
         self._biases.pop(id(leaf), None)
+        if self._inputs is not None:
+            self._inputs.forget(but=self._beside(leaf))
 
     def own(self, task: int) -> keras.Model:
         """Returns the one plain model, with the weights of a task's own model."""
@@ -425,12 +432,11 @@ class Walk:
 
         And the means of its own model's, and of these.
         """
-        probe = self._probes.get(id(leaf))
-        if probe is None:
-            probe = self._listener.probe([self._copies[id(ours)]])
-            self._probes[id(leaf)] = probe
-        own = self._probe(probe, ours, task, x, compressed=False)
-        here = self._probe(probe, ours, task, x, compressed=True) if compressed else own
+        place = self._places[id(leaf)]
+        behind = range(place + 1, len(self._places))
+        own = here = self._own_inputs.rows(place, task, behind)
+        if compressed:
+            here = self._inputs.rows(place, task, self._beside(leaf))
         gram = cross = own_mean = here_mean = count = 0
         for a, b in zip(here, own, strict=True):
             gram, cross = gram + a.T @ a, cross + a.T @ b
@@ -439,14 +445,26 @@ class Walk:
             count += len(a)
         return gram / count, cross / count, own_mean / count, here_mean / count
 
-    def _probe(self, probe, ours, task, x, compressed):
-        """Returns a list of a layer's input rows, for each batch."""
-        self._take_weights(task, compressed)
-        found = []
-        for batch in _batches(x):
-            rows = input_rows(ours, probe.predict_on_batch(batch)[0])
-            found.append(rows[:, 0])
-        return found
+    def _beside(self, leaf):
+        """The places of layers behind a leaf whose inputs do not depend on it.
+
+        Of attention, these are the projections of keys and values.
+        """
+        group = next(group for group in self.groups if leaf in group)
+        first = group.index(leaf)
+        return [self._places[id(each)] for each in group[first + 1 : -1]]
+
+    def _listen(self, leaves, compressed):
+        if self._data is None:
+            return None
+        ours = [self._superposed[id(leaf)] for leaf in leaves]
+        layers = [(each, self._copies[id(each)]) for each in ours]
+        batches = [list(_batches(x)) for x in self._data]
+
+        def take_weights(task):
+            self._take_weights(task, compressed)
+
+        return Inputs(self._listener, layers, batches, take_weights)
 
     def _take_weights(self, task, compressed):
         """Gives the plain model the weights of a task's own, or as they are kept."""
