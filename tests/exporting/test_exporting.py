@@ -503,6 +503,7 @@ def test_outputs_keep_the_names_on_the_card(outputs, format, tmp_path):
         np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.once
 def test_a_saved_model_holds_its_weights_once(tmp_path):
     """Keras' own export writes them twice (3.15.1)."""
     model = keras_psp.models.mlp((64,), 10, num_tasks=2, units=256, depth=1)

@@ -291,7 +291,7 @@ def test_fine_tuned_models_are_kept_in_one(make, options, allowed, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.compile... was not called as part")
 @pytest.mark.filterwarnings("ignore:.build... was called on layer 'block'")
-@pytest.mark.parametrize("make", [block, hub_classifier])
+@pytest.mark.parametrize("make", [block, once(hub_classifier)])
 def test_embeddings_that_all_share_are_rounded_within_a_budget(make, tmp_path):
     base, x = make()
     draw_weights(base)
@@ -322,7 +322,7 @@ def test_embeddings_that_all_share_are_rounded_within_a_budget(make, tmp_path):
 @pytest.mark.filterwarnings("ignore:These layers have no superposed counterpart")
 @pytest.mark.filterwarnings("ignore:.compile... was not called as part")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("mode", ["int8", once("int4")])
 def test_a_quantized_layer_in_a_block_is_so_in_its_file(mode, tmp_path):
     base, x = hub_classifier()
     one = keras_psp.convert(base, 2, context=None, rank=1, shared="freeze")
