@@ -12,6 +12,7 @@ from keras import ops
 from keras_psp._core import private
 
 _branches = contextvars.ContextVar("branches", default=True)
+_may_use_xla = contextvars.ContextVar("may_use_xla", default=True)
 
 
 @contextlib.contextmanager
@@ -22,6 +23,19 @@ def without_branches():
         yield
     finally:
         _branches.reset(token)
+
+
+@contextlib.contextmanager
+def compiled_with(xla):
+    """Says whether XLA compiles what is traced in this scope, which nobody else tells.
+
+    Gradients that XLA accepts take longer on TensorFlow.
+    """
+    token = _may_use_xla.set(xla)
+    try:
+        yield
+    finally:
+        _may_use_xla.reset(token)
 
 
 def is_readable(task):
@@ -119,7 +133,8 @@ def cond(uniform, one, mixed):
     if keras.backend.backend() == "tensorflow":
         from keras_psp._core import tensorflow_branch
 
-        return tensorflow_branch.cond(uniform, one, mixed)
+        if _may_use_xla.get():
+            return tensorflow_branch.cond(uniform, one, mixed)
     return ops.cond(uniform, one, mixed)
 
 

@@ -14,6 +14,7 @@ from typing import Self
 import keras
 import numpy as np
 
+from keras_psp._core.backend import compiled_with
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.data import InputCheck
 from keras_psp._core.data import check_batch
@@ -373,7 +374,8 @@ class TakesTasks(KerasModel):
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         """Where Keras' compiled steps run."""
-        with one_thread(self), kept_weights(self):
+        xla = bool(self.jit_compile)
+        with one_thread(self), kept_weights(self), compiled_with(xla):
             yield
 
 
