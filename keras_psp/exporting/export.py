@@ -84,7 +84,7 @@ def export(
             probabilities.
         unpack: Boolean, whether numbers that layers store in few bits become floats in
             an `"onnx"`, `"litert"` or `"openvino"` file. The file is larger then, and
-            its answers take less time. Other formats keep them packed.
+            its answers take far less time. Other formats keep them packed.
         overwrite: Boolean, whether `path` may be there already.
         verbose: Boolean, whether to print what was written.
 
