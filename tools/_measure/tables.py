@@ -573,6 +573,11 @@ TABLES = {
         functools.partial(draw_frontier, memories=(0.35, 0.6, 1.1)),
         ("frontier-mlp-32-tasks-jax",),
     ),
+    "frontier-minilm": Table(
+        _SURGERY,
+        functools.partial(draw_frontier, memories=(0.25,)),
+        ("frontier-minilm-10-tasks-torch",),
+    ),
     "benchmark": Table(_BENCHMARKS, _BENCHMARK, ("permuted-mnist",)),
     "incremental": Table(_BENCHMARKS, draw_incremental, ("incremental-cifar",)),
     "consolidation": Table(_CONSOLIDATION, _LEARNING, ("suite-consolidation-3-seeds",)),
