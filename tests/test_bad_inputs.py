@@ -117,6 +117,9 @@ CALLS = {
     "fit-validation-weights": lambda g: g.model.fit(
         data(), Y, validation_data=(data(), Y, np.ones(5)), verbose=0
     ),
+    "fit-validation-number": lambda g: g.model.fit(
+        data(), Y, validation_data=(data(), Y, np.float32(1.0)), verbose=0
+    ),
     "batch-high": lambda g: g.model.train_on_batch(data(task=T + 1), Y),
     "batch-float": lambda g: g.model.test_on_batch(data(task=T + 0.5), Y),
     "load-wide": lambda g: g.model.load_weights(g.path),

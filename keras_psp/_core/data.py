@@ -330,8 +330,10 @@ def check_batch(batch: Structure, check: InputCheck) -> tuple:
 
 def check_lengths(batch: tuple, name: str) -> None:
     """Raises a `ValueError` if arrays `(x, y, sample_weight)` differ in examples."""
-    lengths = {
-        key: sorted({len(array) for array in _leaves(part) if _is_array(array)})
+    lengths = {  # A single number is no example.
+        key: sorted(
+            {(*array.shape, 0)[0] for array in _leaves(part) if _is_array(array)}
+        )
         for key, part in zip(("x", "y", "sample_weight"), batch, strict=False)
         if part is not None
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from keras_psp._core.private import layers_within
+from keras_psp._core.private import flatten_layers
 
 # Not in the layers: a lock would keep them from being pickled.
 _locks: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -31,5 +31,5 @@ def one_thread(model: keras.Model) -> Iterator[None]:
 def _locks_of(model: keras.Model) -> list[Any]:
     """One lock, but where models share some of their layers; always in one order."""
     new = threading.RLock()
-    every = {_locks.setdefault(layer, new) for layer in layers_within(model)}
+    every = {_locks.setdefault(layer, new) for layer in flatten_layers(model)}
     return sorted(every, key=id)

@@ -45,14 +45,14 @@ def adding_weights(layer: keras.layers.Layer) -> Iterator[None]:
         layer._tracker.lock()
 
 
-def layers_within(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+def flatten_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Returns a layer and all layers inside it, however deep."""
     return layer._flatten_layers()
 
 
 def untrack_weights(layer: keras.layers.Layer, weights: Iterable[Any]) -> None:
     """Lets weights be no part any more of a layer and of the layers inside it."""
-    for each in layer._flatten_layers():
+    for each in flatten_layers(layer):
         for weight in weights:
             if any(weight is own for own in own_weights(each)):
                 each._untrack_variable(weight)

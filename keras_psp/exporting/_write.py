@@ -84,12 +84,17 @@ def _is_nested(model):
 
 
 def _with_outputs(model, names, named=False, unpack=True):
-    """Returns the model with its outputs in a list, or in a dictionary by name."""
+    """Returns the model with its outputs in a list, or in a dictionary by name.
+
+    With `unpack`, nothing keeps a converter from unpacking numbers in few bits.
+    """
     outputs = keras.tree.flatten(model(model.input))
     if named:
         outputs = dict(zip(names, outputs, strict=True))
-    of_class = keras.Model if unpack else _KeptPacked
-    model = of_class(model.input, outputs, name=model.name)
+    packed = "task" in model.input and not unpack
+    model = (_KeptPacked if packed else keras.Model)(
+        model.input, outputs, name=model.name
+    )
     model(model.input)  # Keras exports to ONNX only what has been called.
     return model
 
@@ -98,8 +103,6 @@ class _KeptPacked(keras.Model):
     """Functional model whose numbers in few bits stay so in the file."""
 
     def call(self, inputs, training=None, mask=None):
-        if "task" not in inputs:
-            return super().call(inputs, training=training, mask=mask)
         with kept_packed(inputs["task"]):
             return super().call(inputs, training=training, mask=mask)
 

@@ -87,9 +87,9 @@ def put_into(
         freeze_shared(layer)
 
 
-def quantize(layer: keras.layers.Layer, mode: str | None, config: Any) -> None:
-    """Quantizes a layer by Keras' own means, if it is not to stay as it is."""
-    if mode is not None and layer.quantization_mode is None:
+def quantize(layer: keras.layers.Layer, mode: str, config: Any) -> None:
+    """Quantizes a layer by Keras' own means, unless it was made of a quantized one."""
+    if layer.quantization_mode is None:
         layer.quantize(mode, type_check=False, config=config)
 
 
@@ -202,7 +202,7 @@ class Block(KerasLayer):
                 keras.saving.serialize_keras_object(layer.quantization_config),
             ]
             for place, layer in self._others.values.items()
-            if getattr(layer, "quantization_mode", None) is not None
+            if layer.quantization_mode is not None
         }
         options = {**self._options, "quantized": modes} if modes else self._options
         return {"original": self._as_it_was, "layers": layers, **options}

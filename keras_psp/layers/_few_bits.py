@@ -131,7 +131,7 @@ def unpack_codes(xp: Any, packed: Any, bits: int, count: int) -> Any:
         shifts = np.arange(0, 8, width, dtype="int32")
         pieces = xp.expand_dims(pieces, -1)
         if xp is ops and keras.backend.backend() != "torch":
-            # Divided: LiteRT knows no operations on bits. On torch these are faster.
+            # LiteRT, which TensorFlow and JAX export to, knows no operations on bits.
             pieces = xp.mod(xp.floor_divide(pieces, 2**shifts), 2**width)
         else:
             pieces = xp.bitwise_and(xp.right_shift(pieces, shifts), 2**width - 1)

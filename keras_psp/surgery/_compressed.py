@@ -169,7 +169,6 @@ class Walk:
         self._template, self._pairs = self._build(lambda layer: Form(base=8))
         self._plain, copies = build_plain(self._template, 0, is_whole=True)
         self._copies = {id(layer): copy for layer, copy in copies}
-        self._listener = Listener(self._plain)
         self._superposed = {id(layer): ours for layer, ours in self._pairs}
         # Leaf layers that take one form: a layer, or an attention's projections.
         groups = [leaf_layers([x]) for x in plan.chosen if self._holds_kernels(x)]
@@ -186,9 +185,12 @@ class Walk:
         self._outputs = None if data is None else self._measure_outputs()
         every = [leaf for group in self.groups for leaf in group]
         self._places = {id(leaf): place for place, leaf in enumerate(every)}
-        # Of the tasks' own models, and after the layers that have been fitted.
-        self._own_inputs, self._inputs = (
-            self._listen(every, compressed) for compressed in (False, True)
+        ours = [self._superposed[id(leaf)] for leaf in every]
+        self._inputs = Inputs(
+            Listener(self._plain),
+            [(each, self._copies[id(each)]) for each in ours],
+            [_batches(x) for x in data or ()],
+            self._take_weights,
         )
         round_embeddings(self._template)  # As what is built of the models will be.
 
@@ -319,8 +321,7 @@ class Walk:
         """Goes on with these kernels, rows `(K, M, N)`, in place of a layer's own."""
         self._kernels[id(leaf)] = kernels.astype("float32")
         self._biases.pop(id(leaf), None)
-        if self._inputs is not None:
-            self._inputs.forget(but=self._beside(leaf))
+        self._inputs.forget_fitted(but=self._beside(leaf))
 
     def own(self, task: int) -> keras.Model:
         """Returns the one plain model, with the weights of a task's own model."""
@@ -396,8 +397,8 @@ class Walk:
         centered = not with_means and _has_free_bias(leaf, columns)
         grams = np.empty((num_tasks, size, size), "float32")
         means = np.empty((2, num_tasks, size))
-        for k, x in enumerate(self._data):
-            gram, cross, own, here = self._products(leaf, ours, k, x, compressed)
+        for k in range(num_tasks):
+            gram, cross, own, here = self._products(leaf, k, compressed)
             ridge = self._ridge * max(np.trace(gram) / size, 1e-12) * np.eye(size)
             if centered:
                 gram, cross = gram - np.outer(here, here), cross - np.outer(here, own)
@@ -427,16 +428,15 @@ class Walk:
             for leaf, each in zip(every, zip(*found, strict=True), strict=True)
         }
 
-    def _products(self, leaf, ours, task, x, compressed):
+    def _products(self, leaf, task, compressed):
         """The mean products of a layer's inputs: by themselves, by its own model's.
 
         And the means of its own model's, and of these.
         """
         place = self._places[id(leaf)]
-        behind = range(place + 1, len(self._places))
-        own = here = self._own_inputs.rows(place, task, behind)
+        own = here = self._inputs.own(place, task)
         if compressed:
-            here = self._inputs.rows(place, task, self._beside(leaf))
+            here = self._inputs.fitted(place, task, self._beside(leaf))
         gram = cross = own_mean = here_mean = count = 0
         for a, b in zip(here, own, strict=True):
             gram, cross = gram + a.T @ a, cross + a.T @ b
@@ -453,18 +453,6 @@ class Walk:
         group = next(group for group in self.groups if leaf in group)
         first = group.index(leaf)
         return [self._places[id(each)] for each in group[first + 1 : -1]]
-
-    def _listen(self, leaves, compressed):
-        if self._data is None:
-            return None
-        ours = [self._superposed[id(leaf)] for leaf in leaves]
-        layers = [(each, self._copies[id(each)]) for each in ours]
-        batches = [list(_batches(x)) for x in self._data]
-
-        def take_weights(task):
-            self._take_weights(task, compressed)
-
-        return Inputs(self._listener, layers, batches, take_weights)
 
     def _take_weights(self, task, compressed):
         """Gives the plain model the weights of a task's own, or as they are kept."""

@@ -1,5 +1,7 @@
 """What the layers of K models are called with, in as few runs as memory allows."""
 
+import functools
+import itertools
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +26,8 @@ class Inputs:
         layers: Pairs of a superposed layer, which tells how inputs become rows, and the
             layer that stands for it in the plain model.
         batches: For each task a list of batches.
-        take_weights: Function of a task that gives the plain model its weights.
+        take_weights: Function of a task, and of whether they are those that have been
+            fitted, that gives the plain model its weights.
     """
 
     def __init__(
@@ -32,59 +35,69 @@ class Inputs:
         listener: Listener,
         layers: Sequence[tuple[Superposed, keras.layers.Layer]],
         batches: Sequence[list[dict[str, np.ndarray]]],
-        take_weights: Callable[[int], None],
+        take_weights: Callable[[int, bool], None],
     ) -> None:
         self._listener, self._layers = listener, layers
         self._batches, self._take_weights = batches, take_weights
         self._probes: dict[tuple[int, ...], Any] = {}
-        self._kept: dict[int, list[Rows]] = {}
+        # By place, for the tasks' own weights and for those that have been fitted.
+        self._kept: dict[bool, dict[int, list[Rows]]] = {False: {}, True: {}}
 
-    def rows(self, place: int, task: int, others: Sequence[int] = ()) -> Rows:
-        """Returns a layer's rows for a task.
+    def own(self, place: int, task: int) -> Rows:
+        """Returns the rows of the layer at a place, in a task's own model."""
+        behind = range(place + 1, len(self._layers))
+        return self._rows([place, *behind], task, fitted=False)
+
+    def fitted(self, place: int, task: int, beside: Sequence[int]) -> Rows:
+        """Returns the rows of a layer after those before it, which have been fitted.
 
         Args:
             place: Integer, the layer's place among the `layers`.
             task: Integer.
-            others: Places of layers that will be asked for next, of the same weights.
+            beside: Places of layers behind it, whose inputs do not depend on it.
         """
-        if place not in self._kept:
-            self._kept = {}  # Before new ones are made.
-            chosen = self._choose([place, *others])
+        return self._rows([place, *beside], task, fitted=True)
+
+    def forget_fitted(self, but: Sequence[int]) -> None:
+        """Lets go of fitted layers' rows but those at some places: others change."""
+        kept = self._kept[True]
+        self._kept[True] = {place: kept[place] for place in but if place in kept}
+
+    def _rows(self, places: list[int], task: int, fitted: bool) -> Rows:
+        """Returns the first layer's rows; those of others are kept if there is room."""
+        first = places[0]
+        if first not in self._kept[fitted]:
+            self._kept[fitted] = {}  # Before new ones are made.
+            totals = itertools.accumulate(self._sizes[place] for place in places)
+            chosen = [p for p, n in zip(places, totals, strict=True) if n <= MOST_BYTES]
             if not chosen:
-                return self._run([place], task)[0]
-            every = [self._run(chosen, k) for k in range(len(self._batches))]
-            for i, each in enumerate(chosen):
-                self._kept[each] = [rows[i] for rows in every]
-        return self._kept[place][task]
+                return self._run([first], task, fitted)[0]
+            every = [self._run(chosen, k, fitted) for k in range(len(self._batches))]
+            for place, rows in zip(chosen, zip(*every, strict=True), strict=True):
+                self._kept[fitted][place] = list(rows)
+        return self._kept[fitted][first][task]
 
-    def forget(self, but: Sequence[int]) -> None:
-        """Lets go of what is kept of all layers but these: weights have changed."""
-        self._kept = {place: self._kept[place] for place in but if place in self._kept}
-
-    def _choose(self, places: list[int]) -> list[int]:
-        """Returns how many of these layers can be kept."""
-        self._take_weights(0)
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        """The bytes that each layer's rows take, of all tasks."""
         batch = self._batches[0][0]
         number = sum(len(next(iter(x.values()))) for xs in self._batches for x in xs)
-        chosen, total = [], 0
-        calls = self._probe(places).predict_on_batch(batch)
-        for place, each in zip(places, calls, strict=True):
-            one = [keras.tree.map_structure(lambda x: x[:1], x) for x in each]
-            total += number * input_rows(self._layers[place][0], one).nbytes
-            if total > MOST_BYTES:
-                break
-            chosen.append(place)
-        return chosen
+        calls = self._probe(range(len(self._layers))).predict_on_batch(batch)
+        one = keras.tree.map_structure(lambda x: x[:1], calls)
+        return [
+            number * input_rows(layer, each).nbytes
+            for (layer, _), each in zip(self._layers, one, strict=True)
+        ]
 
-    def _run(self, places: list[int], task: int) -> list[Rows]:
-        self._take_weights(task)
+    def _run(self, places: Sequence[int], task: int, fitted: bool) -> list[Rows]:
+        self._take_weights(task, fitted)
         probe, found = self._probe(places), []
         for batch in self._batches[task]:
             calls = zip(places, probe.predict_on_batch(batch), strict=True)
             found.append([input_rows(self._layers[p][0], x)[:, 0] for p, x in calls])
         return [list(rows) for rows in zip(*found, strict=True)]
 
-    def _probe(self, places: list[int]) -> Any:
+    def _probe(self, places: Sequence[int]) -> Any:
         key = tuple(places)
         if key not in self._probes:
             layers = [self._layers[place][1] for place in places]

@@ -105,7 +105,7 @@ def _take_weights(block, plain, task, is_whole):
         elif is_rounded(layer) and not is_rounded(copy):
             copy.set_weights([floats_of(layer)])
         else:
-            if getattr(layer, "quantization_mode", None) is not None:
+            if layer.quantization_mode is not None:
                 quantize(copy, layer.quantization_mode, layer.quantization_config)
             for weight, own in zip(own_weights(layer), own_weights(copy), strict=True):
                 own.assign(ops.convert_to_numpy(weight))  # JAX may share an array.

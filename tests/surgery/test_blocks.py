@@ -319,6 +319,34 @@ def test_embeddings_that_all_share_are_rounded_within_a_budget(make, tmp_path):
         keras_psp.surgery.add_models(read, [draw_weights(models[0], seed=5)], data=[x])
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "float16"])
+def test_embeddings_of_16_bits(dtype):
+    """Keras does not quantize those that are computed in float16."""
+
+    def make(seed):
+        x = keras.Input((4,), dtype="int32", name="x")
+        y = layers.Embedding(11, 8, dtype=dtype, name="embedding")(x)
+        y = layers.Dense(3, name="head")(layers.Flatten()(y))
+        model = draw_weights(keras.Model(x, y), seed)
+        table = np.random.default_rng(9).normal(size=(11, 8))
+        model.get_layer("embedding").set_weights([table])
+        return model
+
+    models, x = [make(seed) for seed in range(3)], words()
+    one = keras_psp.superpose(models[:2], data=[x] * 2, bits=8)
+    mode = one.get_layer("embedding").quantization_mode
+    assert mode == (None if dtype == "float16" else "int8")
+    keras_psp.surgery.add_models(one, models[2:], data=[x])
+    for k, model in enumerate(models):
+        plain = keras_psp.extract(one, k)
+        assert plain.get_layer("embedding").dtype_policy.name == dtype
+        y = ask(one, x, k)
+        # In 16 bits, rounded once more or less.
+        np.testing.assert_allclose(plain.predict(x, verbose=0), y, atol=0.02)
+        np.testing.assert_allclose(y, model.predict(x, verbose=0), atol=0.1)
+
+
 @pytest.mark.filterwarnings("ignore:These layers have no superposed counterpart")
 @pytest.mark.filterwarnings("ignore:.compile... was not called as part")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")

@@ -7,7 +7,11 @@ from conftest import once
 from small_models import draw_weights
 
 import keras_psp
+from keras_psp._reading.graph import Graph
+from keras_psp._reading.plan import plan_models
 from keras_psp.layers import PSPDense
+from keras_psp.surgery import _inputs
+from keras_psp.surgery._compressed import Walk
 from keras_psp.surgery._parts import Form
 from keras_psp.surgery._parts import Wanted
 from keras_psp.surgery._parts import fit
@@ -224,6 +228,34 @@ def test_parts_are_fitted_to_the_inputs(form):
         for each in (wanted, blind)
     )
     assert error < 0.6 * other
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("build", [dense, attentive])
+def test_it_does_not_matter_how_many_inputs_are_kept(build, monkeypatch):
+    base, models, data = fine_tuned(build)
+    found = []
+    for most in (_inputs.MOST_BYTES, 40_000, 0):
+        monkeypatch.setattr(_inputs, "MOST_BYTES", most)
+        one = keras_psp.superpose(models, base=base, data=data, rank=2)
+        found.append(np.concatenate(answers(one, data)))
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.once
+def test_inputs_follow_what_has_been_fitted():
+    base, models, data = fine_tuned(dense)
+    graphs = [Graph(model) for model in (*models, base)]
+    plan = plan_models(graphs, in_parts=True)
+    walk = Walk(graphs, *plan, True, [{"x": x} for x in data], 0.1)
+    (first,), (second,) = walk.groups[:2]
+    before = walk.wanted(second, compressed=True)[0].grams
+    walk.keep(first, 2 * walk.wanted(first, compressed=False)[0].kernels)
+    after = walk.wanted(second, compressed=True)[0].grams
+    assert (
+        after.trace(axis1=1, axis2=2).min() > 2 * before.trace(axis1=1, axis2=2).max()
+    )
 
 
 @pytest.mark.once
