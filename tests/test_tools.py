@@ -142,6 +142,40 @@ def test_frontier_compares_with_its_rivals(tmp_path):
     assert again["rows"] == result["rows"]  # Nothing was kept anew.
 
 
+# Models this small may answer as their base does.
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
+def test_text_keeps_what_tells_changed_passages_apart(tmp_path):
+    import keras_hub
+
+    words = "the film was a very good and long story of some old men in town".split()
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=5 + len(words),
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=8,
+        max_sequence_length=32,
+    )
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    backbone.save_to_preset(tmp_path / "weights")
+    tokenizer = keras_hub.models.BertTokenizer(vocabulary)
+    tokenizer.save_to_preset(tmp_path / "weights")
+    (tmp_path / "texts" / "news").mkdir(parents=True)
+    for i in range(6):
+        article = " ".join(words[i:] + 3 * words)
+        (tmp_path / "texts" / "news" / f"{i}.txt").write_text(article)
+    folders = ("--weights", tmp_path / "weights", "--texts", tmp_path / "texts")
+    sizes = "--tasks 2 --steps 2 --tests 8 --examples 8 --budgets 1.5".split()
+    options = ("text", *folders, *sizes, "--systems", "superpose(budget=)", "copies")
+    options += ("--most", 0.7, "--folder", tmp_path / "models")
+    result, printed = measure(tmp_path, f"frontier-minilm-2-tasks-{BACKEND}", *options)
+    ours = next(row for row in result["rows"] if row["system"] == "superpose(budget=)")
+    assert ours["memory"] <= 1.5 and 0 <= ours["accuracy"] <= 100
+    assert "copies" in {row["system"] for row in result["rows"]}
+    assert "two words repeated" not in printed  # There are two tasks.
+    assert len(list((tmp_path / "models").iterdir())) == 2
+
+
 def test_frontier_measures_what_superpose_makes(monkeypatch):
     import keras
 

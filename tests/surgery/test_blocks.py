@@ -152,15 +152,19 @@ def own_model():
     return model, x
 
 
-def hub_classifier():
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=11,
+def bert(vocabulary_size, length=4):
+    return keras_hub.models.BertBackbone(
+        vocabulary_size=vocabulary_size,
         num_layers=1,
         num_heads=2,
         hidden_dim=4,
         intermediate_dim=8,
-        max_sequence_length=4,
+        max_sequence_length=length,
     )
+
+
+def hub_classifier():
+    backbone = bert(vocabulary_size=11)
     model = keras_hub.models.BertTextClassifier(backbone, 2, dropout=0.0)
     ones = np.ones((6, 4), "int32")
     x = {"token_ids": words(), "segment_ids": 0 * ones, "padding_mask": ones}
@@ -532,14 +536,7 @@ def test_text_of_several_tasks_is_generated_in_one_batch():
 def text_classifier(seed, classes=2, vocabulary=("good", "bad", "film")):
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokenizer = keras_hub.models.BertTokenizer([*special, *vocabulary])
-    backbone = keras_hub.models.BertBackbone(
-        vocabulary_size=8,
-        num_layers=1,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        max_sequence_length=6,
-    )
+    backbone = bert(vocabulary_size=8, length=6)
     preprocessor = keras_hub.models.BertTextClassifierPreprocessor(tokenizer, 6)
     model = keras_hub.models.BertTextClassifier(backbone, classes, preprocessor)
     return draw_weights(model, seed)

@@ -18,6 +18,8 @@ Result = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "tools" / "results"
 SEED = 0
+# Options that say where files lie, which is of no interest elsewhere.
+FOLDERS = ("output", "folder", "runs", "weights", "texts")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +67,7 @@ def save(
         environment: What was measured with. Defaults to this process.
         **more: Further entries of the `config`.
     """
-    hidden = ("output", "name", "run", "runs", "seed", "seeds", "folder")
+    hidden = ("name", "run", "seed", "seeds", *FOLDERS)
     config = {key: value for key, value in vars(args).items() if key not in hidden}
     result = {
         "what": what,
@@ -94,8 +96,8 @@ def write(path: Path, result: Result) -> None:
 def _command() -> str:
     words, shown = iter(sys.argv[1:]), []
     for word in words:
-        if word in ("--output", "--folder", "--runs"):
-            next(words)  # Where files lay is of no interest elsewhere.
+        if word.removeprefix("--") in FOLDERS:
+            next(words)
         else:
             shown.append(word)
     return "python tools/measure.py " + shlex.join(shown)

@@ -1,8 +1,8 @@
 """Keeps ten fine-tuned MiniLMs in less and less memory, beside rivals.
 
-MiniLM, a BERT of six layers that Microsoft has trained, learns to tell whether the
-words of a news passage are as they were written. There is one task for each way in
-which they may have been changed. The embeddings stay as they are, so the ten models
+`all-MiniLM-L6-v2`, a BERT of six layers, learns to tell whether the words of a news
+passage are as they were written. There is one task for each way in which they may have
+been changed. The embeddings stay as they are, so the ten models
 share them. `--weights` is a folder with `config.json` and `model.safetensors` of
 Hugging Face, and `--texts` one with a folder of text files for each topic:
 
@@ -14,7 +14,6 @@ Hugging Face, and `--texts` one with a folder of text files for each topic:
 import argparse
 import itertools
 import re
-import time
 from collections.abc import Callable
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,17 +145,16 @@ def read_models(
     passages = [cut(args, topics) for topics in split(args.texts)]
     models, data, tests = [], [], []
     for name in itertools.islice(CHANGES, args.tasks):
-        task = Task(name, args, passages, read, seed)
-        path = args.folder and args.folder / f"{seed}-{name.replace(' ', '-')}.h5"
-        model = copy(base)
-        weights = path and path.with_suffix(".weights.h5")
-        if weights and weights.exists():
-            model.load_weights(weights)
+        task = Task(name, passages, read, seed)
+        file = f"{seed}-{name.replace(' ', '-')}.weights.h5"
+        path, model = args.folder and args.folder / file, copy(base)
+        if path and path.exists():
+            model.load_weights(path)
         else:
-            fine_tune(model, task, args)
-            if weights:
-                weights.parent.mkdir(parents=True, exist_ok=True)
-                model.save_weights(weights)
+            print(f"{name}: {fine_tune(model, task, args):.1%}")
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                model.save_weights(path)
         models.append(model)
         data.append(task.draw(args.examples, 0)[0])
         tests.append(task.draw(args.tests, 1))
@@ -183,7 +181,7 @@ def copy(model: keras.Model) -> keras.Model:
 
 
 def split(texts: Path) -> tuple[list[Words], list[Words]]:
-    """Returns the words of articles to train with, and of every fifth to test with."""
+    """Returns the words of articles to train with, and of each fifth to test with."""
     files = sorted(texts.glob("*/*.txt"))
     every = [re.findall(r"\S+", path.read_text(errors="ignore")) for path in files]
     tests = every[::5]
@@ -206,13 +204,18 @@ class Task:
 
     Args:
         name: One of `CHANGES`.
-        args: The command's options.
         passages: Those to train with, and those to test with.
         read: Function that makes a dictionary of inputs of texts.
         seed: Integer.
     """
 
-    def __init__(self, name, args, passages, read, seed) -> None:
+    def __init__(
+        self,
+        name: str,
+        passages: Sequence[list[Words]],
+        read: Callable[[list[str]], dict[str, Any]],
+        seed: int,
+    ) -> None:
         self._change, self._passages, self._read = CHANGES[name], passages, read
         self._seed = [seed, list(CHANGES).index(name)]
 
@@ -229,9 +232,8 @@ class Task:
         return inputs, labels.astype("int32")
 
 
-def fine_tune(model: keras.Model, task: Task, args: argparse.Namespace) -> None:
-    """Trains all of a model but its embeddings."""
-    start = time.time()
+def fine_tune(model: keras.Model, task: Task, args: argparse.Namespace) -> float:
+    """Trains all of a model but its embeddings; returns its test accuracy."""
     x, y = task.draw(args.steps * args.batch_size, 0)
     rate = keras.optimizers.schedules.CosineDecay(
         0.0, args.steps, warmup_target=RATE, warmup_steps=args.steps // 10
@@ -241,7 +243,7 @@ def fine_tune(model: keras.Model, task: Task, args: argparse.Namespace) -> None:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    model.fit(x, y, batch_size=args.batch_size, verbose=0)
+    # They are drawn in a random order.
+    model.fit(x, y, batch_size=args.batch_size, shuffle=False, verbose=0)
     x, y = task.draw(args.tests, 1)
-    accuracy = model.evaluate(x, y, batch_size=256, verbose=0)[1]
-    print(f"{task._change.__name__}: {accuracy:.3f}, {time.time() - start:.0f} s")
+    return model.evaluate(x, y, batch_size=256, verbose=0)[1]
