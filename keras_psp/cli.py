@@ -1,15 +1,9 @@
-"""The command `keras-psp`."""
+"""What the commands of `keras-psp` do; `keras_psp_cli` has their options."""
 
 import argparse
 import dataclasses
-import importlib.util
-import os
-import re
 import shlex
 import sys
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +17,14 @@ from keras_psp import contexts
 from keras_psp import datasets
 from keras_psp import export
 from keras_psp._core.checks import check_name
+from keras_psp.benchmarks._checkpoint import count_saved
 from keras_psp.benchmarks._progress import RunProgress
 from keras_psp.benchmarks.config import Config
 from keras_psp.exporting._formats import FORMATS
+from keras_psp_cli import main
+from keras_psp_cli.parser import BACKENDS
 
-BACKENDS = ("jax", "tensorflow", "torch")
+__all__ = ["COMMANDS", "describe_options", "main"]
 
 # The columns of a report's tables for which a terminal has room.
 SHOWN = (
@@ -35,195 +32,54 @@ SHOWN = (
     "forgetting %",
 )
 
-DESCRIPTION = """\
-Parameter superposition: many models in one set of weights.
 
-  keras-psp run permuted --context binary
-      learns ten tasks one after the other and measures the accuracy on each
-  keras-psp run permuted --context identity
-      does the same with a standard network, which forgets earlier tasks
-  keras-psp report runs
-      compares these runs: prints tables, writes plots and a page for the browser
-  keras-psp run --suite paper-small
-      runs all of the paper's experiments on small data, in minutes
-  keras-psp tune permuted --trials 12
-      searches for the network that remembers most; `report` takes its folder too
-  keras-psp export model.keras model
-      writes a SavedModel, or --format onnx and others, for runtimes without Keras
-  keras-psp list
-      lists the experiments, sources and families of contexts
-"""
+def describe_options() -> dict[str, Any]:
+    """Returns what the options of the command depend on, for `options.json`."""
+    return {
+        "version": keras_psp.__version__,
+        "experiments": {
+            name: _describe(config) for name, config in benchmarks.EXPERIMENTS.items()
+        },
+        "suites": list(benchmarks.SUITES),
+        "tuners": list(benchmarks.TUNERS),
+        "formats": list(FORMATS),
+    }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        argv: List of strings. Defaults to the process's arguments.
-
-    Returns:
-        The exit status: 0; 2 for bad input, with a message on stderr; 130 after an
-        interruption.
-    """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        _check_words(argv)
-        if not argv:
-            _parser().print_help()
-            return 0
-        args = _parser().parse_args(argv)
-        if getattr(args, "backend", None) not in (None, keras.backend.backend()):
-            _restart(args.backend, argv)
-        args.command(args)
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        print(f"keras-psp: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("keras-psp: interrupted", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _check_words(argv: list[str]) -> None:
-    # argparse's own message does not say which known word is the nearest.
-    words = [word for word in argv[:2] if not word.startswith("-")]
-    if words:
-        check_name("command", words[0], _COMMANDS)
-    if len(words) == 2 and words[0] in ("run", "tune"):
-        check_name("experiment", words[1], benchmarks.EXPERIMENTS)
-
-
-def _restart(backend: str, argv: list[str]) -> None:
-    """Starts the command again, because Keras chose its backend on import."""
-    if importlib.util.find_spec(backend) is None:
-        raise ModuleNotFoundError(
-            f"The backend is not installed. Install it with: pip install {backend}"
-        )
-    os.environ["KERAS_BACKEND"] = backend
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "keras_psp.cli", *argv])
-
-
-class _Parser(argparse.ArgumentParser):
-    """Takes whole words alone, and names the nearest to an unknown one."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        found, unknown = super().parse_known_args(args, namespace)
-        for word in unknown:
-            if word.startswith("--"):
-                name = word.split("=")[0]
-                check_name("option", name, re.findall(r"--[\w-]+", self.format_help()))
-        return found, unknown
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="keras-psp",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=keras_psp.__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, (add_arguments, help) in _COMMANDS.items():
-        command = commands.add_parser(name, help=help, description=help)
-        add_arguments(command)
-    return parser
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--suite",
-        type=_known("suite", benchmarks.SUITES),
-        metavar="NAME",
-        help="run the experiments of a suite one after the other, except those that "
-        "have their result: " + ", ".join(benchmarks.SUITES),
-    )
-    _add_run_options(parser, "folder for the runs (default: runs/NAME)")
-    parser.set_defaults(command=_run_suite)
-    experiments = parser.add_subparsers(metavar="EXPERIMENT")
-    for name, config in benchmarks.EXPERIMENTS.items():
-        experiment = _add_experiment(experiments, name, config)
-        for field in dataclasses.fields(config):
-            _add_option(experiment, field, default=field.default)
-        _add_run_options(
-            experiment,
-            "folder for result.json (default: a folder in runs/ named after the run)",
-        )
-        experiment.add_argument(
-            "--overwrite",
-            action="store_true",
-            help="write to the folder even if it holds files",
-        )
-        experiment.add_argument(
-            "--resume",
-            action="store_true",
-            help="continue the run in the folder after its last finished task",
-        )
-        experiment.add_argument(
-            "--tensorboard",
-            action="store_true",
-            help="write logs for TensorBoard into the folder",
-        )
-        experiment.set_defaults(command=_run, config=config)
-
-
-def _add_experiment(
-    experiments: Any, name: str, config: type[Config]
-) -> argparse.ArgumentParser:
-    help = (config.__doc__ or "").splitlines()[0]
-    return experiments.add_parser(
-        name,
-        help=help,
-        description=help,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-
-
-def _add_run_options(parser: argparse.ArgumentParser, output: str) -> None:
-    parser.add_argument(
-        "--backend",
-        type=_known("backend", BACKENDS),
-        default=keras.backend.backend(),
-        metavar="{" + ",".join(BACKENDS) + "}",
-        help="Keras' backend; the environment variable KERAS_BACKEND sets it too",
-    )
-    parser.add_argument("--output", type=Path, default=argparse.SUPPRESS, help=output)
-
-
-def _add_option(parser: Any, field: dataclasses.Field, default: Any) -> None:
-    flag = "--" + field.name.replace("_", "-")
-    help, names = field.metadata["help"], field.metadata["names"]
-    if field.type is bool:
-        parser.add_argument(flag, action="store_true", default=default, help=help)
-        return
-    kind: Any = field.type
-    options = {"type": kind, "metavar": kind.__name__.upper()}
-    if names:
-        options = {"type": _known(field.name, names), "metavar": "NAME"}
-        help = f"{help}: {', '.join(names)}"
-    parser.add_argument(flag, default=default, help=help, **options)
-
-
-def _known(what: str, names: Iterable[str]) -> Callable[[str], str]:
-    def check(name):
-        try:
-            return check_name(what, name, names)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return check
+def _describe(config: type[Config]) -> dict[str, Any]:
+    fields = [
+        {
+            "name": field.name,
+            "type": field.type.__name__,  # type: ignore[union-attr]
+            "default": field.default,
+            "help": field.metadata["help"],
+            "names": list(field.metadata["names"] or ()),
+        }
+        for field in dataclasses.fields(config)
+    ]
+    return {"help": (config.__doc__ or "").splitlines()[0], "options": fields}
 
 
 def _run(args: argparse.Namespace) -> None:
-    fields = [field.name for field in dataclasses.fields(args.config)]
-    config = args.config(**{name: getattr(args, name) for name in fields})
+    if "experiment" not in args:
+        _run_suite(args)
+        return
+    kind = benchmarks.EXPERIMENTS[args.experiment]
+    fields = [field.name for field in dataclasses.fields(kind)]
+    config = kind(**{name: getattr(args, name) for name in fields})
     output = getattr(args, "output", Path("runs") / config.folder_name)
     options = {"overwrite": args.overwrite, "tensorboard": args.tensorboard}
     console = _console()
-    _run_one(console, config, output, resume=args.resume, **options)
+    try:
+        _run_one(console, config, output, resume=args.resume, **options)
+    except KeyboardInterrupt:
+        saved = count_saved(output)
+        if not saved:
+            raise KeyboardInterrupt("nothing is saved yet") from None
+        raise KeyboardInterrupt(
+            f"{saved} of {config.num_visits} visits to tasks are saved in {output}\n"
+            f"continue: {_continue(args.argv)}"
+        ) from None
     console.print(f"plots:   keras-psp report {shlex.quote(str(output))}")
 
 
@@ -238,17 +94,20 @@ def _run_suite(args: argparse.Namespace) -> None:
     output = getattr(args, "output", Path("runs") / args.suite)
     for number, config in enumerate(suite, start=1):
         console.print(f"{number} of {len(suite)}", style="bold")
-        _run_one(console, config, output / config.folder_name, resume=True)
+        try:
+            _run_one(console, config, output / config.folder_name, resume=True)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{number - 1} of {len(suite)} runs are saved in {output}\n"
+                f"continue: {shlex.join(['keras-psp', *args.argv])}"
+            ) from None
     console.print(f"report:  keras-psp report {shlex.quote(str(output))}")
 
 
 def _run_one(console: Console, config: Config, output: Path, **options: Any) -> None:
-    result = benchmarks.run(
-        config,
-        output=output,
-        callbacks=[RunProgress(config.num_visits, config.steps, console)],
-        **options,
-    )
+    progress = RunProgress(config.num_visits, config.steps, console)
+    with progress:
+        result = benchmarks.run(config, output=output, callbacks=[progress], **options)
     console.print(
         f"{benchmarks.describe_system(result)} on {result.backend}: "
         f"{100 * result.average_accuracy:.1f} % on average over {config.tasks} tasks, "
@@ -259,50 +118,18 @@ def _run_one(console: Console, config: Config, output: Path, **options: Any) -> 
     )
 
 
-def _add_tune(parser: argparse.ArgumentParser) -> None:
-    experiments = parser.add_subparsers(metavar="EXPERIMENT", required=True)
-    for name, config in benchmarks.EXPERIMENTS.items():
-        experiment = _add_experiment(experiments, name, config)
-        experiment.add_argument(
-            "--tuner",
-            type=_known("tuner", benchmarks.TUNERS),
-            default="random",
-            metavar="{" + ",".join(benchmarks.TUNERS) + "}",
-            help="how KerasTuner chooses the next trial",
-        )
-        experiment.add_argument(
-            "--trials", type=int, default=20, metavar="INT", help="number of runs"
-        )
-        experiment.add_argument(
-            "--search",
-            action="append",
-            default=argparse.SUPPRESS,
-            metavar="NAME=CHOICE,CHOICE,...",
-            help="an option to search and its choices; may be repeated, as in --search "
-            "units=64,128 --search context=binary,powers (default: contexts, sizes and "
-            "training options, except options you set yourself)",
-        )
-        _add_run_options(
-            experiment,
-            "folder for the search (default: a folder in runs/ named after it)",
-        )
-        experiment.add_argument(
-            "--resume",
-            action="store_true",
-            help="continue the search in the folder",
-        )
-        fixed = experiment.add_argument_group("options that are not searched")
-        for field in dataclasses.fields(config):
-            _add_option(fixed, field, default=argparse.SUPPRESS)
-        experiment.set_defaults(command=_tune, config=config)
+def _continue(argv: list[str]) -> str:
+    words = [word for word in argv if word not in ("--overwrite", "--resume")]
+    return shlex.join(["keras-psp", *words, "--resume"])
 
 
 def _tune(args: argparse.Namespace) -> None:
     from keras_psp import tuning  # It needs KerasTuner.
 
-    fields = {field.name: field for field in dataclasses.fields(args.config)}
+    kind = benchmarks.EXPERIMENTS[args.experiment]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     given = {name: value for name, value in vars(args).items() if name in fields}
-    config = args.config(**given)
+    config = kind(**given)
     if "search" in args:
         space = _space(args.search, fields, given)
     else:
@@ -314,15 +141,20 @@ def _tune(args: argparse.Namespace) -> None:
     folder = f"tune-{args.tuner}-{config.folder_name}"
     output = getattr(args, "output", Path("runs") / folder)
     console = _console()
-    results = tuning.tune(
-        config,
-        output,
-        space,
-        tuner=args.tuner,
-        trials=args.trials,
-        resume=args.resume,
-        console=console,
-    )
+    try:
+        results = tuning.tune(
+            config,
+            output,
+            space,
+            tuner=args.tuner,
+            trials=args.trials,
+            resume=args.resume,
+            console=console,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"finished trials are saved in {output}\ncontinue: {_continue(args.argv)}"
+        ) from None
     if not results:
         raise ValueError(
             f"No trial has been finished. Received: output={str(output)!r}"
@@ -334,7 +166,7 @@ def _tune(args: argparse.Namespace) -> None:
         f"{100 * best.average_accuracy:.1f} % on average over {best.config['tasks']} "
         f"tasks, {100 * best.accuracy_matrix[-1, 0]:.1f} % on task 0, which is "
         f"{100 * benchmarks.retention(best.accuracy_matrix):.1f} % of what it was\n"
-        f"again:   keras-psp run {_command(args.config(**best.config))}\n"
+        f"again:   keras-psp run {_command(kind(**best.config))}\n"
         f"report:  keras-psp report {shlex.quote(str(output))}"
     )
 
@@ -375,22 +207,7 @@ def _command(config: Config) -> str:
         if value != field.default:
             words.append("--" + field.name.replace("_", "-"))
             words += [] if value is True else [str(value)]
-    return " ".join(words)
-
-
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="folder of a run, folder of many runs, or result.json",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        help="folder for the report (default: the innermost one that holds all runs)",
-    )
-    parser.set_defaults(command=_report)
+    return shlex.join(words)
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -415,46 +232,6 @@ def _report(args: argparse.Namespace) -> None:
         console.print(f"written: {path}")
 
 
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", type=Path, help="a .keras file")
-    parser.add_argument("path", type=Path, help="where to write")
-    parser.add_argument(
-        "--format",
-        type=_known("format", FORMATS),
-        default="tf_saved_model",
-        metavar="{" + ",".join(FORMATS) + "}",
-        help="default: tf_saved_model",
-    )
-    parser.add_argument(
-        "--task",
-        type=int,
-        action="append",
-        default=[],
-        metavar="INT",
-        help="add an endpoint for this task to a SavedModel; may be repeated",
-    )
-    parser.add_argument(
-        "--infer-task",
-        action=argparse.BooleanOptionalAction,
-        help="add an endpoint that guesses the task to a SavedModel "
-        "(default: if the model allows it)",
-    )
-    parser.add_argument(
-        "--probabilities",
-        action="store_true",
-        help="for --infer-task: the model's outputs are probabilities, not logits",
-    )
-    parser.add_argument(
-        "--unpack",
-        action="store_true",
-        help="write numbers in few bits as floats: larger, and faster",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace what is at the path"
-    )
-    parser.set_defaults(command=_export)
-
-
 def _export(args: argparse.Namespace) -> None:
     if not args.model.is_file():
         raise FileNotFoundError(f"There is no such file. Received: {str(args.model)!r}")
@@ -473,10 +250,6 @@ def _export(args: argparse.Namespace) -> None:
         f"written: {args.path}; its outputs differ from the model's by at most "
         f"{card['difference']:.1g}\nendpoints: {', '.join(card['endpoints'])}"
     )
-
-
-def _add_list(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=_list)
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -501,12 +274,12 @@ def _console() -> Console:
     return console
 
 
-_COMMANDS = {
-    "run": (_add_run, "run an experiment"),
-    "tune": (_add_tune, "search for the network that remembers most"),
-    "report": (_add_report, "compare runs: tables, plots and a page for the browser"),
-    "export": (_add_export, "write a model for runtimes without Keras"),
-    "list": (_add_list, "list the experiments, sources and families of contexts"),
+COMMANDS = {
+    "run": _run,
+    "tune": _tune,
+    "report": _report,
+    "export": _export,
+    "list": _list,
 }
 
 if __name__ == "__main__":

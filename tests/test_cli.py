@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from keras_psp import cli
 from keras_psp.benchmarks import PermutedConfig
 from keras_psp.benchmarks import run
 from keras_psp.benchmarks._progress import RunProgress
+from keras_psp_cli.parser import read_options
 
 RUN = ["run", "permuted", "--tasks", "2", "--steps", "6", "--units", "8"]
 
@@ -155,12 +157,79 @@ def test_version(capsys):
 
 @pytest.mark.once
 def test_interrupted(monkeypatch, capsys, tmp_path):
-    def interrupt(*args, **kwargs):
-        raise KeyboardInterrupt
+    """The message says what is saved, and its command continues there."""
 
-    monkeypatch.setattr(cli.benchmarks, "run", interrupt)
-    assert cli.main([*RUN, "--output", str(tmp_path / "run")]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    begin = RunProgress.on_epoch_begin
+
+    def interrupt(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        begin(self, epoch, logs)
+
+    folder = tmp_path / "my run"
+    with monkeypatch.context() as patch:
+        patch.setattr(RunProgress, "on_epoch_begin", interrupt)
+        assert cli.main([*RUN, "--output", str(folder), "--overwrite"]) == 130
+        err = capsys.readouterr().err
+        assert f"interrupted: 1 of 2 visits to tasks are saved in {folder}\n" in err
+        assert cli.main([*RUN, "--output", str(folder)]) == 2
+        assert "with --resume" in capsys.readouterr().err
+        config = PermutedConfig(tasks=2, steps=6, units=8)
+        patch.setattr(cli.benchmarks, "SUITES", {"paper-small": [config]})
+        suite = ["run", "--suite", "paper-small", "--output", str(tmp_path / "s")]
+        assert cli.main(suite) == 130
+        assert "0 of 1 runs are saved in" in capsys.readouterr().err
+    command = shlex.split(re.search("continue: keras-psp (.*)", err)[1])
+    assert cli.main(command) == 0
+    assert (folder / "result.json").exists()
+
+
+@pytest.mark.once
+def test_help_imports_no_keras():
+    code = (
+        "import sys, keras_psp_cli; keras_psp_cli.main([]); "
+        "print({'keras', 'keras_psp', 'numpy', 'rich'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
+
+
+@pytest.mark.once
+def test_options_are_those_of_the_configs():
+    """If it fails, run `python tools/write_options.py`."""
+    written, found = read_options(), json.loads(json.dumps(cli.describe_options()))
+    for options in (written, found):
+        for experiment in options["experiments"].values():
+            for option in experiment["options"]:
+                if option["name"] == "optimizer":  # As the installed Keras has them.
+                    assert "rmsprop" in option.pop("names")
+    assert written == found
+
+
+@pytest.mark.once
+def test_completion(tmp_path):
+    def complete(line):
+        found = tmp_path / "found"
+        environment = {
+            **{"_ARGCOMPLETE": "1", "_ARGCOMPLETE_SUPPRESS_SPACE": "1"},
+            **{"_ARGCOMPLETE_IFS": " ", "_ARGCOMPLETE_STDOUT_FILENAME": str(found)},
+            **{"COMP_LINE": line, "COMP_POINT": str(len(line))},
+        }
+        command = [sys.executable, "-m", "keras_psp_cli"]
+        subprocess.run(command, env={**os.environ, **environment}, check=True)
+        return found.read_text().split()
+
+    assert complete("keras-psp r") == ["run", "report"]
+    assert "--consolidation" in complete("keras-psp run permuted --con")
+    assert complete("keras-psp run permuted --context bi") == ["binary"]
+
+
+@pytest.mark.once
+def test_missing_packages_are_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "keras_psp.cli", None)
+    monkeypatch.delattr(keras_psp, "cli")
+    assert cli.main(["list"]) == 2
+    assert 'pip install "keras-psp[bench]"' in capsys.readouterr().err
 
 
 @pytest.mark.once

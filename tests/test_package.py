@@ -67,9 +67,14 @@ def test_wheel_and_sdist_hold_what_they_should(tmp_path):
         info = f"keras_psp-{keras_psp.__version__}.dist-info"
         metadata = archive.read(f"{info}/METADATA").decode()
         scripts = archive.read(f"{info}/entry_points.txt").decode()
-    assert {name.split("/")[0] for name in names} == {"keras_psp", info}
+    assert {name.split("/")[0] for name in names} == {
+        "keras_psp",
+        "keras_psp_cli",
+        info,
+    }
+    assert "keras_psp_cli/options.json" in names
     assert "keras_psp/py.typed" in names and "keras_psp/layers/psp_dense.py" in names
-    assert "keras-psp = keras_psp.cli:main" in scripts
+    assert "keras-psp = keras_psp_cli:main" in scripts
     base = [
         line.removeprefix("Requires-Dist: ")
         for line in metadata.splitlines()

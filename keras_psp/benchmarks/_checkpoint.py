@@ -172,6 +172,12 @@ def has_checkpoint(folder: str | os.PathLike) -> bool:
     return (Path(folder) / FILE_NAME).exists()
 
 
+def count_saved(folder: str | os.PathLike) -> int:
+    """Returns how many visits to tasks a folder's unfinished run has saved."""
+    path = Path(folder) / FILE_NAME
+    return json.loads(path.read_text())["visits"] if path.exists() else 0
+
+
 def describe(config: Config) -> dict[str, Any]:
     """Returns what two runs must have in common for one to continue the other."""
     return {

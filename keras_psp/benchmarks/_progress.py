@@ -12,7 +12,8 @@ class RunProgress(keras.callbacks.Callback):
     """Shows task, step, accuracy so far and time left while `fit()` runs.
 
     For a `fit()` in which an epoch is a task. Prints nothing if the console is no
-    terminal.
+    terminal. As a context manager it gives the terminal its cursor back, however the
+    `fit()` ends.
 
     Args:
         num_tasks: Positive integer, the number of tasks.
@@ -63,4 +64,10 @@ class RunProgress(keras.callbacks.Callback):
         self._progress.update(self._bar, accuracy=accuracy)
 
     def on_train_end(self, logs: dict | None = None) -> None:
+        self._progress.stop()
+
+    def __enter__(self) -> "RunProgress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._progress.stop()

@@ -107,7 +107,12 @@ def run(
             result = find_result(config, folder)
             if result is not None:
                 return result  # Another process has ended meanwhile.
-        check_empty(folder, overwrite or (resume and has_checkpoint(folder)))
+        check_empty(
+            folder,
+            overwrite or (resume and has_checkpoint(folder)),
+            way_out="continue the run in it with --resume, or overwrite it with "
+            "--overwrite",
+        )
         if tensorboard:
             log_dir = str(folder / "tensorboard")
             callbacks.append(keras.callbacks.TensorBoard(log_dir, write_graph=False))

@@ -1,6 +1,9 @@
 """Sources of the task sequences: labelled images, all of them in memory."""
 
 import dataclasses
+import os
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +12,13 @@ from numpy.typing import ArrayLike
 from keras_psp._core.checks import check_name
 
 SOURCES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
+# Where tensorflow-datasets downloads them from.
+_HOSTS = {
+    "mnist": "https://storage.googleapis.com",
+    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    "cifar10": "https://www.cs.toronto.edu",
+    "cifar100": "https://www.cs.toronto.edu",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +170,24 @@ def _load_tfds(name: str) -> Source:
             f'The source "{name}" comes from tensorflow-datasets. Install it with: '
             'pip install "keras-psp[data]"'
         ) from error
+    folder = tfds.builder(name).data_dir
+    if not os.path.exists(folder):
+        _check_connection(name, folder)
     options = dict(split=["train", "test"], batch_size=-1, as_supervised=True)
     (x_train, y_train), (x_test, y_test) = tfds.as_numpy(tfds.load(name, **options))
     return Source(name, *_check(x_train, y_train), *_check(x_test, y_test))
+
+
+def _check_connection(name: str, folder: str) -> None:
+    """Raises at once where a download would be tried again for minutes."""
+    try:
+        urllib.request.urlopen(_HOSTS[name], timeout=5).close()
+    except urllib.error.HTTPError:
+        pass  # It answers.
+    except OSError as error:
+        raise ConnectionError(
+            f'The source "{name}" is not in {folder!r} and cannot be downloaded: '
+            f"{_HOSTS[name]} does not answer ({error}). Set TFDS_DATA_DIR to a folder "
+            f'that holds "{name}", or use the source "digits", which comes with '
+            f"scikit-learn. Received: source={name!r}"
+        ) from error

@@ -4,9 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from keras_psp import datasets
 from keras_psp.datasets import load_source
+from keras_psp.datasets import sources
 
 # It is the same tf.data on every backend.
 pytestmark = pytest.mark.once
@@ -94,6 +96,14 @@ def test_missing_package_is_named(source, package, monkeypatch):
     _hide(monkeypatch, package)
     with pytest.raises(ModuleNotFoundError, match=r'pip install "keras-psp\[data\]"'):
         load_source(source)
+
+
+def test_without_a_network_the_way_out_is_named(monkeypatch, tmp_path):
+    builder = tfds.builder
+    monkeypatch.setattr(tfds, "builder", lambda name: builder(name, data_dir=tmp_path))
+    monkeypatch.setattr(sources, "_HOSTS", {"mnist": "http://127.0.0.1:9"})
+    with pytest.raises(ConnectionError, match='TFDS_DATA_DIR.*source "digits"'):
+        load_source("mnist")
 
 
 def test_missing_tensorflow_is_named(monkeypatch):

@@ -1,0 +1,91 @@
+"""Reads the command line, chooses the backend, and calls a command."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+
+from keras_psp_cli.parser import BACKENDS
+from keras_psp_cli.parser import COMMANDS
+from keras_psp_cli.parser import build_parser
+from keras_psp_cli.parser import check_name
+from keras_psp_cli.parser import read_options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: List of strings. Defaults to the process's arguments.
+
+    Returns:
+        The exit status: 0; 2 for bad input, with a message on stderr; 130 after an
+        interruption.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Errors that stop it are told.
+    parser = build_parser(read_options())
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)  # Ends the process.
+    if not argv:
+        parser.print_help()
+        return 0
+    try:
+        _check_words(argv)
+        args = parser.parse_args(argv)
+        _choose_backend(args.backend, argv)
+        from keras_psp import cli
+
+        args.argv = argv
+        cli.COMMANDS[args.command](args)
+    except ModuleNotFoundError as error:
+        print(f"keras-psp: error: {_say_how_to_install(error)}", file=sys.stderr)
+        return 2
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(f"keras-psp: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(["keras-psp: interrupted", *interrupt.args]), file=sys.stderr)
+        return 130
+    return 0
+
+
+def _check_words(argv: list[str]) -> None:
+    # argparse's own message does not say which known word is the nearest.
+    words = [word for word in argv[:2] if not word.startswith("-")]
+    if words:
+        check_name("command", words[0], COMMANDS)
+    if len(words) == 2 and words[0] in ("run", "tune"):
+        check_name("experiment", words[1], read_options()["experiments"])
+
+
+def _choose_backend(backend: str | None, argv: list[str]) -> None:
+    """Sets Keras' backend; starts the command again if Keras has another already."""
+    if backend is None:
+        return
+    if importlib.util.find_spec(backend) is None:
+        raise ModuleNotFoundError(
+            f"The backend is not installed. Install it with: pip install {backend}"
+        )
+    os.environ["KERAS_BACKEND"] = backend
+    if "keras" in sys.modules:
+        import keras
+
+        if keras.backend.backend() != backend:
+            sys.stdout.flush()
+            command = [sys.executable, "-m", "keras_psp_cli", *argv]
+            os.execv(sys.executable, command)
+
+
+def _say_how_to_install(error: ModuleNotFoundError) -> str:
+    if error.name in BACKENDS:
+        return (
+            f"Keras' backend is {error.name}, which is not installed. Install it "
+            f"with: pip install {error.name}; or name one that is, as in "
+            "--backend jax"
+        )
+    if error.name is None:  # The library's own, which says it.
+        return str(error)
+    return f'{error}. Install it with: pip install "keras-psp[bench]"'
