@@ -16,6 +16,7 @@ from keras_psp.exporting import export
 from keras_psp.inference import infer_task
 from keras_psp.surgery import convert
 from keras_psp.surgery import extract
+from keras_psp.surgery import stack
 from keras_psp.surgery import superpose
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ __all__ = [
     "layers",
     "models",
     "optimizers",
+    "stack",
     "superpose",
     "surgery",
     "task",

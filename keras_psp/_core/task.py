@@ -1,6 +1,9 @@
 """A task as a caller gives it, parsed and checked once for every layer."""
 
+import contextlib
+import threading
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -21,6 +24,34 @@ from keras_psp._core.task_index import is_soft
 from keras_psp._core.task_index import named_index
 
 
+class _Expected(threading.local):
+    in_blocks = False
+    counted: Any = None
+
+
+_expected = _Expected()  # No context variable, which `torch.compile` cannot trace.
+
+
+@contextlib.contextmanager
+def in_blocks(are: bool = True, counted: Any = None) -> Iterator[None]:
+    """Says whether each batch holds all tasks in their order, as many examples of each.
+
+    If so, layers multiply a whole bank of kernels with the batch, and look up none. An
+    example that is not in the place of its task becomes NaN.
+
+    Args:
+        are: Whether the batches are so.
+        counted: Boolean tensor `(batch,)`, which examples are more than padding; or
+            `None`, if all are. Statistics are of these alone.
+    """
+    before = _expected.in_blocks, _expected.counted
+    _expected.in_blocks, _expected.counted = are, counted
+    try:
+        yield
+    finally:
+        _expected.in_blocks, _expected.counted = before
+
+
 class Task:
     """The task of a batch: one index for all, an index for each example, or weights.
 
@@ -39,6 +70,9 @@ class Task:
             shape `(batch, num_tasks)`.
         known: `None` where every index is known to be a task; or else a boolean tensor
             like `index`, `False` where there is no such task.
+        in_blocks: Whether it is known that the batch is made as in `in_blocks()`.
+        counted: `None` where every example counts; or else a boolean tensor
+            `(batch,)`, `False` for what is padding.
 
     Raises:
         ValueError: There are more or fewer indices than examples, or an index that can
@@ -56,7 +90,8 @@ class Task:
         if given is None or scope.is_scoped(given):
             given = check_task(scope.current(inputs, num_tasks, names), num_tasks)
         self.num_tasks = num_tasks
-        self.index, self.known = given, None
+        self.index, self.known, self.in_blocks = given, None, False
+        self.counted = None
         if isinstance(given, int):
             return
         readable = is_readable(given)
@@ -82,6 +117,14 @@ class Task:
         dtype = keras.backend.standardize_dtype(task.dtype)
         if dtype not in ("int32", "int64"):
             task = ops.cast(task, "int64" if dtype in ("uint64", "uint32") else "int32")
+        self.in_blocks = _expected.in_blocks and len(task.shape) == 1
+        self.counted = _expected.counted if len(task.shape) == 1 else None
+        if self.in_blocks:
+            size = ops.shape(task)[0]
+            place = ops.arange(0, size, dtype="int32")
+            self.index = ops.floor_divide(place, ops.maximum(size // num_tasks, 1))
+            self.known = ops.equal(task, ops.cast(self.index, task.dtype))
+            return
         if readable:
             self.index = ops.cast(task, "int32")
             return
@@ -122,6 +165,8 @@ class Task:
         bank = ops.cast(bank, like.dtype)
         if self.is_soft:
             rows = ops.tensordot(ops.cast(self.index, like.dtype), bank, axes=1)
+        elif self.in_blocks:
+            rows = ops.repeat(bank, self._size // self.num_tasks, axis=0)
         else:
             rows = take_rows(bank, self.index)
         rank, shape = len(like.shape), list(bank.shape[1:])
@@ -129,6 +174,29 @@ class Task:
             shape += [1] * (rank - 1 - axis % rank)
         shape = [1] * (rank - 1 - len(shape)) + shape
         return ops.reshape(rows, (1 if self.is_one else -1, *shape))
+
+    def sum_by_task(self, values: Any) -> Any:
+        """Returns the sums over each task's examples, `(num_tasks, ...)`.
+
+        Args:
+            values: Tensor of shape `(batch, ...)`.
+        """
+        if self.in_blocks:
+            return ops.sum(self.as_blocks(values), axis=1)
+        shape = (self.num_tasks, *values.shape[1:])
+        index = ops.expand_dims(self.index, 1)
+        zeros = ops.zeros(shape, values.dtype)
+        return ops.scatter_update(zeros, index, values, reduction="add")
+
+    def as_blocks(self, values: Any) -> Any:
+        """Returns values of a batch in blocks by their task, `(num_tasks, n, ...)`."""
+        each = self._size // self.num_tasks
+        return ops.reshape(values, (self.num_tasks, each, *ops.shape(values)[1:]))
+
+    @property
+    def _size(self) -> Any:
+        """How many examples there are."""
+        return ops.shape(self.index)[0]
 
     def present(self) -> list[int]:
         """The tasks that a batch may hold: all, unless its indices can be read."""
@@ -178,7 +246,9 @@ class Task:
         mask = ops.cast(ops.where(known, 0.0, float("nan")), outputs.dtype)
         return ops.subtract(outputs, mask)
 
-    def branch(self, one: Callable, mixed: Callable, apart: Any = None) -> Any:
+    def branch(
+        self, one: Callable, mixed: Callable, apart: Any = None, blocks: Any = None
+    ) -> Any:
         """Computes for one task where a batch holds no other: that may cost far less.
 
         Args:
@@ -186,6 +256,7 @@ class Task:
             mixed: Function without arguments, for a batch of any tasks.
             apart: Function like `mixed`, to be called instead where a program branches
                 anyway, and so need not be plain; or `None`.
+            blocks: Function like `mixed`, for a batch `in_blocks`; or `None`.
 
         Returns:
             What the function that was called returned. All return alike.
@@ -194,6 +265,8 @@ class Task:
             return mixed()
         if self.is_one:
             return one(self)
+        if self.in_blocks:
+            return (blocks or mixed)()
         uniform = holds_one_task(self.index, self.known)
         if uniform is None:
             return mixed()

@@ -11,11 +11,14 @@ from keras_psp.evaluation.metrics import forward_transfer
 from keras_psp.evaluation.metrics import learning_accuracy
 from keras_psp.evaluation.metrics import retention
 from keras_psp.evaluation.task_accuracy import TaskAccuracy
+from keras_psp.evaluation.task_losses import StopEachTask
+from keras_psp.evaluation.task_losses import task_losses
 
 __all__ = [
     "METRICS",
     "AccuracyMatrix",
     "Evaluation",
+    "StopEachTask",
     "TaskAccuracy",
     "average_accuracy",
     "backward_transfer",
@@ -24,4 +27,5 @@ __all__ = [
     "forward_transfer",
     "learning_accuracy",
     "retention",
+    "task_losses",
 ]

@@ -151,8 +151,33 @@ class TaskCopies(TaskRows, _SavedByOrder):
             )
             return keras.tree.map_structure(task.mask, outputs)
 
+        def blocks() -> Any:
+            # Each task's own share of the batch alone.
+            given, shares = keras.tree.flatten((args, kwargs)), []
+            for each in given:
+                if len(getattr(each, "shape", ())) > 0:
+                    shares.append(task.as_blocks(each))
+
+            def of_task(own: Any) -> Any:
+                index, rest = own[0], iter(own[1:])
+                filled = [
+                    next(rest) if len(getattr(each, "shape", ())) > 0 else each
+                    for each in given
+                ]
+                return self._compute(
+                    index, drawn, *keras.tree.pack_sequence_as((args, kwargs), filled)
+                )
+
+            index = ops.arange(self.num_tasks, dtype="int32")
+            return keras.tree.map_structure(
+                lambda y: task.mask(ops.reshape(y, (-1, *y.shape[2:]))),
+                ops.map(of_task, (index, *shares)),
+            )
+
         if task.is_one:
             outputs = one(task)
+        elif task.in_blocks and inputs is not None:
+            outputs = blocks()
         elif inputs is None or keras.tree.is_nested(self._outputs_of(args, kwargs)):
             outputs = mixed()  # Of a branch, there is one tensor, of one shape.
         else:

@@ -3,6 +3,7 @@
 from typing import Any
 from typing import Self
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -12,6 +13,7 @@ from keras_psp._core.private import replace_weight
 from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_rows import mark_task_rows
+from keras_psp.layers._draw_each import draw_each
 
 NEW_ROW = "new_row."  # Before the name of an attribute, in files.
 
@@ -29,6 +31,7 @@ class TaskRows(TaskLayer):
         self.num_tasks = check_integer("num_tasks", num_tasks)
         self._rows: dict[str, tuple] = {}
         self._new_rows: dict[str, np.ndarray] = {}
+        self._initializers: dict[str, Any] = {}
 
     def add_rows(
         self,
@@ -72,6 +75,20 @@ class TaskRows(TaskLayer):
 
         add()
         self._rows[attribute] = rows, add
+        self._initializers[attribute] = initializer
+
+    def draw_rows(self, first: int = 0) -> None:
+        """Gives each task from `first` on initial weights of its own.
+
+        They are drawn by the initializers, which see the shape of one task's row.
+        """
+        for attribute, initializer in self._initializers.items():
+            weight = getattr(self, attribute)
+            number, *shape = weight.shape
+            drawn = draw_each(initializer, number - first, tuple(shape), weight.dtype)
+            if first:
+                drawn = ops.concatenate([weight[:first], drawn])
+            weight.assign(drawn)
 
     def set_new_row(self, weight: Any, row: Any) -> None:
         """Sets what a task that is added later begins with, in place of initial values.
@@ -166,14 +183,25 @@ class TaskRows(TaskLayer):
             getattr(self, attribute).trainable = trainable
 
 
+# Which add up what they make of each number.
+_OF_NUMBERS = (
+    keras.regularizers.L1,
+    keras.regularizers.L2,
+    keras.regularizers.L1L2,
+)
+
 # Row by row, for not every function of a matrix can be vectorized on every backend.
 
 
 def _each(constraint):
+    if type(constraint) is keras.constraints.NonNeg:  # Which sees each number alone.
+        return constraint
     return lambda weight: ops.stack(
         [constraint(weight[k]) for k in range(weight.shape[0])]
     )
 
 
 def _sum_of(regularizer):
+    if type(regularizer) in _OF_NUMBERS:
+        return regularizer
     return lambda weight: sum(regularizer(weight[k]) for k in range(weight.shape[0]))

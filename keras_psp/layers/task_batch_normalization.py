@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_psp._core.backend import take_rows
+from keras_psp._core.task import Task
 from keras_psp.layers._task_rows import TaskRows
 
 
@@ -133,7 +134,11 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
                 index = ops.zeros(ops.shape(x)[:1], "int32") + index
                 if known is not None:
                     known = ops.logical_and(ops.ones_like(index, "bool"), known)
-            means, variances = self._update(x, index, known, mask, means, variances)
+            if task.counted is not None:
+                counts = task.counted
+                known = counts if known is None else ops.logical_and(known, counts)
+            parsed = task if task.in_blocks else Task.of_index(index, self.num_tasks)
+            means, variances = self._update(x, parsed, known, mask, means, variances)
         mean, variance = (take_rows(rows, index) for rows in (means, variances))
         scale = ops.rsqrt(variance + self.epsilon)
         if self.scale:
@@ -158,7 +163,7 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         weight = ops.cast(weight, dtype)
         return take_rows(weight, index) if self.affine_per_task else weight
 
-    def _update(self, x, index, known, mask, means, variances):
+    def _update(self, x, task, known, mask, means, variances):
         """Updates the running statistics, and returns those to normalize with."""
         mean, variance, count = self._moments_of_examples(x, mask)
         if known is not None:
@@ -169,18 +174,12 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
                 for value in (mean, variance)
             )
         count = ops.expand_dims(count, 1)
-        index = ops.expand_dims(index, 1)
-
-        def sum_by_task(values):
-            zeros = ops.zeros((self.num_tasks, values.shape[1]), values.dtype)
-            return ops.scatter_update(zeros, index, values, reduction="add")
-
-        total = sum_by_task(count)
+        total = task.sum_by_task(count)
         divisor = ops.maximum(total, 1.0)
-        task_mean = sum_by_task(count * mean) / divisor
+        task_mean = task.sum_by_task(count * mean) / divisor
         # The variance within the examples, and that of their means.
-        apart = ops.square(mean - take_rows(task_mean, index[:, 0]))
-        task_variance = sum_by_task(count * (variance + apart)) / divisor
+        apart = ops.square(mean - take_rows(task_mean, task.index))
+        task_variance = task.sum_by_task(count * (variance + apart)) / divisor
         present = total > 1.0
         for weight, new in (
             (self.moving_mean, task_mean),

@@ -105,7 +105,12 @@ class TaskDense(TaskUnits, TaskRows, keras.layers.Dense):
             )
             return outputs if rank > 2 else ops.squeeze(outputs, 1)
 
-        outputs = task.branch(one, mixed)
+        def blocks():
+            x = ops.reshape(inputs, (self.num_tasks, -1, inputs.shape[-1]))
+            outputs = ops.matmul(x, kernel)
+            return ops.reshape(outputs, (*ops.shape(inputs)[:-1], self.units))
+
+        outputs = task.branch(one, mixed, blocks=blocks)
         if self.bias is not None:
             outputs = ops.add(outputs, task.rows(self.bias, outputs))
         outputs = self.cut_outputs(outputs, task)

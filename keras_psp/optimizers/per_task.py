@@ -1,13 +1,20 @@
 """An optimizer that lets the weights of absent tasks stand still."""
 
 import contextlib
+import contextvars
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_psp._core import private
 from keras_psp._core.backend import gradient as gradient_of
+from keras_psp._core.checks import check_number
+from keras_psp._core.task_index import check_task
 from keras_psp._core.task_rows import is_task_rows
 from keras_psp.optimizers._around import Around
 from keras_psp.optimizers._around import chain_of
@@ -21,6 +28,22 @@ _BIAS_CORRECTED = (
 )
 # Of a sum of two numbers, what may be rounded off.
 _EPSILON = {"float64": 2.0**-49, "float32": 2.0**-20, "float16": 2.0**-7}
+
+_present: contextvars.ContextVar[Any] = contextvars.ContextVar("present", default=None)
+
+
+@contextlib.contextmanager
+def present_tasks(present: Any) -> Iterator[None]:
+    """Tells `PerTask` which tasks have examples in the batch, without gradients.
+
+    Args:
+        present: Boolean tensor of shape `(num_tasks,)`.
+    """
+    token = _present.set(present)
+    try:
+        yield
+    finally:
+        _present.reset(token)
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -47,7 +70,8 @@ class PerTask(Around):
 
     A task is absent if its row of the gradient is zero, apart from the gradient of the
     weight's own regularizer. The row of a task whose examples have no gradient at all
-    stands still too. Losses that a model adds with `add_loss()` for the weights of all
+    stands still too, but in a `keras_psp.models.StackedModel`, which tells which tasks
+    have examples. Losses that a model adds with `add_loss()` for the weights of all
     tasks train all tasks.
 
     Args:
@@ -55,9 +79,15 @@ class PerTask(Around):
             It may be a consolidation or a `LossScaleOptimizer`, and `PerTask` may
             stand inside one.
         name: Name of the optimizer.
+        rates: How many times the learning rate each task takes: a list of non-negative
+            numbers, or one for all; `set_rates()` changes them. A task of rate 0 stands
+            still as if it had no examples. They scale the steps of a task's own
+            weights. Or `None`: all take the learning rate as it is, which cannot be
+            changed for a task, and costs nothing.
 
     Raises:
-        ValueError: There is no such optimizer.
+        TypeError: `rates` holds something else than numbers.
+        ValueError: There is no such optimizer; a rate is negative or not finite.
 
     Example:
 
@@ -84,12 +114,21 @@ class PerTask(Around):
         self,
         optimizer: "keras.optimizers.Optimizer | str" = "rmsprop",
         name: str | None = "per_task",
+        rates: Sequence[float] | np.ndarray | float | None = None,
     ) -> None:
         super().__init__(optimizer, name)
+        self.rates_given: Any = None
+        if isinstance(rates, (Sequence, np.ndarray)):
+            self.rates_given = [check_number("rates", rate) for rate in rates]
+        elif rates is not None:
+            self.rates_given = check_number("rates", rates)
 
     def add_own_variables(self, variables: list) -> None:
         """Adds, for each weight with rows, how many steps each row has taken."""
         self.steps = self._add_counters(variables, "steps")
+        self.rates: Any = None
+        if self.rates_given is not None:
+            self.rates = self._add_counters(variables, "rates", self._first_rates)
         self.waiting: Any = None
         if self._accumulates:
             # Which rows have had examples since the last step.
@@ -109,20 +148,29 @@ class PerTask(Around):
                 grads[n] = select(present, grads[n], 0.0)
             if self._accumulates:
                 present = ops.logical_or(present, ops.greater(self.waiting[i], 0))
+            if self.rates is not None:
+                present = ops.logical_and(present, ops.greater(self.rates[i], 0))
             masks[i] = present
             own = [
                 v for v in self._slots(i) if averages is None or v is not averages[i]
             ]
-            kept += [(present, v, ops.copy(v.value)) for v in (variable, *own)]
+            kept += [(present, v, ops.copy(v.value), None) for v in own]
+            rate = None if self.rates is None else self.rates[i]
+            kept.append((present, variable, ops.copy(variable.value), rate))
             if averages is not None:
                 begun = ops.greater(self.steps[i], 0)
-                kept.append((present, averages[i], ops.copy(averages[i].value)))
-                kept.append((begun, averages[i], variable))
+                kept.append((present, averages[i], ops.copy(averages[i].value), None))
+                kept.append((begun, averages[i], variable, None))
         before = ops.copy(ops.convert_to_tensor(self.iterations))
         with self._counting(masks):
             self.step_other(grads, variables)
-        for mask, variable, old in kept:
-            variable.assign(select(mask, variable, old))
+        for mask, variable, old, rate in kept:
+            new = ops.convert_to_tensor(variable)
+            if rate is not None:
+                rate = align(ops.cast(rate, new.dtype), new)
+                scaled = ops.add(old, ops.multiply(rate, ops.subtract(new, old)))
+                new = ops.where(ops.equal(rate, 1), new, scaled)
+            variable.assign(select(mask, new, old))
         stepped = ops.not_equal(before, self.iterations)
         for i, present in masks.items():
             one = ops.cast(ops.logical_and(present, stepped), "int32")
@@ -130,6 +178,66 @@ class PerTask(Around):
             if self._accumulates:
                 waits = ops.logical_and(present, ops.logical_not(stepped))
                 self.waiting[i].assign(ops.cast(waits, "int32"))
+
+    def set_rates(
+        self, rates: Sequence[float] | np.ndarray | Mapping[int, float] | float
+    ) -> None:
+        """Sets how many times the learning rate each task takes.
+
+        Args:
+            rates: A non-negative number for all tasks, a list with one for each, or a
+                dictionary of those to be changed by the tasks' indices.
+
+        Raises:
+            TypeError: `rates` holds something else than numbers.
+            ValueError: The optimizer was made without `rates`, or is not built; a rate
+                is negative; there are more or fewer than tasks, or no such task.
+        """
+        if self.rates_given is None or not self.built:
+            raise ValueError(
+                "Rates can be set where the optimizer was made with some, as "
+                "`PerTask(optimizer, rates=1.0)`, and is built. Received: "
+                f"rates={rates!r}"
+            )
+        now = self.task_rates
+        if isinstance(rates, Mapping):
+            changed = now.copy()
+            for task, rate in rates.items():
+                changed[check_task(task, len(now))] = check_number("rates", rate)
+        elif isinstance(rates, (Sequence, np.ndarray)):
+            changed = np.array([check_number("rates", rate) for rate in rates])
+            if len(changed) != len(now):
+                raise ValueError(
+                    f"`rates` must hold one number for each of {len(now)} tasks. "
+                    f"Received: {len(changed)}"
+                )
+        else:
+            changed = np.full(len(now), check_number("rates", rates))
+        for each in self.rates:
+            if each is not None:
+                each.assign(changed)
+
+    @property
+    def task_rates(self) -> np.ndarray:
+        """How many times the learning rate each task takes, `(num_tasks,)`."""
+        for each in self.rates or ():
+            if each is not None:
+                return ops.convert_to_numpy(each)
+        raise ValueError(f"{self.name!r} has no rates, or no task has weights.")
+
+    def _first_rates(self, shape: tuple, dtype: Any = None) -> Any:
+        rates = np.ones(shape, "float32")  # Of tasks that came later.
+        if isinstance(self.rates_given, list):
+            given = self.rates_given[: len(rates)]
+            rates[: len(given)] = given
+        else:
+            rates[:] = self.rates_given
+        return ops.convert_to_tensor(rates, dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments; rates that were set since are among the variables."""
+        rates = self.rates_given
+        return super().get_config() | ({} if rates is None else {"rates": rates})
 
     def find_present(self, gradient: Any, variable: Any) -> Any:
         """Returns which rows' tasks have an example in the batch.
@@ -142,6 +250,9 @@ class PerTask(Around):
             Boolean tensor of shape `(num_tasks,)`.
         """
         rows = variable.shape[0]
+        present = _present.get()
+        if present is not None:
+            return present
         if gradient is None:
             return ops.zeros((rows,), "bool")
         gradient = ops.reshape(ops.convert_to_tensor(gradient), (rows, -1))
@@ -160,9 +271,12 @@ class PerTask(Around):
         # Not greater: of NaN there is neither, and its task has an example.
         return ops.any(ops.logical_not(ops.less_equal(apart, error)), axis=1)
 
-    def _add_counters(self, variables: list, name: str) -> list:
+    def _add_counters(
+        self, variables: list, name: str, initializer: Any = "zeros"
+    ) -> list:
+        dtype = "int32" if initializer == "zeros" else "float32"
         return [
-            self.add_variable((v.shape[0],), dtype="int32", name=name)
+            self.add_variable((v.shape[0],), initializer, dtype=dtype, name=name)
             if is_task_rows(v)
             else None
             for v in variables
@@ -211,5 +325,9 @@ def select(mask: Any, new: Any, old: Any) -> Any:
         old: Tensor like `new`, or a number.
     """
     new = ops.convert_to_tensor(new)
-    mask = ops.reshape(mask, (-1,) + (1,) * (len(new.shape) - 1))
-    return ops.where(mask, new, ops.cast(old, new.dtype))
+    return ops.where(align(mask, new), new, ops.cast(old, new.dtype))
+
+
+def align(each: Any, like: Any) -> Any:
+    """Returns something of each task, `(num_tasks,)`, shaped to broadcast."""
+    return ops.reshape(each, (-1,) + (1,) * (len(like.shape) - 1))

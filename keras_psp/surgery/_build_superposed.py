@@ -33,6 +33,7 @@ def build_superposed(
     plan: Plan,
     new_layer: Callable[[keras.layers.Layer], keras.layers.Layer],
     num_tasks: int,
+    kind: type[TaskModel] = TaskModel,
 ) -> tuple[Any, Pairs]:
     """Builds a model once more, with a task and superposed layers.
 
@@ -41,13 +42,14 @@ def build_superposed(
         plan: What becomes of its layers, those inside its models and blocks too.
         new_layer: Function of a chosen layer that returns its counterpart, not built.
         num_tasks: Positive integer.
+        kind: Class of the model, where it has a graph.
 
     Returns:
         `(superposed, pairs)`: a `TaskModel`, or a model of the same class, without the
         weights of layers that take a task; and every leaf layer of the model with the
         one that stands for it. Blocks have the weights of their other layers.
     """
-    builder = _Builder(plan, new_layer, num_tasks)
+    builder = _Builder(plan, new_layer, num_tasks, kind)
     if isinstance(read, Graph):
         return builder.build_graph(read)
     copy = copy_built(read.model)
@@ -55,12 +57,12 @@ def build_superposed(
 
 
 class _Builder:
-    def __init__(self, plan, new_layer, num_tasks):
+    def __init__(self, plan, new_layer, num_tasks, kind):
         self._chosen, self._copied, self._apart = (
             {id(layer) for layer in layers}
             for layers in (plan.chosen, plan.copied, plan.apart)
         )
-        self._make, self._num_tasks = new_layer, num_tasks
+        self._make, self._num_tasks, self._kind = new_layer, num_tasks, kind
         self._units = {} if plan.heads is None else plan.heads.units
         self._arguments = {} if plan.heads is None else plan.heads.arguments
 
@@ -70,7 +72,7 @@ class _Builder:
             new.set_units_per_task(self._units[id(layer)])
         return new
 
-    def build_graph(self, graph):
+    def build_graph(self, whole):
         made = {}  # Models may share a layer, or a model.
 
         def superposed_of(layer):
@@ -102,9 +104,11 @@ class _Builder:
                 return layer(*args, **kwargs)
 
             outputs = graph.rebuild(inputs, superposed_of, call, also=[task])
-            return TaskModel({**inputs, "task": task}, outputs, name=graph.name)
+            # Models inside it are parts of what is trained.
+            kind = self._kind if graph is whole else TaskModel
+            return kind({**inputs, "task": task}, outputs, name=graph.name)
 
-        superposed = build(graph)
+        superposed = build(whole)
         pairs = []
         for layer, copy in pair_leaf_layers(made.values()):
             if isinstance(copy, (TaskLayer, Superposed)) or not self._takes_task(layer):
