@@ -4,9 +4,10 @@ Every part of a layer that is stored in `bits` bits follows one formula. A code 
 an integer in `[0, 2**bits - 1]`, and stands for `(u - (2**bits - 1) / 2) * scale`.
 
 Codes are packed into bytes without a gap, whatever `bits` is. A code is split into
-pieces whose widths are powers of two (7 bits = 4 + 2 + 1). A byte holds `8 / width`
-pieces of one width, the first in its lowest bits. The highest bits of all codes come
-first.
+pieces whose widths are powers of two (7 bits = 4 + 2 + 1). Byte `i` of `n` holds
+`8 / width` pieces of one width, those of the codes `i`, `i + n`, `i + 2 n` ..., the
+first in its lowest bits. Bytes are thus unpacked in a few passes over long rows. The
+highest bits of all codes come first.
 """
 
 import contextlib
@@ -103,9 +104,9 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
         pieces = (codes >> rest) & (2**width - 1)
         missing = -pieces.shape[-1] % (8 // width)
         pieces = np.pad(pieces, [(0, 0)] * (codes.ndim - 1) + [(0, missing)])
-        pieces = pieces.reshape(*codes.shape[:-1], -1, 8 // width)
-        shifts = np.arange(0, 8, width, dtype="uint8")
-        packed.append(np.bitwise_or.reduce(pieces << shifts, axis=-1))
+        pieces = pieces.reshape(*codes.shape[:-1], 8 // width, -1)
+        shifts = np.arange(0, 8, width, dtype="uint8")[:, np.newaxis]
+        packed.append(np.bitwise_or.reduce(pieces << shifts, axis=-2))
     return np.concatenate(packed, axis=-1)
 
 
@@ -114,12 +115,12 @@ def unpack_codes(xp: Any, packed: Any, bits: int, count: int) -> Any:
 
     Args:
         xp: `numpy` or `keras.ops`.
-        packed: int32 of shape `(packed_size(count, bits),)` or `(rows, ...)`.
+        packed: uint8 of shape `(packed_size(count, bits),)` or `(rows, ...)`.
         bits: Integer in [1, 8].
         count: Integer, the number of codes in a row.
 
     Returns:
-        int32 of shape `(count,)` or `(rows, count)`.
+        uint8 or float32 of shape `(count,)` or `(rows, count)`.
     """
     widths = _widths(bits)
     sizes = [-(-count * width // 8) for width in widths]
@@ -127,21 +128,25 @@ def unpack_codes(xp: Any, packed: Any, bits: int, count: int) -> Any:
     ends = np.cumsum(sizes)[:-1].tolist()
     every = xp.split(packed, ends, axis=-1) if ends else [packed]
     codes = None
-    for width, size, pieces in zip(widths, sizes, every, strict=True):
-        shifts = np.arange(0, 8, width, dtype="int32")
-        pieces = xp.expand_dims(pieces, -1)
-        if xp is ops and keras.backend.backend() != "torch":
-            # LiteRT, which TensorFlow and JAX export to, knows no operations on bits.
-            pieces = xp.mod(xp.floor_divide(pieces, 2**shifts), 2**width)
-        else:
-            pieces = xp.bitwise_and(xp.right_shift(pieces, shifts), 2**width - 1)
-        shape = (*packed.shape[:-1], size * len(shifts))
+    for width, data in zip(widths, every, strict=True):
+        pieces = _pieces(xp, xp.expand_dims(data, -2), width)
+        shape = (*packed.shape[:-1], data.shape[-1] * 8 // width)
         pieces = xp.reshape(pieces, shape)[..., :count]
-        if codes is None:
-            codes = pieces
-        else:
-            codes = xp.add(xp.multiply(codes, 2**width), pieces)
+        codes = pieces if codes is None else xp.add(codes * 2**width, pieces)
     return codes
+
+
+def _pieces(xp: Any, packed: Any, width: int) -> Any:
+    """Returns the pieces in bytes of shape `(..., 1, n)`, `(..., 8 // width, n)`."""
+    shifts = np.arange(0, 8, width, dtype="uint8")[:, np.newaxis]
+    if xp is np or keras.backend.backend() != "tensorflow":
+        return xp.bitwise_and(xp.right_shift(packed, shifts), np.uint8(2**width - 1))
+    # LiteRT, which TensorFlow writes, knows no operations on bits, and its converter
+    # computes these with constants once.
+    packed = ops.cast(ops.cast(packed, "int32"), "float32")
+    lowest = 2.0 ** shifts.astype("float32")
+    higher = ops.floor_divide(packed, lowest * 2**width)
+    return ops.floor_divide(packed, lowest) - higher * 2**width
 
 
 @contextlib.contextmanager
@@ -176,7 +181,7 @@ def centered(packed: Any, bits: int, shape: tuple) -> Any:
     """
     if (zero := _zero.get()) is not None:
         packed = ops.take(ops.expand_dims(packed, 0), zero, axis=0)
-    codes = unpack_codes(ops, ops.cast(packed, "int32"), bits, int(np.prod(shape)))
+    codes = unpack_codes(ops, packed, bits, int(np.prod(shape)))
     numbers = ops.subtract(ops.cast(codes, "float32"), levels(bits))
     return ops.reshape(numbers, (*packed.shape[:-1], *shape))
 
@@ -359,7 +364,7 @@ class FewBits(keras.layers.Layer):
             return values
         shape = self._shapes[name]
         count = int(np.prod(shape))
-        codes = unpack_codes(np, values.astype("int32"), self._few, count)
+        codes = unpack_codes(np, values, self._few, count).astype("int32")
         return codes.reshape(*values.shape[:-1], *shape)
 
     def _check(self, name: str, array: Any) -> np.ndarray:
