@@ -18,6 +18,7 @@ from keras_psp._reading.describe import is_of_keras
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import is_graph
 from keras_psp._reading.task_layers import as_task_model
+from keras_psp._reading.text import without_text
 from keras_psp.models.task_model import TaskModel
 
 
@@ -99,6 +100,7 @@ def infer_task(
     check_name("method", method, _METHODS)
     check_name("value of `per`", per, ("example", "batch"))
     batch_size = check_integer("batch_size", batch_size)
+    x = without_text(model, x)
     model = as_task_model(model)
     _check_outputs(model)
     if from_logits is None:

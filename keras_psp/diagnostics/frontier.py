@@ -109,7 +109,7 @@ def frontier(
     budgets = sorted(check_number("budgets", each) for each in budgets)
     plan, alike = plan_models(graphs, heads=heads, in_parts=True)
     check_can_compress(alike)
-    data = read_data_of_tasks(graphs[0], len(models), data)
+    data = read_data_of_tasks(graphs[0], models, data)
     walk = Walk(graphs, plan, alike, base is not None, data, None)
     ways = [(OURS, f"{each:g} networks", each) for each in budgets]
     ways += _rivals(walk, base is not None, len(models))

@@ -14,6 +14,8 @@ from keras_psp._core.data import read_examples
 from keras_psp._core.figures import COLORS
 from keras_psp._core.figures import new_figure
 from keras_psp._core.table import Table
+from keras_psp._reading.text import as_arrays
+from keras_psp._reading.text import is_text
 from keras_psp.models._takes_tasks import TakesTasks
 
 
@@ -134,6 +136,8 @@ def evaluate(
 
 
 def _read(task, data):
+    if isinstance(data, tuple) and is_text(data[:1]):
+        data = (as_arrays(data[0]), *data[1:])
     x, y, weight = read_examples(data, sys.maxsize, name=f"data[{task!r}]")
     if y is None:
         raise ValueError(
@@ -147,7 +151,8 @@ def _with_task(model, x, task):
     if isinstance(x, dict):
         return {**x, "task": task}
     inputs = getattr(model, "input", None)
-    if not isinstance(inputs, dict):  # Of a model of a class of its own.
+    is_raw = getattr(model, "preprocessor", None) is not None
+    if is_raw or not isinstance(inputs, dict):  # Of a model of a class of its own.
         return {"inputs": x, "task": task}
     names = [name for name in inputs if name != "task"]
     values = x if isinstance(x, (list, tuple)) else [x]

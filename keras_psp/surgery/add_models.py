@@ -28,6 +28,7 @@ from keras_psp._reading.plan import alike_layers
 from keras_psp._reading.plan import same_leaves
 from keras_psp._reading.same_architecture import all_equal
 from keras_psp._reading.same_architecture import check_same_architecture
+from keras_psp._reading.text import without_text
 from keras_psp._reading.within import weights_of
 from keras_psp.layers import PSPComplexDense
 from keras_psp.layers._superposed import Superposed
@@ -325,7 +326,10 @@ def _read_data(model, number, data):
     is_own = isinstance(model, OwnModel)
     graph = read_model(model.original()) if is_own else Graph(model, takes_task=True)
     inputs = {name: graph.inputs[name] for name in graph.names}
-    data = [read_inputs(each, inputs, name=f"data[{i}]") for i, each in enumerate(data)]
+    data = [
+        read_inputs(without_text(model, each), inputs, name=f"data[{i}]")
+        for i, each in enumerate(data)
+    ]
     if len(data) == number:
         every = {name: np.concatenate([x[name] for x in data]) for name in inputs}
         data = [every] * first + data

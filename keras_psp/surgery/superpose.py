@@ -24,6 +24,7 @@ from keras_psp._reading.lora import merge_lora
 from keras_psp._reading.plan import plan_models
 from keras_psp._reading.plan import same_leaves
 from keras_psp._reading.same_architecture import check_same_architecture
+from keras_psp._reading.text import without_text
 from keras_psp.contexts.context import Context
 from keras_psp.contexts.families import series
 from keras_psp.layers._superposed import Superposed
@@ -226,7 +227,7 @@ def superpose(
     examples: Any = None
     if data is not None:
         data = in_order("data", data, names)
-        examples = read_data_of_tasks(graphs[0], len(models), data)
+        examples = read_data_of_tasks(graphs[0], models, data)
     if in_few_bits:
         walk = Walk(graphs, plan, alike, with_base, examples, ridge)
         if form is not None:
@@ -295,7 +296,7 @@ def read_models(models, base):
     return heads.reads, heads
 
 
-def read_data_of_tasks(graph, number, data):
+def read_data_of_tasks(graph, models, data):
     """Returns a dictionary of arrays for each of the models.
 
     Raises:
@@ -303,10 +304,13 @@ def read_data_of_tasks(graph, number, data):
         ValueError: It has another length, or does not fit the inputs.
     """
     data = check_list("data", data, "one set of inputs for each of the models")
-    if len(data) != number:
+    if len(data) != len(models):
         raise ValueError(
             "`data` must hold inputs for each of the models. "
-            f"Received: {len(data)} sets of inputs for {number} models"
+            f"Received: {len(data)} sets of inputs for {len(models)} models"
         )
     inputs = {name: graph.inputs[name] for name in graph.names}
-    return [read_inputs(each, inputs, name=f"data[{i}]") for i, each in enumerate(data)]
+    return [
+        read_inputs(without_text(model, each), inputs, name=f"data[{i}]")
+        for i, (model, each) in enumerate(zip(models, data, strict=True))
+    ]

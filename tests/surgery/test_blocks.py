@@ -570,6 +570,31 @@ def test_tokenizers_keep_their_vocabulary(tmp_path):
 
 
 @pytest.mark.once
+def test_text_is_read_wherever_data_are():
+    models = [text_classifier(0), text_classifier(1)]
+    arrays = models[0].preprocess_samples(TEXT)
+    by_text, by_arrays = (
+        keras_psp.superpose(models, data=[x, x], budget=2.0) for x in (TEXT, arrays)
+    )
+    for a, b in zip(by_text.weights, by_arrays.weights, strict=True):
+        np.testing.assert_array_equal(*map(ops.convert_to_numpy, (a, b)))
+    tasks, _ = keras_psp.infer_task(by_text, list(TEXT), from_logits=True)
+    expected, _ = keras_psp.infer_task(by_text, arrays, from_logits=True)
+    np.testing.assert_array_equal(tasks, expected)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    y = np.arange(4) % 2
+    for model in (*models, by_text):
+        model.compile("sgd", loss)
+    for text in (TEXT, list(TEXT)):
+        found = keras_psp.evaluate(by_text, {1: (text, y)})
+        given = {"inputs": TEXT, "task": np.ones(4, "int32")}
+        expected = by_text.evaluate(given, y, verbose=0, return_dict=True)
+        np.testing.assert_allclose(found.rows[0]["loss"], expected["loss"], rtol=1e-6)
+    three = keras_psp.surgery.add_models(by_text, [models[0]], data=[TEXT])
+    assert three.num_tasks == 3
+
+
+@pytest.mark.once
 def test_text_ends_a_task():
     model = text_classifier(0)
     one = keras_psp.convert(model, ["paris", "tokyo"], shared="freeze")
