@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from keras_psp import consolidation
 from keras_psp import contexts
 from keras_psp import diagnostics
+from keras_psp import distribution
 from keras_psp import evaluation
 from keras_psp import layers
 from keras_psp import models
@@ -33,6 +34,7 @@ __all__ = [
     "convert",
     "datasets",
     "diagnostics",
+    "distribution",
     "evaluate",
     "evaluation",
     "export",

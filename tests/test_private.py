@@ -42,7 +42,7 @@ NAMES = {
     },
     lambda: fitted_model().layers[0]._tracker: {"lock", "stored_ids", "unlock"},
     lambda: fitted_model()._compile_loss: {"_user_loss_weights"},
-    lambda: fitted_model().weights[0]: {"_value"},
+    lambda: fitted_model().weights[0]: {"_layout", "_value"},
     lambda: fitted_model().optimizer: {
         "_exclude_from_weight_decay",
         "_exclude_from_weight_decay_cache",
@@ -88,8 +88,10 @@ if BACKEND == "tensorflow":
 
     graph = tensorflow.function(lambda x: x).get_concrete_function(1.0).graph
     NAMES[lambda: graph] = {"capture_call_time_value", "outer_graph"}
+    NAMES[fitted_model] |= {"_distribute_strategy"}
 # Attributes that are not the class' but are set on what it makes or marks.
 ELSEWHERE = {
+    "_distribute_strategy",
     "_modules",
     "_parallel_update_step",
     "_torch_params",

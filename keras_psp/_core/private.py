@@ -189,6 +189,39 @@ def forget_parameters(layer: keras.layers.Layer) -> None:
         del layer._torch_params
 
 
+@contextlib.contextmanager
+def names_kept() -> Iterator[None]:
+    """Lets what is made after this scope have the names that it has inside.
+
+    Keras counts the layers that it names; there is no public way to count back.
+    """
+    counts = global_state.get_global_attribute("object_name_uids")
+    before = dict(counts or {})
+    try:
+        yield
+    finally:
+        counts = global_state.get_global_attribute("object_name_uids")
+        if counts is not None:
+            counts.clear()
+            counts.update(before)
+
+
+def layout_of(variable: Any) -> Any:
+    """Returns a variable's `keras.distribution.TensorLayout`, or `None`.
+
+    Keras keeps it where it asks the distribution for it, when the variable is made.
+    """
+    return getattr(variable, "_layout", None)
+
+
+def own_strategy(model: keras.Model) -> Any:
+    """Returns TensorFlow's strategy that a model was made under, or `None`.
+
+    Keras' `distribute_strategy` says the current one in place of `None`.
+    """
+    return getattr(model, "_distribute_strategy", None)
+
+
 def own_weights(layer: keras.layers.Layer) -> list:
     """Returns the weights of a layer itself, without those of layers inside it."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.distribution import layout_like
+
 
 class Factor:
     """A symmetric matrix without negative eigenvalues, `V diag(values) V^T`.
@@ -14,17 +16,24 @@ class Factor:
 
     Args:
         optimizer: The optimizer that the variables belong to.
+        variable: The kernel that it says something of.
         size: Positive integer, the number of rows.
         largest: Positive integer, the most rows of which there is a matrix.
     """
 
     def __init__(
-        self, optimizer: keras.optimizers.Optimizer, size: int, largest: int
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        variable: Any,
+        size: int,
+        largest: int,
     ) -> None:
-        self.vectors = None
-        if size <= largest:
-            self.vectors = optimizer.add_variable((size, size), "identity")
-        self.values = optimizer.add_variable((size,), "zeros")
+        def add(shape: tuple, initializer: str) -> Any:
+            layout = layout_like(variable, shape)
+            return optimizer.add_variable(shape, initializer, layout=layout)
+
+        self.vectors = add((size, size), "identity") if size <= largest else None
+        self.values = add((size,), "zeros")
 
     def into(self, rows: Any) -> Any:
         """Returns rows in the coordinates of the eigenvectors."""

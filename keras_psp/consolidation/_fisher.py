@@ -10,6 +10,9 @@ from keras import ops
 from keras_psp._core import private
 from keras_psp._core.data import read_examples
 from keras_psp._core.data import to_numpy
+from keras_psp._core.distribution import layout_like
+from keras_psp._core.distribution import mean_over_workers
+from keras_psp._core.distribution import whole_batches
 from keras_psp._core.one_thread import one_thread
 from keras_psp.consolidation._likelihood import Likelihood
 from keras_psp.models._takes_tasks import TakesTasks
@@ -87,16 +90,18 @@ class Fisher:
             probe(keras.tree.map_structure(lambda array: array[:1], given))
             probe.reset()
             batch_size = 1 if self.labels == "data" else BATCH_SIZE
-            with one_thread(probe), private.kept_weights(probe):
+            with one_thread(probe), private.kept_weights(probe), whole_batches():
                 probe.fit(given, batch_size=batch_size, verbose=0, shuffle=False)
         finally:
             for variable, value in metrics:
                 variable.assign(value)
         count = len(keras.tree.flatten(x)[0])
-        found = [
-            [ops.convert_to_numpy(total).astype("float32") / count for total in totals]
-            for totals in probe.optimizer.totals
+        means = [
+            ops.convert_to_numpy(total).astype("float32") / count
+            for total in keras.tree.flatten(probe.optimizer.totals)
         ]
+        means = mean_over_workers(model, means, count)
+        found = keras.tree.pack_sequence_as(probe.optimizer.totals, means)
         for variable, arrays in zip(model.trainable_variables, found, strict=True):
             if not all(np.isfinite(array).all() for array in arrays):
                 raise ValueError(
@@ -167,11 +172,13 @@ class _Products(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        likes = [keras.KerasTensor(each.shape, "float32") for each in variables]
         # Anew: of a model that has got more tasks it is built again.
         self.totals = [
-            [self.add_variable(each.shape) for each in self.products(like)]
-            for like in likes
+            [
+                self.add_variable(each.shape, layout=layout_like(variable, each.shape))
+                for each in self.products(keras.KerasTensor(variable.shape, "float32"))
+            ]
+            for variable in variables
         ]
 
     def update_step(self, gradient, variable, learning_rate):

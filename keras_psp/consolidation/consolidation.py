@@ -129,7 +129,7 @@ class Consolidation(Around):
                 gradient = ops.where(ops.isfinite(gradient), gradient, 0.0)
             if count:
                 total = ops.add(self.sums[i], ops.cast(gradient, self.sums[i].dtype))
-                self.sums[i].assign(ops.where(stepped, 0.0, total))
+                self.assign(self.sums[i], ops.where(stepped, 0.0, total))
                 gradient = ops.divide(total, count)
             if stepped is not True:
                 gradient = ops.where(stepped, gradient, 0.0)

@@ -8,6 +8,7 @@ import numpy as np
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.checks import check_number
+from keras_psp._core.distribution import strategy_scope
 from keras_psp.consolidation._fisher import LABELS
 from keras_psp.consolidation._fisher import Fisher
 from keras_psp.consolidation.consolidation import Consolidation
@@ -107,6 +108,10 @@ class EWC(Consolidation):
         """
         self._check_trained(model)
         found = self._fisher(model, data)
+        with strategy_scope(model):
+            self._add(found)
+
+    def _add(self, found):
         for variable, anchor, importance, (new,) in zip(
             self._trainable_variables,
             self.anchors,

@@ -10,6 +10,7 @@ from keras import ops
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.checks import check_number
+from keras_psp._core.distribution import strategy_scope
 from keras_psp.consolidation._factor import Factor
 from keras_psp.consolidation._fisher import LABELS
 from keras_psp.consolidation._fisher import Fisher
@@ -132,7 +133,9 @@ class Gram(Consolidation):
         self.factors, self.paths = [], []
         for variable in variables:
             shape = _rows(keras.KerasTensor(variable.shape)).shape
-            self.factors.append([Factor(self, size, self.largest) for size in shape])
+            self.factors.append(
+                [Factor(self, variable, size, self.largest) for size in shape]
+            )
             # How far the variable has gone, and how large the gradients were.
             self.paths.append(self.add_variable((2,), name="path"))
         self.count = self.add_variable((), name="count")
@@ -172,19 +175,22 @@ class Gram(Consolidation):
         moved = [each for each in self.moved if each is not None]
         state = [*self._trainable_variables, *self.paths, self.count, *moved]
         before = [ops.convert_to_numpy(variable).copy() for variable in state]
-        self._pull_back(ops.convert_to_tensor(True))  # For the last steps.
+        with strategy_scope(model):
+            self._pull_back(ops.convert_to_tensor(True))  # For the last steps.
         try:
             found = self._fisher(model, data)
         except BaseException:
-            for variable, value in zip(state, before, strict=True):
-                variable.assign(value)
+            with strategy_scope(model):
+                for variable, value in zip(state, before, strict=True):
+                    variable.assign(value)
             raise
-        for i, (new_left, new_right) in enumerate(found):
-            size = _trace(new_left)
-            if size > 0:
-                left, right = self.factors[i]
-                self._add(left, right, new_left / size, new_right / size, size)
-            self.anchors[i].assign(ops.copy(self._trainable_variables[i].value))
+        with strategy_scope(model):
+            for i, (new_left, new_right) in enumerate(found):
+                size = _trace(new_left)
+                if size > 0:
+                    left, right = self.factors[i]
+                    self._add(left, right, new_left / size, new_right / size, size)
+                self.anchors[i].assign(ops.copy(self._trainable_variables[i].value))
 
     def _add(self, left, right, new_left, new_right, new_size):
         """Adds a task's two matrices of trace 1, and the size of its gradients."""
@@ -204,12 +210,12 @@ class Gram(Consolidation):
             moved = self.moved[self._get_variable_index(variable)]
             if moved is not None and gradient is not None:
                 present = ops.cast(self._find_present(gradient, variable), moved.dtype)
-                moved.assign(ops.maximum(moved, present))
+                self.assign(moved, ops.maximum(moved, present))
         steps, stepped = self.measure_step(grads, grads, variables)
         for i, gradient, old in steps:
             gone = _norm(ops.subtract(self._trainable_variables[i], old))
-            self.paths[i].assign_add(ops.stack([gone, _norm(gradient)]))
-        self.count.assign_add(ops.cast(stepped, self.count.dtype))
+            self.assign_add(self.paths[i], ops.stack([gone, _norm(gradient)]))
+        self.assign_add(self.count, ops.cast(stepped, self.count.dtype))
         self._pull_back(ops.greater_equal(self.count, self.every))
 
     def _pull_back(self, due):
@@ -219,10 +225,10 @@ class Gram(Consolidation):
             lambda: [ops.convert_to_tensor(v) for v in self._trainable_variables],
         )
         for variable, value in zip(self._trainable_variables, values, strict=True):
-            variable.assign(value)
+            self.assign(variable, value)
         moved = [each for each in self.moved if each is not None]
         for variable in (*self.paths, self.count, *moved):
-            variable.assign(ops.where(due, 0.0, variable.value))
+            self.assign(variable, ops.where(due, 0.0, variable.value))
 
     def _balance(self, i):
         """Where a variable is pulled back to."""

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_psp._core.checks import check_number
+from keras_psp._core.distribution import strategy_scope
 from keras_psp.consolidation.consolidation import Consolidation
 
 
@@ -77,7 +78,7 @@ class SynapticIntelligence(Consolidation):
         for i, gradient, old in steps:
             gone = ops.subtract(old, self._trainable_variables[i])
             gain = ops.multiply(ops.cast(gradient, old.dtype), gone)
-            self.paths[i].assign_add(gain)
+            self.assign_add(self.paths[i], gain)
 
     def end_task(self, model: keras.Model | None = None, data: Any = None) -> None:
         """Makes the weights important that have learned the task.
@@ -106,17 +107,18 @@ class SynapticIntelligence(Consolidation):
                     "The weights and their paths must be finite; nothing has been "
                     f"consolidated. Received: NaN or inf in those of {variable.path!r}"
                 )
-        for variable, anchor, importance, path, gain in zip(
-            self._trainable_variables,
-            self.anchors,
-            self.importances,
-            self.paths,
-            gains,
-            strict=True,
-        ):
-            importance.assign_add(gain)
-            path.assign(ops.zeros(path.shape, path.dtype))
-            anchor.assign(ops.copy(variable.value))
+        with strategy_scope(model):
+            for variable, anchor, importance, path, gain in zip(
+                self._trainable_variables,
+                self.anchors,
+                self.importances,
+                self.paths,
+                gains,
+                strict=True,
+            ):
+                importance.assign_add(gain)
+                path.assign(ops.zeros(path.shape, path.dtype))
+                anchor.assign(ops.copy(variable.value))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "damping": self.damping}

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_psp._core.backend import take_rows
+from keras_psp._core.distribution import sum_over_replicas
 from keras_psp._core.task import Task
 from keras_psp.layers._task_rows import TaskRows
 
@@ -33,8 +34,10 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         affine_per_task: Boolean, whether each task has a `gamma` and a `beta` of its
             own too. An optimizer with momentum goes on moving them for a while after
             the task's last example.
-        **kwargs: `keras.layers.BatchNormalization` arguments, but for `renorm` and
-            `synchronized`.
+        synchronized: Boolean, whether the batch is that of all replicas (TensorFlow)
+            or processes (torch) that train the layer together. On JAX a batch that is
+            spread over devices always counts as one. Defaults to `False`.
+        **kwargs: `keras.layers.BatchNormalization` arguments, but for `renorm`.
 
     Call arguments:
         inputs: Float tensor.
@@ -70,13 +73,17 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
     """
 
     def __init__(
-        self, num_tasks: int, affine_per_task: bool = False, **kwargs: Any
+        self,
+        num_tasks: int,
+        affine_per_task: bool = False,
+        synchronized: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if self.renorm or self.synchronized:
+        super().__init__(**kwargs)  # Keras' own synchronizes on TensorFlow alone.
+        self.synchronized = synchronized
+        if self.renorm:
             raise ValueError(
-                "Statistics of each task are neither renormalized nor synchronized. "
-                f"Received: renorm={self.renorm}, synchronized={self.synchronized}"
+                "Statistics of each task are not renormalized. Received: renorm=True"
             )
         self.affine_per_task = affine_per_task
         self.set_num_tasks(num_tasks)
@@ -174,12 +181,17 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
                 for value in (mean, variance)
             )
         count = ops.expand_dims(count, 1)
-        total = task.sum_by_task(count)
+
+        def sum_by_task(values):
+            total = task.sum_by_task(values)
+            return sum_over_replicas(total) if self.synchronized else total
+
+        total = sum_by_task(count)
         divisor = ops.maximum(total, 1.0)
-        task_mean = task.sum_by_task(count * mean) / divisor
+        task_mean = sum_by_task(count * mean) / divisor
         # The variance within the examples, and that of their means.
         apart = ops.square(mean - take_rows(task_mean, task.index))
-        task_variance = task.sum_by_task(count * (variance + apart)) / divisor
+        task_variance = sum_by_task(count * (variance + apart)) / divisor
         present = total > 1.0
         for weight, new in (
             (self.moving_mean, task_mean),

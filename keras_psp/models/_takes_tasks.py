@@ -21,6 +21,7 @@ from keras_psp._core.data import check_batch
 from keras_psp._core.data import check_lengths
 from keras_psp._core.data import checked
 from keras_psp._core.data import is_empty
+from keras_psp._core.distribution import check_built_under_strategy
 from keras_psp._core.one_thread import one_thread
 from keras_psp._core.private import children
 from keras_psp._core.private import kept_weights
@@ -374,6 +375,7 @@ class TakesTasks(KerasModel):
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
         """Where Keras' compiled steps run."""
+        check_built_under_strategy(self)
         xla = bool(self.jit_compile)
         with one_thread(self), kept_weights(self), compiled_with(xla):
             yield

@@ -7,6 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.distribution import assign_in_replicas
+from keras_psp._core.distribution import count_replicas
+from keras_psp._core.distribution import sum_gradients
+
 
 class Around(keras.optimizers.Optimizer):
     """An optimizer that lets another one take the steps.
@@ -59,7 +63,7 @@ class Around(keras.optimizers.Optimizer):
         if not self.built:
             self.build(list(trainable_variables))
         variables = list(trainable_variables or self._trainable_variables)
-        self.take_step(list(grads), variables)
+        self.take_step(sum_gradients(list(grads)), variables)
 
     def take_step(self, grads: list, variables: list) -> None:
         """Takes one step. Subclasses do what they are for before or after it."""
@@ -67,6 +71,9 @@ class Around(keras.optimizers.Optimizer):
 
     def step_other(self, grads: list, variables: list) -> None:
         """Lets the other optimizer take its step."""
+        replicas = count_replicas()
+        if replicas > 1:  # The other optimizer sums up too.
+            grads = [g if g is None else ops.divide(g, replicas) for g in grads]
         scales = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
         if not (scales and keras.backend.backend() == "jax"):
             self.optimizer.apply(grads, variables)
@@ -83,6 +90,15 @@ class Around(keras.optimizers.Optimizer):
         for group, values in zip((weights, state), new, strict=True):
             for variable, value in zip(group, values, strict=True):
                 variable.assign(value)
+
+    def assign(self, variable: Any, value: Any) -> None:
+        """Assigns to a variable in a step; in every replica that takes it."""
+        if not assign_in_replicas(variable, value):
+            super().assign(variable, value)
+
+    def assign_add(self, variable: Any, value: Any) -> None:
+        """Adds to a variable in a step; in every replica that takes it."""
+        self.assign(variable, ops.add(variable, ops.cast(value, variable.dtype)))
 
     def carry_over(self, old: dict[str, Any], origins: list, rows: list) -> None:
         """Takes over what is no variable of a weight's shape; see `grow_optimizer()`.

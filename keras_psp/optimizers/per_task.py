@@ -14,6 +14,7 @@ from keras import ops
 from keras_psp._core import private
 from keras_psp._core.backend import gradient as gradient_of
 from keras_psp._core.checks import check_number
+from keras_psp._core.distribution import count_replicas
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_rows import is_task_rows
 from keras_psp.optimizers._around import Around
@@ -136,6 +137,10 @@ class PerTask(Around):
 
     def take_step(self, grads: list, variables: list) -> None:
         """Takes one step, and puts the rows of absent tasks back."""
+        if count_replicas() > 1:
+            raise NotImplementedError(
+                "PerTask does not train under several replicas of `tf.distribute`."
+            )
         masks, kept, grads = {}, [], list(grads)
         averages = private.moving_averages(self._innermost)
         for n, variable in enumerate(variables):

@@ -257,7 +257,7 @@ def test_files_keep_the_answers_and_grow(make, tmp_path):
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="neither renormalized nor synchronized"):
+    with pytest.raises(ValueError, match="are not renormalized"):
         TaskBatchNormalization(2, renorm=True)
     with pytest.raises(ValueError, match="`axis` must be one of"):
         TaskBatchNormalization(2, axis=0).build((None, 3))
