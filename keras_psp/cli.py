@@ -92,15 +92,23 @@ def _run_suite(args: argparse.Namespace) -> None:
     console = _console()
     suite = benchmarks.SUITES[args.suite]
     output = getattr(args, "output", Path("runs") / args.suite)
-    for number, config in enumerate(suite, start=1):
-        console.print(f"{number} of {len(suite)}", style="bold")
-        try:
-            _run_one(console, config, output / config.folder_name, resume=True)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"{number - 1} of {len(suite)} runs are saved in {output}\n"
-                f"continue: {shlex.join(['keras-psp', *args.argv])}"
-            ) from None
+    number = 0
+    try:
+        if args.workers is None and args.ray_address is None:
+            for number, config in enumerate(suite):
+                console.print(f"{number + 1} of {len(suite)}", style="bold")
+                _run_one(console, config, output / config.folder_name, resume=True)
+        else:
+            workers = 1 if args.workers is None else args.workers
+            runs = benchmarks.run_suite(suite, output, workers, args.ray_address)
+            for number, (config, result) in enumerate(runs, start=1):
+                console.print(f"{number} of {len(suite)}", style="bold")
+                _print_result(console, config, result, output / config.folder_name)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{number} of {len(suite)} runs are saved in {output}\n"
+            f"continue: {shlex.join(['keras-psp', *args.argv])}"
+        ) from None
     console.print(f"report:  keras-psp report {shlex.quote(str(output))}")
 
 
@@ -108,6 +116,12 @@ def _run_one(console: Console, config: Config, output: Path, **options: Any) -> 
     progress = RunProgress(config.num_visits, config.steps, console)
     with progress:
         result = benchmarks.run(config, output=output, callbacks=[progress], **options)
+    _print_result(console, config, result, output)
+
+
+def _print_result(
+    console: Console, config: Config, result: benchmarks.RunResult, output: Path
+) -> None:
     console.print(
         f"{benchmarks.describe_system(result)} on {result.backend}: "
         f"{100 * result.average_accuracy:.1f} % on average over {config.tasks} tasks, "

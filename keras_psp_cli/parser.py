@@ -93,6 +93,17 @@ def _add_run(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
         help="run the experiments of a suite one after the other, except those that "
         "have their result: " + ", ".join(suites),
     )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="INT",
+        help="run as many experiments of the suite at a time, on Ray",
+    )
+    parser.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="run the suite on this Ray cluster (default: on this machine)",
+    )
     _add_run_options(parser, "folder for the runs (default: runs/NAME)")
     experiments = parser.add_subparsers(metavar="EXPERIMENT")
     for name, spec in options["experiments"].items():

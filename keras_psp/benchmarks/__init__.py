@@ -14,6 +14,7 @@ from keras_psp.benchmarks.report import report
 from keras_psp.benchmarks.result import RunResult
 from keras_psp.benchmarks.rotating_config import RotatingConfig
 from keras_psp.benchmarks.run import run
+from keras_psp.benchmarks.run_suite import run_suite
 from keras_psp.benchmarks.search import TUNERS
 from keras_psp.benchmarks.search import Search
 from keras_psp.benchmarks.suites import EXPERIMENTS
@@ -54,4 +55,5 @@ __all__ = [
     "report",
     "retention",
     "run",
+    "run_suite",
 ]

@@ -184,7 +184,7 @@ def _run(
     result = RunResult(
         **describe(config),
         seed=config.seed,
-        versions=_versions(),
+        versions=versions(),
         device=_device(model),
         jit_compile=bool(model.jit_compile),
         contexts=_contexts(model),
@@ -264,15 +264,16 @@ def _read(what: str, read: Callable[[], Any]) -> Any:
         return None
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a run depends on."""
     packages = ("keras", "numpy", "tensorflow", "jax", "torch", "tensorflow-datasets")
-    versions = {"python": platform.python_version()}
+    found = {"python": platform.python_version()}
     for package in ("keras-psp", *packages):
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue  # The other backends need not be installed.
-    return versions
+    return found
 
 
 def _device(model: keras.Model) -> dict[str, Any]:
