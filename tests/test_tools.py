@@ -87,6 +87,19 @@ def test_cost_of_consolidation_counts_every_step(tmp_path):
     assert all(row["calls"] % 50 == 0 for row in result["rows"])
 
 
+def test_stack_trains_as_alone_and_has_a_curve(tmp_path):
+    options = ("stack", "--tasks", 12, "--rounds", 1, "--models", 1)
+    result, printed = measure(tmp_path, f"stack-{BACKEND}", *options)
+    ours, *others = result["rows"]
+    assert ours["ratio"] == 1 and all(row["seconds"] > 0 for row in others)
+    assert result["config"]["equal"]["largest_difference"] < 1e-4
+    assert f"| 1 ({ours['seconds']:.2f} s) |" in printed
+    options = ("stack", "--part", "curve", "--sizes", 2, 3, "--rounds", 1)
+    result, _ = measure(tmp_path, f"stack-curve-{BACKEND}", *options)
+    small, large = result["rows"]
+    assert small["bytes"] * 3 == large["bytes"] * 2
+
+
 def test_families_are_run_once(tmp_path):
     given = "source=digits steps=3 units=8 depth=1".split()
     options = ("--networks", "binary", "powers-learned", "--tasks", 3, "--seeds", 1, 2)

@@ -31,6 +31,7 @@ COMMANDS = {
     "suite": "accuracy of the systems of a suite of `keras-psp run`",
     "infer": "how often `infer_task` finds the task",
     "exact": "how exactly convert() and extract() keep what a model computes",
+    "stack": "time of training 1000 models together, and ensembles for tables",
     "hub": "how much of KerasHub's models convert() makes tasks' own, and how exactly",
     "tables": "write the READMEs' tables from the results",
     "plots": "draw the plots of the READMEs from the results",

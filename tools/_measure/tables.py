@@ -107,6 +107,62 @@ def _columns(**columns: str) -> Callable[[Result], Cells]:
     return draw
 
 
+def draw_stack(*results: Result) -> Cells:
+    """Times an epoch of all tasks takes as long as in `stack()`, by backend."""
+    lines: dict[str, dict[str, str]] = {}
+    for result in results:
+        backend = result["environment"]["backend"]
+        for row in result["rows"]:
+            first = row["system"] == "keras_psp.stack()"
+            text = f"1 ({row['seconds']:.2f} s)" if first else f"{row['ratio']:.2f}"
+            text = text if row["ratio"] < 10 else f"{row['ratio']:.0f}"
+            lines.setdefault(row["system"], {})[backend] = text
+    backends = [result["environment"]["backend"] for result in results]
+    rows = [
+        [system, *(line.get(backend, "") for backend in backends)]
+        for system, line in lines.items()
+    ]
+    differences = (r["config"]["equal"]["largest_difference"] for r in results)
+    rows.append(
+        ["ten tasks trained alone differ by", *map("{:.0e}".format, differences)]
+    )
+    return ["", *(BACKENDS[backend] for backend in backends)], rows
+
+
+def draw_stack_curve(result: Result) -> Cells:
+    """Memory and times of models of K tasks."""
+    rows = []
+    for row in result["rows"]:
+        step = f"{1000 * row['step']:.0f}" if "step" in row else "—"
+        times = [f"{1000 * row[key]:.1f}" for key in ("answer", "add")]
+        rows.append([f"{row['tasks']:,}", f"{row['bytes'] / 1e6:.0f}", *times, step])
+    titles = ["tasks", "MB", "answer to 256 examples, ms", "one more task, ms"]
+    return [*titles, "a step, 8 examples a task, ms"], rows
+
+
+def draw_tabular(result: Result) -> Cells:
+    """Accuracy or error of ensembles and of the package's, by data set."""
+    found: dict[tuple[str, str], dict[tuple[str, str], list[Row]]] = {}
+    for row in result["rows"]:
+        line = found.setdefault((row["data"], row["measure"]), {})
+        line.setdefault((row["adapters"], row["system"]), []).append(row)
+    names = {"first": "TabM-mini", "all": "BatchEnsemble (TabM)"}
+    columns = list(next(iter(found.values())))
+    titles = [f"{names[a]}, {'ours' if s == 'keras_psp' else s}" for a, s in columns]
+    rows = []
+    for (data, measure), line in found.items():
+        cells = []
+        for column in columns:
+            figures = [row["figure"] for row in line[column]]
+            cells.append(f"{mean(figures):.3f} ± {statistics.stdev(figures):.3f}")
+        rows.append([f"{data} ({measure})", *cells])
+    steps = []
+    for column in columns:
+        every = [row["step_ms"] for line in found.values() for row in line[column]]
+        steps.append(f"{statistics.median(every):.1f}")
+    return ["", *titles], [*rows, ["a step, ms", *steps]]
+
+
 draw_infer = _columns(method="{method}", images="{example:.1f}", batches="{batch:.1f}")
 draw_floor = _columns(
     **{"": "{part}", "ms a step": "{median_ms:.3f}", "over the floor": "{ratio:.2f}"}
@@ -533,9 +589,16 @@ class Table:
     results: tuple[str, ...]
 
 
-_BENCHMARKS, _CONSOLIDATION, _CONTEXTS, _EXPORTING, _SURGERY = (
+_BENCHMARKS, _CONSOLIDATION, _CONTEXTS, _EXPORTING, _MODELS, _SURGERY = (
     f"keras_psp/{name}/README.md"
-    for name in ("benchmarks", "consolidation", "contexts", "exporting", "surgery")
+    for name in (
+        "benchmarks",
+        "consolidation",
+        "contexts",
+        "exporting",
+        "models",
+        "surgery",
+    )
 )
 _CAPACITY = "keras_psp/diagnostics/capacity.py"
 _MERGE = ("merge-mlp-8-tasks-jax", "merge-resnet18-8-tasks-tensorflow")
@@ -596,6 +659,9 @@ TABLES = {
     "cost-serving": Table(_SURGERY, draw_throughput, _each("cost-serving")),
     "infer": Table(_SURGERY, draw_infer, ("infer-jax",)),
     "hub": Table(_SURGERY, draw_hub, ("hub-torch",)),
+    "stack": Table(_SURGERY, draw_stack, _each("stack")),
+    "stack-curve": Table(_SURGERY, draw_stack_curve, ("stack-curve-jax",)),
+    "stack-tables": Table(_MODELS, draw_tabular, ("stack-tables-torch",)),
     "export": Table(_EXPORTING, draw_export, _each("export")),
     "serving": Table(_EXPORTING, draw_serving, ("serving-tensorflow",)),
     "capacity": Table(_CAPACITY, draw_capacity, ("capacity",)),

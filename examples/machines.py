@@ -1,0 +1,151 @@
+"""
+Title: A small autoencoder for each of many machines
+Description: Anomaly detection: trained together, compressed together.
+Accelerator: None
+
+Run it with `pip install "keras-psp[bench]"` and any backend. `MACHINES=1000` in the
+environment sets the number of machines.
+"""
+
+import os
+
+import keras
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+import keras_psp
+
+num_machines = int(os.environ.get("MACHINES", "12"))
+keras.utils.set_random_seed(0)
+
+"""
+## Machines, their seasons and their faults
+
+Each machine has eight sensors, read every hour. They follow the time of the day and the
+load, each machine in its own way, drift a little and are noisy. An example is a window
+of eight hours. A fault freezes a sensor, shifts it, or lets it swing.
+"""
+
+sensors, hours, days = 8, 8, 60
+
+
+def read_sensors(rng, mixing, phases):
+    """Returns what a machine's sensors read, `(24 * days, sensors)`, without faults."""
+    t = np.arange(24 * days)
+    load = np.zeros(len(t))
+    for i in range(1, len(t)):
+        load[i] = 0.95 * load[i - 1] + 0.3 * rng.normal()
+    seasons = [np.sin(2 * np.pi * t / 24 + p) for p in phases]
+    drift = np.outer(t / len(t), 0.2 * rng.normal(size=sensors))
+    noise = 0.1 * rng.normal(size=(len(t), sensors))
+    return np.stack([*seasons, load], axis=1) @ mixing + drift + noise
+
+
+def add_fault(rng, window):
+    """Returns a window in which one sensor is broken."""
+    window, sensor = window.copy(), rng.integers(sensors)
+    kind = rng.integers(3)
+    if kind == 0:
+        window[:, sensor] = window[0, sensor] + rng.choice([-2.0, 2.0])
+    elif kind == 1:
+        window[:, sensor] += rng.choice([-2.5, 2.5])
+    else:
+        window[:, sensor] += 2.0 * (-1.0) ** np.arange(hours)
+    return window
+
+
+def make_machine(seed):
+    """Returns windows to train on, and windows with and without faults to test."""
+    rng = np.random.default_rng([1, seed])
+    mixing, phases = rng.normal(size=(3, sensors)), rng.uniform(0, 6, size=2)
+    series = read_sensors(rng, mixing, phases)
+    series = (series - series.mean(0)) / series.std(0)
+    starts = rng.permutation(len(series) - hours)[:600]
+    windows = np.stack([series[s : s + hours] for s in starts])
+    faulty = np.stack([add_fault(rng, window) for window in windows[500:]])
+    test = np.concatenate([windows[400:500], faulty])
+    flat = [each.reshape(len(each), -1).astype("float32") for each in (windows, test)]
+    return flat[0][:400], flat[1]
+
+
+machines = [make_machine(seed) for seed in range(num_machines)]
+labels = np.repeat([0, 1], 100)
+
+"""
+## One network for each machine, trained together
+
+All begin as a network that has seen a little of every machine. `stack` holds a copy for
+each. Its loss is each machine's own, and so are the steps of `PerTask`.
+"""
+
+
+def build():
+    layers = [keras.layers.Dense(units, "relu") for units in (32, 8, 32)]
+    inputs = keras.Input((sensors * hours,), name="window")
+    return keras.Sequential([inputs, *layers, keras.layers.Dense(sensors * hours)])
+
+
+base = build()
+base.compile(keras.optimizers.Adam(3e-3), "mse")
+some = np.concatenate([train[: 20000 // num_machines + 1] for train, _ in machines])
+base.fit(some, some, epochs=10, batch_size=128, verbose=0)
+
+many = keras_psp.stack([base] * num_machines)
+many.compile(
+    keras_psp.optimizers.PerTask(keras.optimizers.Adam(2e-3), rates=1.0), "mse"
+)
+data = [(train[:350], train[:350]) for train, _ in machines]
+batches = keras_psp.models.TaskBatches(data, many, batch_size=32)
+held_out = [(train[350:], train[350:]) for train, _ in machines]
+validation = keras_psp.models.TaskBatches(held_out, many, batch_size=50)
+stop = keras_psp.evaluation.StopEachTask(validation, patience=3)
+many.fit(batches, epochs=40, callbacks=[stop], verbose=0)
+print(f"validation loss: {stop.losses[0].mean():.3f} -> {stop.best.mean():.3f}")
+
+"""
+## All of them in a tenth of their memory
+
+`superpose` keeps what each network differs from the first one by, in few bits.
+"""
+
+models = [keras_psp.extract(many, k) for k in range(num_machines)]
+few = [train[:200] for train, _ in machines]
+small = keras_psp.superpose(models, base=base, data=few, budget=0.1 * num_machines)
+task = np.repeat(np.arange(num_machines), len(labels))
+windows = np.concatenate([test for _, test in machines])
+
+
+def measure(model):
+    """Returns each machine's area under the curve, and the mean errors of windows."""
+    answers = model.predict(
+        {"window": windows, "task": task}, batch_size=len(labels), verbose=0
+    )
+    errors = np.mean((answers - windows) ** 2, axis=1).reshape(num_machines, -1)
+    return np.array([roc_auc_score(labels, each) for each in errors]), errors
+
+
+own, errors = measure(many)
+compressed, _ = measure(small)
+shared = np.mean((base.predict(windows, verbose=0) - windows) ** 2, axis=1)
+shared = [roc_auc_score(labels, each) for each in shared.reshape(num_machines, -1)]
+print(
+    f"area under the curve, mean and worst machine: one network for all "
+    f"{np.mean(shared):.4f}, {min(shared):.4f}; each its own {own.mean():.4f}, "
+    f"{own.min():.4f}; in a tenth of the memory {compressed.mean():.4f}, "
+    f"{compressed.min():.4f}"
+)
+print(f"largest loss of a machine: {100 * (own - compressed).max():.2f} points")
+
+"""
+## An alarm
+
+The threshold of each machine is what 95 % of its own windows stay below.
+"""
+
+thresholds = [
+    np.quantile(np.mean((model.predict(x, verbose=0) - x) ** 2, axis=1), 0.95)
+    for model, (x, _) in zip(models[:5], held_out, strict=False)
+]
+alarms = errors[:5] > np.array(thresholds)[:, None]
+accuracy = np.mean(alarms == labels)
+print(f"average accuracy over {len(thresholds)} tasks: {accuracy:.4f}")
