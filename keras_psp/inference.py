@@ -123,24 +123,25 @@ def infer_task(
         )
     if per == "batch":
         evidence = evidence.mean(axis=0)
-    tasks, confidences = map(ops.convert_to_numpy, decide(evidence.astype("float32")))
-    return tasks[()], confidences[()]
+    places, confidences = map(ops.convert_to_numpy, decide(evidence.astype("float32")))
+    tasks = np.array(model.present_tasks, "int32")[places]
+    return tasks, confidences[()]
 
 
 def decide(evidence: Any) -> tuple[Any, Any]:
-    """Returns the tasks with most evidence, and how far each is ahead.
+    """Returns the places with most evidence, and how far each is ahead.
 
     Args:
-        evidence: float32 tensor of shape `(..., num_tasks)`.
+        evidence: float32 tensor of shape `(..., n)`, of n tasks.
 
     Returns:
-        `(tasks, confidences)`: tensors of shape `(...)`, int32 and float32.
+        `(places, confidences)`: tensors of shape `(...)`, int32 and float32.
     """
     ordered = ops.sort(evidence, axis=-1)
     second, best = ordered[..., -2], ordered[..., -1]
     size = ops.maximum(ops.abs(best) + ops.abs(second), np.finfo("float32").tiny)
-    tasks = ops.cast(ops.argmax(evidence, axis=-1), "int32")
-    return tasks, (best - second) / size
+    places = ops.cast(ops.argmax(evidence, axis=-1), "int32")
+    return places, (best - second) / size
 
 
 def gives_logits(model: keras.Model) -> bool:
@@ -217,7 +218,7 @@ def _passes(layer: Any) -> bool:
 
 
 def _check_outputs(model: TaskModel) -> None:
-    if model.num_tasks == 1:
+    if len(model.present_tasks) == 1:
         raise ValueError("`model` has one task: there is nothing to infer.")
     outputs = dict(zip(model.output_names, model.outputs, strict=True))
     if isinstance(model.output, dict):  # Whose names are not those of the layers.
@@ -264,9 +265,9 @@ def _by_energy(model, x, batch_size, from_logits):
 
 
 def _answers(model, x, batch_size):
-    """The answers of every task, `(n, num_tasks, num_classes)`."""
+    """The answers of every task that there is, `(n, tasks, num_classes)`."""
     # Each batch holds one task: such batches cost the least.
-    tasks = np.arange(model.num_tasks, dtype="int32")
+    tasks = np.array(model.present_tasks, "int32")
     if keras.backend.is_float_dtype(model.input["task"].dtype):
         tasks = np.eye(model.num_tasks, dtype="float32")
     starts = range(0, len(next(iter(x.values()))), batch_size)
@@ -290,12 +291,13 @@ _probes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def _by_gradient(model, x, batch_size, from_logits):
     # A model that has grown, or is quantized, has other variables: compile again.
     variables = [(tuple(v.shape), str(v.dtype)) for v in model.variables]
-    key = from_logits, model.num_tasks, variables
+    key = from_logits, model.num_tasks, model.removed_tasks, variables
     if key != _probes.get(model, (None,))[0]:
         _probes[model] = key, _Probe(model, from_logits)
     probe = _probes[model][1]
     with one_thread(probe):
-        return -probe.predict(x, batch_size=batch_size, verbose=0)
+        gradients = probe.predict(x, batch_size=batch_size, verbose=0)
+    return -gradients[:, model.present_tasks]
 
 
 class _Probe(keras.Model):
@@ -303,7 +305,9 @@ class _Probe(keras.Model):
 
     def __init__(self, model, from_logits):
         super().__init__(name="probe", dtype="float32")
-        self.num_tasks, self.from_logits = model.num_tasks, from_logits
+        self.from_logits = from_logits
+        present = np.isin(np.arange(model.num_tasks), model.present_tasks)
+        self.shares = (present / present.sum()).astype("float32")
         inputs = Graph(model, takes_task=True).new_inputs()
         inputs.pop("task")
         try:
@@ -328,9 +332,8 @@ class _Probe(keras.Model):
             return ops.sum(entropy(outputs, self.from_logits))
 
         batch = ops.shape(next(iter(inputs.values())))[0]
-        return gradient(
-            total_entropy, ops.full((batch, self.num_tasks), 1 / self.num_tasks)
-        )
+        shares = ops.convert_to_tensor(self.shares)[None]
+        return gradient(total_entropy, ops.repeat(shares, batch, axis=0))
 
 
 def _with_soft_contexts(model):

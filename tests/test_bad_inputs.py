@@ -200,6 +200,8 @@ CALLS = {
     "task-dense": lambda g: layers.TaskDense(2, 2.0),
     "task-norm": lambda g: layers.TaskBatchNormalization(None),
     "task-depthwise": lambda g: layers.TaskDepthwiseConv2D(3, -2),
+    "task-embedding": lambda g: layers.TaskEmbedding(3, 4, "2"),
+    "task-rms-norm": lambda g: layers.TaskRMSNormalization(3, axis=1),
     # Builders.
     "mlp-tasks": lambda g: mlp(num_tasks=0),
     "mlp-classes": lambda g: mlp(num_classes=1.5),

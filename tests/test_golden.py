@@ -69,6 +69,37 @@ def test_models(path):
     compare(golden.answer(model, inputs), answers)
 
 
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class Tokens(keras.layers.Layer):
+    """The block of the model below."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.table = keras.layers.Embedding(5, 3, name="table")
+        self.norm = keras.layers.RMSNormalization(name="rms")
+
+    def build(self, shape):
+        self.table.build(shape)
+        self.norm.build((*shape, 3))
+
+    def call(self, x):
+        return self.norm(self.table(x))
+
+
+def test_copies_of_layers_that_have_counterparts_now():
+    """Written before `TaskEmbedding` and `TaskRMSNormalization`, for three tasks."""
+    model = keras.saving.load_model(FOLDER / "copies" / "copies.keras")
+    inputs, answers = golden.load_arrays(FOLDER / "copies" / "copies.npz")
+    compare(golden.answer(model, inputs), answers)
+    model.add_tasks(1)
+    compare(golden.answer(model, inputs), answers)
+    plain = keras_psp.extract(model, 2)
+    (expected,) = answers.values()
+    own = inputs["task"] == 2
+    y = keras.ops.convert_to_numpy(plain(inputs["x"]))
+    np.testing.assert_allclose(y[own], expected[own], atol=1e-5)
+
+
 @pytest.mark.parametrize("path", find("*.weights.h5"))
 def test_weights(path):
     name = path.name.removesuffix(".weights.h5")

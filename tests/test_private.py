@@ -58,7 +58,7 @@ NAMES = {
         "_variables",
         "update_step",
     },
-    lambda: masking: {"get_keras_mask"},
+    lambda: masking: {"get_keras_mask", "set_keras_mask"},
     lambda: global_state: {"get_global_attribute"},
     lambda: serialization_lib: {"SafeModeScope"},
     lambda: keras.layers.Dense(2)(keras.Input((2,))): {"_keras_history"},

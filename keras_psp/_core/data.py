@@ -34,7 +34,10 @@ from keras import ops
 
 from keras_psp._core.checks import check_names
 from keras_psp._core.checks import check_shape
+from keras_psp._core.task_index import Removed
 from keras_psp._core.task_index import TaskNames
+from keras_psp._core.task_index import describe_tasks
+from keras_psp._core.task_index import known_tasks
 from keras_psp._core.task_index import named_index
 
 Structure = Any  # An array, or a list, tuple or dictionary of structures.
@@ -57,6 +60,7 @@ class InputCheck:
             order of sorted names, and refuses it if the model's dictionary has another.
         name: The argument's name, for messages.
         task_names: The names of the tasks in order, by which the task may be given.
+        removed: Indices of tasks that were removed.
 
     Raises:
         TypeError: (when called) An input is no array or has a wrong dtype; the task is
@@ -73,6 +77,7 @@ class InputCheck:
         by_position: bool = True,
         name: str = "x",
         task_names: TaskNames | None = None,
+        removed: Removed = (),
     ) -> None:
         # Plain values alone: a `PyDataset` may send this to other processes.
         self.shapes = {key: tuple(value.shape) for key, value in inputs.items()}
@@ -82,6 +87,7 @@ class InputCheck:
         self.by_position = by_position
         self.name = name
         self.task_names = task_names
+        self.removed = removed
         self._found: Exception | None = None
 
     def __call__(self, given: Structure) -> dict[str, Any]:
@@ -159,11 +165,14 @@ class InputCheck:
         # A uint64 that is too large for int64 becomes negative: still no task.
         task = tensorflow.cast(given["task"], "int64")
         known = (task >= 0) & (task < self.num_tasks)
+        for k in self.removed:
+            known &= task != k
         if self.unknown == "raise":
             wrong = tensorflow.boolean_mask(
                 given["task"], tensorflow.logical_not(known)
             )
-            message = f"`task` must lie in [0, {self.num_tasks}). Received: task={{}}"
+            tasks = describe_tasks(*self._tasks)
+            message = f"{tasks}. Received: task={{}}"
             tensorflow.debugging.Assert(
                 tensorflow.reduce_all(known),
                 [tensorflow.strings.format(message, wrong[:1])],
@@ -172,6 +181,10 @@ class InputCheck:
         if self._has_column and task.shape.rank == 2:
             task = tensorflow.squeeze(task, 1)
         return {**given, "task": task}
+
+    @property
+    def _tasks(self) -> tuple[int, Removed]:
+        return self.num_tasks or 0, self.removed
 
     @property
     def _has_index(self) -> bool:
@@ -238,12 +251,11 @@ class InputCheck:
         task = to_numpy(task)
         if self._has_column:
             task = task.reshape(-1)
-        known = (task >= 0) & (task < self.num_tasks)
+        known = known_tasks(task, *self._tasks)
         if self.unknown == "raise" and not known.all():
             wrong = task[~known].flat[0]
-            raise ValueError(
-                f"`task` must lie in [0, {self.num_tasks}). Received: task={wrong}"
-            )
+            tasks = describe_tasks(*self._tasks)
+            raise ValueError(f"{tasks}. Received: task={wrong}")
         index = np.where(known, task, 0).astype("int32")
         return np.where(known, index, np.int32(-1))
 
@@ -259,6 +271,7 @@ class BesideInputs(InputCheck):
         num_tasks: Number of tasks.
         unknown: See `InputCheck`.
         task_names: See `InputCheck`.
+        removed: See `InputCheck`.
     """
 
     def __init__(
@@ -266,9 +279,12 @@ class BesideInputs(InputCheck):
         num_tasks: int,
         unknown: Literal["raise", "mark"],
         task_names: TaskNames | None = None,
+        removed: Removed = (),
     ) -> None:
         inputs = {"task": np.zeros((0,), "int32")}
-        super().__init__(inputs, num_tasks, unknown, False, task_names=task_names)
+        super().__init__(
+            inputs, num_tasks, unknown, False, task_names=task_names, removed=removed
+        )
 
     def _check(self, given: Structure) -> Structure:
         return _beside(given, super()._check)

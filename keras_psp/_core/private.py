@@ -7,6 +7,8 @@ name when one vanishes.
 
 import contextlib
 import functools
+import importlib
+import pkgutil
 import sys
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -517,6 +519,54 @@ def loss_arguments(loss: keras.losses.Loss) -> dict[str, Any]:
     `get_config()` of `SparseCategoricalCrossentropy` leaves out the `axis`.
     """
     return loss._fn_kwargs
+
+
+class _Recorder:
+    """Stands for what reads a checkpoint; notes what would be read into what."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[Any, str, Any]] = []
+
+    def port_weight(
+        self, keras_variable: Any, hf_weight_key: str, hook_fn: Any = None
+    ) -> None:
+        self.found.append((keras_variable, hf_weight_key, hook_fn))
+
+    def get_tensor(self, hf_weight_key: str) -> None:
+        raise KeyError(hf_weight_key)
+
+
+def hub_weights(backbone: Any) -> list[tuple[Any, str, Any]]:
+    """Returns how KerasHub reads a backbone from a checkpoint of transformers'.
+
+    Only its own converters know the names there. Tried on keras-hub 0.32.
+
+    Returns:
+        List of a variable, the name of the weight, and a function of the weight and of
+        a shape that returns the variable's value, or `None`. Empty where KerasHub has
+        no converter.
+    """
+    package = importlib.import_module("keras_hub.src.utils.transformers")
+    for each in pkgutil.iter_modules(package.__path__):
+        if not each.name.startswith("convert_"):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{each.name}")
+        kind = getattr(module, "backbone_cls", None)
+        # Llama 2 is read as its subclass, Llama 3.
+        if kind and (isinstance(backbone, kind) or issubclass(kind, type(backbone))):
+            recorder, width = _Recorder(), getattr(backbone, "hidden_dim", None)
+            config = {"n_embd": width, "hidden_size": width}
+            module.convert_weights(backbone, recorder, config)
+            return recorder.found
+    return []
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Marks a tensor with the mask that Keras' layers read, as a layer's `call()` may.
+
+    `ReversibleEmbedding` does that itself: `compute_mask()` is not told `reverse`.
+    """
+    masking.set_keras_mask(tensor, mask)
 
 
 def mask_of(tensor: Any) -> Any:

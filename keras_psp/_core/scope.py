@@ -13,6 +13,7 @@ import numpy as np
 from keras_psp._core import backend
 from keras_psp._core.private import is_symbolic
 from keras_psp._core.task_index import Named
+from keras_psp._core.task_index import Removed
 from keras_psp._core.task_index import TaskNames
 from keras_psp._core.task_index import as_index
 from keras_psp._core.task_index import as_named
@@ -179,7 +180,10 @@ def tensor() -> Any:
 
 
 def current(
-    inputs: Any, num_tasks: int | None = None, names: TaskNames | None = None
+    inputs: Any,
+    num_tasks: int | None = None,
+    names: TaskNames | None = None,
+    removed: Removed = (),
 ) -> Any:
     """Returns the scope's task, as data where a function is being traced.
 
@@ -188,6 +192,7 @@ def current(
         num_tasks: Integer, the number of tasks, if it is to be checked at each call of
             a compiled function: what follows may turn NaN into words.
         names: The tasks' names, or `None`.
+        removed: Indices of tasks that were removed.
 
     Raises:
         ValueError: There is no scope.
@@ -207,6 +212,7 @@ def current(
     def read() -> Any:
         # When a compiled function is called: the scope may be another one, or none.
         value = current(None, names=names)
-        return value if num_tasks is None else check_task(value, num_tasks)
+        return value if num_tasks is None else check_task(value, num_tasks, removed)
 
-    return backend.travelling(value, read, inputs, (num_tasks, names))
+    tasks = num_tasks, names, removed
+    return backend.travelling(value, read, inputs, tasks)

@@ -17,6 +17,7 @@ from keras_psp._core.backend import is_readable
 from keras_psp._core.backend import remember_source
 from keras_psp._core.backend import take_rows
 from keras_psp._core.backend import to_numpy
+from keras_psp._core.task_index import Removed
 from keras_psp._core.task_index import TaskNames
 from keras_psp._core.task_index import as_index
 from keras_psp._core.task_index import check_task
@@ -63,6 +64,7 @@ class Task:
         num_tasks: Integer, the number of tasks.
         inputs: Tensor of shape `(batch, ...)`, the layer's inputs, or `None`.
         names: The names of the tasks in order, if they have any.
+        removed: Indices of tasks that were removed.
 
     Attributes:
         index: An `int`; or an int32 tensor of shape `()` or `(batch,)`, clipped to
@@ -85,11 +87,13 @@ class Task:
         num_tasks: int,
         inputs: Any = None,
         names: TaskNames | None = None,
+        removed: Removed = (),
     ) -> None:
         # `None`: Keras' wrappers call a layer's `call()`, as if it took no task.
         if given is None or scope.is_scoped(given):
-            given = check_task(scope.current(inputs, num_tasks, names), num_tasks)
-        self.num_tasks = num_tasks
+            given = scope.current(inputs, num_tasks, names, removed)
+            given = check_task(given, num_tasks, removed)
+        self.num_tasks, self.removed = num_tasks, removed
         self.index, self.known, self.in_blocks = given, None, False
         self.counted = None
         if isinstance(given, int):
@@ -124,14 +128,16 @@ class Task:
             place = ops.arange(0, size, dtype="int32")
             self.index = ops.floor_divide(place, ops.maximum(size // num_tasks, 1))
             self.known = ops.equal(task, ops.cast(self.index, task.dtype))
-            return
-        if readable:
+        elif readable:
             self.index = ops.cast(task, "int32")
             return
-        clipped = ops.clip(task, 0, num_tasks - 1)
-        self.index = ops.cast(clipped, "int32")
-        remember_source(self.index, given)
-        self.known = ops.equal(clipped, task)
+        else:
+            clipped = ops.clip(task, 0, num_tasks - 1)
+            self.index = ops.cast(clipped, "int32")
+            remember_source(self.index, given)
+            self.known = ops.equal(clipped, task)
+        for k in removed:
+            self.known = ops.logical_and(self.known, ops.not_equal(task, k))
 
     @classmethod
     def of_index(cls, index: Any, num_tasks: int, known: Any = None) -> "Task":
@@ -202,7 +208,7 @@ class Task:
         """The tasks that a batch may hold: all, unless its indices can be read."""
         if is_readable(self.index):
             return np.unique(to_numpy(self.index)).tolist()
-        return list(range(self.num_tasks))
+        return [k for k in range(self.num_tasks) if k not in self.removed]
 
     def select(self, task: Any, outputs: Any, others: Any) -> Any:
         """Returns a task's outputs for its own examples, and others for the rest.
@@ -222,6 +228,30 @@ class Task:
             )
 
         return keras.tree.map_structure(where, outputs, others)
+
+    def in_turn(self, compute: Callable[[Any], Any]) -> Any:
+        """Computes a batch of several tasks once for each task that it may hold.
+
+        Args:
+            compute: Function of a task's index, an integer or a tensor, that returns
+                what the task gives for all examples.
+
+        Returns:
+            What each example's own task gives.
+        """
+
+        def step(task: Any, others: Any) -> Any:
+            return self.select(task, compute(task), others)
+
+        present = self.present()
+        first = compute(present[0])
+        # Which has a row for each example.
+        outputs = self.select(present[0], first, first)
+        if not is_readable(self.index):
+            return ops.fori_loop(1, self.num_tasks, step, outputs)
+        for k in present[1:]:
+            outputs = step(k, outputs)
+        return outputs
 
     def mask(self, outputs: Any) -> Any:
         """Makes the outputs of every example of an unknown task NaN.
@@ -291,7 +321,7 @@ def align(rows: Any, inputs: Any) -> Any:
     return ops.reshape(rows, (-1, *middle, rows.shape[-1]))
 
 
-def mask_outputs(outputs: Any, task: Any, num_tasks: int) -> Any:
+def mask_outputs(outputs: Any, task: Any, num_tasks: int, removed: Removed = ()) -> Any:
     """Marks what a model answers for every example of an unknown task.
 
     What stands behind a layer may turn its NaN into numbers: an activation on some
@@ -301,6 +331,7 @@ def mask_outputs(outputs: Any, task: Any, num_tasks: int) -> Any:
         outputs: Structure of tensors of shape `(batch, ...)`.
         task: Integer tensor, the model's input.
         num_tasks: Integer, the number of tasks.
+        removed: Indices of tasks that were removed.
 
     Returns:
         The structure. Floats become NaN. Integers become the lowest number of their
@@ -308,7 +339,7 @@ def mask_outputs(outputs: Any, task: Any, num_tasks: int) -> Any:
     """
     if is_readable(task):
         return outputs  # The layers have checked it.
-    parsed = Task(task, num_tasks)
+    parsed = Task(task, num_tasks, removed=removed)
 
     def mask(each: Any) -> Any:
         dtype = keras.backend.standardize_dtype(each.dtype)
@@ -328,12 +359,12 @@ def sentinel(dtype: str) -> int:
     return int(info.max if dtype.startswith("uint") else info.min)
 
 
-def task_argument(task: Any, layer: keras.layers.Layer, inputs: Any) -> Any:
+def task_argument(task: Any, layer: Any, inputs: Any) -> Any:
     """Returns the `task` that a layer is to hand on to its `call()`, checked.
 
     Args:
         task: What it was called with, or `None`.
-        layer: The layer, which knows `num_tasks`.
+        layer: The `TaskLayer`.
         inputs: What it was called on.
 
     Returns:
@@ -347,5 +378,5 @@ def task_argument(task: Any, layer: keras.layers.Layer, inputs: Any) -> Any:
         task = scope.argument(layer.name, inputs)
     if scope.is_scoped(task):
         return task
-    task = named_index(task, getattr(layer, "task_names", None))
-    return check_task(as_index(task), layer.num_tasks)
+    task = named_index(task, layer.task_names)
+    return check_task(as_index(task), layer.num_tasks, layer.removed_tasks)

@@ -16,6 +16,7 @@ from keras_psp._core.checks import check_names
 from keras_psp._core.private import is_symbolic
 
 TaskNames = tuple[str, ...]
+Removed = tuple[int, ...]  # Indices of tasks that were removed.
 
 
 class Named(NamedTuple):
@@ -62,7 +63,8 @@ def named_index(task: Any, names: TaskNames | None) -> Any:
             "These tasks have no names: give an index, or make the model with names as "
             f"`num_tasks`. Received: task={named.names[0]!r}"
         )
-    index = [names.index(check_name("task", name, names)) for name in named.names]
+    known = tuple(filter(None, names))  # Those of removed tasks are empty.
+    index = [names.index(check_name("task", name, known)) for name in named.names]
     return index[0] if named.is_one else np.asarray(index, "int32")
 
 
@@ -170,7 +172,20 @@ def as_index(task: Any) -> Any:
     return task
 
 
-def check_task(task: Any, num_tasks: int) -> Any:
+def known_tasks(values: np.ndarray, num_tasks: int, removed: Removed) -> np.ndarray:
+    """Returns whether there are such tasks, for an array of indices."""
+    return (values >= 0) & (values < num_tasks) & ~np.isin(values, removed)
+
+
+def describe_tasks(num_tasks: int, removed: Removed) -> str:
+    """Returns what a task index must be, the beginning of an error's message."""
+    message = f"`task` must lie in [0, {num_tasks})"
+    if removed:
+        message += f" and not in {list(removed)}, the tasks that were removed"
+    return message
+
+
+def check_task(task: Any, num_tasks: int, removed: Removed = ()) -> Any:
     """Checks a `task` argument as far as it can be known now.
 
     Its dtype and rank are always known. Its values are known, and checked, when it
@@ -181,25 +196,25 @@ def check_task(task: Any, num_tasks: int) -> Any:
         task: int, list of ints, array or tensor of shape `()`, `(batch,)` or
             `(batch, 1)`; or soft contexts, floats of shape `(batch, num_tasks)`.
         num_tasks: int, the number of tasks.
+        removed: Indices that no task has.
 
     Returns:
         `task`; an `int` if it was a NumPy scalar, a NumPy array if it was a list.
 
     Raises:
         TypeError: The index is not of an integer dtype.
-        ValueError: The index has another rank or lies outside `[0, num_tasks)`, or
-            there is not one soft weight for each task.
+        ValueError: The index has another rank, lies outside `[0, num_tasks)` or is that
+            of a task that was removed, or there is not one soft weight for each task.
     """
     task = check_task_type(task, num_tasks)
     if not is_soft(task) and is_readable(task):
         values = (
             np.asarray(task) if isinstance(task, int) else ops.convert_to_numpy(task)
         )
-        wrong = values[(values < 0) | (values >= num_tasks)]
+        wrong = values[~known_tasks(values, num_tasks, removed)]
         if wrong.size:
-            raise ValueError(
-                f"`task` must lie in [0, {num_tasks}). Received: task={wrong.flat[0]}"
-            )
+            tasks = describe_tasks(num_tasks, removed)
+            raise ValueError(f"{tasks}. Received: task={wrong.flat[0]}")
     return task
 
 

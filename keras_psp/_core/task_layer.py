@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -10,7 +11,9 @@ from keras import ops
 
 from keras_psp._core import private
 from keras_psp._core import scope
+from keras_psp._core.task import Task
 from keras_psp._core.task import task_argument
+from keras_psp._core.task_index import Removed
 from keras_psp._core.task_index import TaskNames
 
 if TYPE_CHECKING:
@@ -29,11 +32,25 @@ class TaskLayer(KerasLayer):
     # Whether it stands in a block whose code knows no task, and calls it as the Keras
     # layer that stood there before.
     in_block = False
+    _removed_tasks: Removed = ()
 
     @property
     def task_names(self) -> TaskNames | None:
         """The names of the tasks, if the layer's model has given them any."""
         return vars(self).get("_task_names")
+
+    @property
+    def removed_tasks(self) -> Removed:
+        """The indices of tasks that were removed and have not been given out again."""
+        return self._removed_tasks
+
+    @removed_tasks.setter
+    def removed_tasks(self, removed: Iterable[int]) -> None:
+        self._removed_tasks = tuple(sorted(set(removed)))
+
+    def as_task(self, given: Any, inputs: Any = None) -> Task:
+        """Returns the `Task` of a call, of the tasks that the layer has."""
+        return Task(given, self.num_tasks, inputs, self.task_names, self.removed_tasks)
 
     def __call__(self, inputs: Any, task: Any = None, *args: Any, **kwargs: Any) -> Any:
         if self.in_block:
@@ -71,11 +88,12 @@ class TaskLayer(KerasLayer):
             raise TypeError(
                 f"{self.name!r} takes {names} behind its inputs. Received: {args}"
             )
-        return dict(zip(names, args, strict=False))
+        named = zip(names, args, strict=False)
+        return {name: value for name, value in named if value is not None}
 
     def _for_each(self, inputs: Any) -> Any:
         """Repeats what is for all examples, where each has a task of its own."""
-        task = scope.current(None, self.num_tasks, self.task_names)
+        task = scope.current(None, self.num_tasks, self.task_names, self.removed_tasks)
         if len(getattr(task, "shape", ())) == 0:
             return inputs
         return ops.repeat(inputs, ops.shape(task)[0], axis=0)

@@ -26,14 +26,16 @@ from keras_psp.layers import TaskBatchNormalization
 from keras_psp.layers import TaskDense
 from keras_psp.layers import TaskDepthwiseConv1D
 from keras_psp.layers import TaskDepthwiseConv2D
+from keras_psp.layers import TaskEmbedding
 from keras_psp.layers import TaskLayerNormalization
+from keras_psp.layers import TaskReversibleEmbedding
+from keras_psp.layers import TaskRMSNormalization
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._superposed_attention import SuperposedAttention
 from keras_psp.layers._superposed_attention import projections
 from keras_psp.layers._superposed_conv import CONTEXT_OVER
 from keras_psp.layers._superposed_conv import SuperposedConv
 from keras_psp.layers._task_copies import TaskCopies
-from keras_psp.layers._task_depthwise_conv import TaskDepthwiseConv
 from keras_psp.layers._task_units import TaskUnits
 from keras_psp.layers.psp_einsum_dense import sums_over_inputs
 
@@ -62,9 +64,15 @@ COUNTERPARTS = {
     keras.layers.GroupQueryAttention: PSPGroupQueryAttention,
     keras.layers.BatchNormalization: TaskBatchNormalization,
     keras.layers.LayerNormalization: TaskLayerNormalization,
+    keras.layers.RMSNormalization: TaskRMSNormalization,
+}
+# Those that stand for a layer only where each task is to have its own.
+OWN_COUNTERPARTS = {
+    keras.layers.Embedding: TaskEmbedding,
+    keras.layers.ReversibleEmbedding: TaskReversibleEmbedding,
 }
 PLAIN = {
-    **{ours: plain for plain, ours in COUNTERPARTS.items()},
+    **{ours: plain for plain, ours in (COUNTERPARTS | OWN_COUNTERPARTS).items()},
     PSPComplexDense: keras.layers.Dense,
     TaskDense: keras.layers.Dense,
 }
@@ -103,9 +111,10 @@ def can_convert(layer: keras.layers.Layer, in_parts: bool = False) -> bool:
         return False
     if kind is keras.layers.BatchNormalization:
         return not (layer.renorm or layer.synchronized)
-    if kind is keras.layers.LayerNormalization:
+    if kind in (keras.layers.LayerNormalization, keras.layers.RMSNormalization):
         last = len(layer.get_build_config()["input_shape"]) - 1
-        return not layer.rms_scaling and layer.axis in (-1, [-1], last, [last])
+        rms_scaling = getattr(layer, "rms_scaling", False)
+        return not rms_scaling and layer.axis in (-1, [-1], last, [last])
     # A constraint would act on what is added to a kernel, not on their sum.
     if issubclass(counterpart, Superposed) and layer.kernel_constraint is not None:
         return False
@@ -193,9 +202,36 @@ def make_superposed(
             config["context_over"] = context_over
     elif counterpart is TaskBatchNormalization:
         config["affine_per_task"] = True
-    elif counterpart is TaskLayerNormalization:
+    elif counterpart in (TaskLayerNormalization, TaskRMSNormalization):
         config["axis"] = -1
     return counterpart.from_config(config)
+
+
+def has_own_counterpart(layer: keras.layers.Layer) -> bool:
+    """Returns whether `make_own()` knows a layer that each task is to have its own of.
+
+    Others of which tasks have their own keep copies of their weights.
+    """
+    return _own_kind(layer) in OWN_COUNTERPARTS and not is_altered(layer)
+
+
+def _own_kind(layer):
+    """A layer's class, or Keras' class if it adds nothing to that, as KerasHub's do."""
+    kind = type(layer)
+    while kind not in OWN_COUNTERPARTS and not any(map(callable, vars(kind).values())):
+        (kind,) = kind.__bases__
+    return kind
+
+
+def make_own(layer: keras.layers.Layer, num_tasks: int) -> Any:
+    """Returns the counterpart of a layer with all its weights for each task, not built.
+
+    Args:
+        layer: Keras layer for which `has_own_counterpart()` is true.
+        num_tasks: Positive integer.
+    """
+    kind: Any = OWN_COUNTERPARTS[_own_kind(layer)]
+    return kind.from_config({**get_config(layer), "num_tasks": num_tasks})
 
 
 def make_task_dense(layer: keras.layers.Layer, num_tasks: int) -> TaskDense:
@@ -247,19 +283,21 @@ def make_plain(
 
 
 def set_task_weights(
-    layer: keras.layers.Layer, plain: Sequence[keras.layers.Layer], first: int = 0
+    layer: keras.layers.Layer,
+    plain: Sequence[keras.layers.Layer],
+    tasks: Sequence[int] | None = None,
 ) -> None:
     """Gives tasks the weights of plain layers, except for what tasks share.
 
     Args:
         layer: A layer that has a counterpart, or one of its `leaf_layers()`, built.
         plain: List of a Keras layer for each of the tasks.
-        first: Integer, the first of these.
+        tasks: These tasks; by default the first ones.
     """
     for weight, own, values in _pairs(layer, plain):
         if own:
             rows = ops.convert_to_numpy(weight).copy()
-            rows[first : first + len(plain)] = values
+            rows[range(len(plain)) if tasks is None else tasks] = values
             weight.assign(rows)
     copy_flags(plain[0].weights, _weights_of(layer))
 
@@ -281,20 +319,18 @@ def differs(
     layer: keras.layers.Layer,
     plain: Sequence[keras.layers.Layer],
     own: bool,
-    first: int = 0,
+    tasks: Sequence[int] = (),
 ) -> bool:
     """Returns whether plain layers have other weights than a layer, kernels aside.
 
     Args:
         layer: A layer that has a counterpart, or one of its `leaf_layers()`, built.
-        plain: List of a Keras layer for each of some consecutive tasks.
-        own: Whether to compare the rows of the tasks, or else what tasks share.
-        first: Integer, the first of the tasks.
+        plain: List of Keras layers.
+        own: Whether to compare the rows of tasks, or else what tasks share.
+        tasks: The tasks that the plain layers are compared with, if `own`.
     """
     return any(
-        not np.array_equal(
-            values, each[first : first + len(plain)] if own else [each] * len(plain)
-        )
+        not np.array_equal(values, each[tasks] if own else [each] * len(plain))
         for each, is_own, values in (
             (ops.convert_to_numpy(weight), is_own, values)
             for weight, is_own, values in _pairs(layer, plain)
@@ -337,18 +373,12 @@ def _rows_of(layer):
         if layer.task_bias is not None:
             return [(layer.task_bias.bias, True)]
         return [] if layer.bias is None else [(layer.bias, False)]
-    if isinstance(layer, TaskCopies):
+    if not isinstance(layer, TaskBatchNormalization):
         return [(weight, True) for weight in layer.task_weights]
-    if isinstance(layer, (TaskDense, TaskDepthwiseConv)):
-        weights = [(layer.kernel, True), (layer.bias, True)]
-    else:
-        own = getattr(layer, "affine_per_task", True)
-        weights = [
-            (layer.gamma if layer.scale else None, own),
-            (layer.beta if layer.center else None, own),
-            *(
-                (getattr(layer, name, None), True)
-                for name in ("moving_mean", "moving_variance")
-            ),
-        ]
+    weights = [
+        (layer.gamma if layer.scale else None, layer.affine_per_task),
+        (layer.beta if layer.center else None, layer.affine_per_task),
+        (layer.moving_mean, True),
+        (layer.moving_variance, True),
+    ]
     return [(weight, own) for weight, own in weights if weight is not None]

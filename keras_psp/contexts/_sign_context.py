@@ -114,9 +114,7 @@ class SignContext(Context):
     def _look_up(self, index, dtype):
         """The signs of tasks, or of all tasks if `index` is `None`."""
         if self.storage == "seed":
-            if index is None:
-                index = np.arange(self.num_tasks, dtype="int32")
-            bits = self._hash(ops, ops.expand_dims(index, -1))
+            bits = self._hash(ops, ops.expand_dims(self.numbers_of(index), -1))
             return ops.cast(2 * bits - 1, dtype)
         rows = self.contexts if index is None else self.rows_of(index)
         if self.storage == "bytes":

@@ -11,7 +11,6 @@ from keras_psp._core.backend import take_rows
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.private import replace_weight
-from keras_psp._core.task import Task
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import is_soft
 from keras_psp._core.task_layer import TaskLayer
@@ -74,6 +73,10 @@ class Context(TaskLayer, keras.layers.Layer):
         self.learnable = learnable
         self.contexts = None
         self.supports_masking = True
+        # By which number each task's context is drawn, and the least number that no
+        # task has had. What a removed task has written is read with its number alone.
+        self._numbers = tuple(range(self.num_tasks))
+        self._next_number = self.num_tasks
 
     def build(self, input_shape: Any) -> None:
         width = input_shape[-1]
@@ -84,12 +87,12 @@ class Context(TaskLayer, keras.layers.Layer):
             )
         self.input_spec = keras.InputSpec(axes={-1: width})
         self.check_can_hold(self.num_tasks)
-        rows = self.draw(range(self.num_tasks), width)
+        rows = self._draw_numbers(self._numbers)
         if rows is not None:
             self._add_contexts(rows)
 
     def call(self, inputs: Any, task: Any = None) -> Any:
-        task = Task(task, self.num_tasks, inputs)
+        task = self.as_task(task, inputs)
         return task.mask(self.transform(inputs, task.index))
 
     def compute_output_shape(self, input_shape: Any) -> tuple:
@@ -207,13 +210,15 @@ class Context(TaskLayer, keras.layers.Layer):
         """
         total = self.num_tasks + check_integer("n", n)
         self.check_can_hold(total)
+        numbers = tuple(range(self._next_number, self._next_number + n))
         if self.built:
-            width = self.input_spec.axes[-1]
-            more = self.draw(range(self.num_tasks, total), width)
+            more = self._draw_numbers(numbers)
             if more is not None:
                 bank = ops.convert_to_numpy(self.contexts)
                 self._replace_contexts(np.concatenate([bank, more]))
         self.num_tasks = total
+        self._numbers += numbers
+        self._next_number += n
         return self
 
     def remove_tasks(self, *, n: int) -> Self:
@@ -236,6 +241,53 @@ class Context(TaskLayer, keras.layers.Layer):
         if self.contexts is not None:
             self._replace_contexts(ops.convert_to_numpy(self.contexts)[:total])
         self.num_tasks = total
+        # It undoes `add_tasks()`, unless one of them is gone or has had another number.
+        last = tuple(range(self._next_number - n, self._next_number))
+        if self._numbers[total:] == last and max(self.removed_tasks, default=0) < total:
+            self._next_number -= n
+        self._numbers = self._numbers[:total]
+        self.removed_tasks = [k for k in self.removed_tasks if k < total]
+        return self
+
+    def remove_task(self, index: int) -> Self:
+        """Takes its context from a task; the others keep theirs.
+
+        A model that contains the context must be told: see `TaskModel.remove_task()`.
+
+        Args:
+            index: Integer, a task.
+
+        Returns:
+            The context itself.
+        """
+        if index not in self.removed_tasks:
+            self._set_row(index, None)
+            self.removed_tasks = (*self.removed_tasks, index)
+        return self
+
+    def reuse_task(self, index: int) -> Self:
+        """Gives a new context to the index of a task that was removed.
+
+        It is drawn anew: with the removed task's own, that task's kernels could still
+        be read from what it has written into shared ones.
+
+        Args:
+            index: Integer, one of `removed_tasks`.
+
+        Returns:
+            The context itself.
+
+        Raises:
+            ValueError: The family cannot hold so many tasks, removed ones among them.
+        """
+        if index in self.removed_tasks:  # Or another layer's, which shares it, did it.
+            self.check_can_hold(self.num_tasks + 1)
+            self._set_row(index, self._next_number)
+            numbers = list(self._numbers)
+            numbers[index] = self._next_number
+            self._numbers = tuple(numbers)
+            self._next_number += 1
+            self.removed_tasks = [k for k in self.removed_tasks if k != index]
         return self
 
     def check_can_hold(self, num_tasks: int) -> None:
@@ -247,10 +299,12 @@ class Context(TaskLayer, keras.layers.Layer):
             return
         width = self.input_spec.axes[-1]
         limit = self.max_num_tasks(width)
-        if limit is not None and num_tasks > limit:
+        spent = self._next_number - self.num_tasks  # By tasks that were removed.
+        if limit is not None and num_tasks + spent > limit:
+            removed = f", {spent} removed ones among them" if spent else ""
             raise ValueError(
                 f"{type(self).__name__} contexts of {width} inputs hold at most "
-                f"{limit} tasks. Received: num_tasks={num_tasks}"
+                f"{limit} tasks{removed}. Received: num_tasks={num_tasks}"
             )
 
     def max_num_tasks(self, width: int) -> int | None:
@@ -299,12 +353,24 @@ class Context(TaskLayer, keras.layers.Layer):
         """Does nothing: `Model.quantize()` asks every layer, and signs are bytes."""
 
     def get_config(self) -> dict[str, Any]:
-        return {
+        config = {
             **super().get_config(),
             "num_tasks": self.num_tasks,
             "seed": self.seed,
             "learnable": self.learnable,
         }
+        if self._numbers != tuple(range(self._next_number)):
+            config["numbers"] = [*self._numbers, self._next_number]
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        config = dict(config)
+        numbers = config.pop("numbers", None)
+        context = super().from_config(config)
+        if numbers is not None:
+            context._take_numbers(numbers)
+        return context
 
     # Under the family's name, so that no other family takes it for its own.
 
@@ -314,11 +380,13 @@ class Context(TaskLayer, keras.layers.Layer):
         length = max(1, -(-self.seed.bit_length() // 8))
         seed = np.frombuffer(self.seed.to_bytes(length, "little"), "uint8")
         store[f"{type(self).__name__}.seed"] = seed
+        if "numbers" in (config := self.get_config()):
+            store[f"{type(self).__name__}.numbers"] = np.array(config["numbers"])
 
     def load_own_variables(self, store: Any) -> None:
         names = [f"{type(self).__name__}.{v.name}" for v in self.weights]
-        seed = f"{type(self).__name__}.seed"
-        if sorted({*store.keys()} - {seed}) != sorted(names):
+        seed, numbers = (f"{type(self).__name__}.{x}" for x in ("seed", "numbers"))
+        if sorted({*store.keys()} - {seed, numbers}) != sorted(names):
             raise ValueError(
                 f"These are not the weights of {self.num_tasks} tasks' "
                 f"{type(self).__name__} contexts: expected {names}. "
@@ -329,6 +397,48 @@ class Context(TaskLayer, keras.layers.Layer):
             self._take_seed(int.from_bytes(value, "little"))
         for variable, name in zip(self.weights, names, strict=True):
             variable.assign(store[name])
+        if numbers in store.keys():
+            self._take_numbers(np.array(store[numbers]).tolist())
+        else:
+            self._take_numbers(range(self.num_tasks + 1))
+
+    def numbers_of(self, index: Any = None) -> Any:
+        """Returns the numbers that contexts without rows are drawn by.
+
+        Args:
+            index: Integer, or int32 tensor of shape `()` or `(batch,)`; or `None`, for
+                all tasks.
+
+        Returns:
+            int32 array or tensor like `index`.
+        """
+        if index is not None and self._numbers == tuple(range(self.num_tasks)):
+            return index
+        numbers = np.array(self._numbers, "int32")
+        if index is None or isinstance(index, int):
+            return numbers if index is None else int(numbers[index])
+        return ops.take(ops.convert_to_tensor(numbers), index, axis=0)
+
+    def _take_numbers(self, numbers):
+        *own, self._next_number = numbers
+        self._numbers = tuple(own)
+
+    def _draw_numbers(self, numbers):
+        """What the tasks of some numbers need; see `draw()`."""
+        width = self.input_spec.axes[-1]
+        first, n = numbers[0], len(numbers)
+        if tuple(numbers) == tuple(range(first, first + n)):
+            return self.draw(range(first, first + n), width)
+        rows = [self.draw(range(each, each + 1), width) for each in numbers]
+        return None if rows[0] is None else np.concatenate(rows)
+
+    def _set_row(self, index, number):
+        """Gives a task the row of a number, or of `None` zeros."""
+        if self.contexts is None:
+            return
+        bank = ops.convert_to_numpy(self.contexts).copy()
+        bank[index] = 0 if number is None else self._draw_numbers([number])[0]
+        self._replace_contexts(bank)
 
     def _take_seed(self, seed):
         """Goes on with the seed of a file: tasks that are added are drawn with it."""
@@ -359,7 +469,7 @@ class Context(TaskLayer, keras.layers.Layer):
         self.contexts.trainable = trainable
 
     def _map_kernel(self, transform, kernel, task):
-        task = check_task(task, self.num_tasks)
+        task = check_task(task, self.num_tasks, self.removed_tasks)
         kernel = ops.convert_to_tensor(kernel)
         if len(kernel.shape) != 2 or len(getattr(task, "shape", ())) != 0:
             raise ValueError(
@@ -368,7 +478,7 @@ class Context(TaskLayer, keras.layers.Layer):
             )
         if not self.built:
             self.build((None, kernel.shape[0]))
-        task = Task(task, self.num_tasks)
+        task = self.as_task(task)
         # C W = (W^T C^T)^T
         mapped = ops.transpose(transform(ops.transpose(kernel), task.index))
         return task.mask(mapped)

@@ -78,8 +78,10 @@ class Powers(Complex):
 
     def cos_and_sin(self, index: Any) -> tuple:
         if is_soft(index):
-            tasks = np.arange(self.num_tasks, dtype="float32")
-            index = ops.matmul(ops.cast(index, "float32"), tasks)
+            powers = self.numbers_of().astype("float32")
+            index = ops.matmul(ops.cast(index, "float32"), powers)
+        else:
+            index = self.numbers_of(index)
         power = ops.expand_dims(ops.convert_to_tensor(index), -1)
         base = ops.convert_to_tensor(self.base)
         if self.learnable:

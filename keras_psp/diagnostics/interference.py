@@ -125,11 +125,11 @@ def interference(
     Returns:
         An `Interference`: its `layers` have a `name`, a `width` M, `energies`, float64
         `(K, K)`, and made of these `signal` and `interference`, `(K,)`, and
-        `predicted`. 0 where a task reads or stores nothing. `print()` shows a table,
-        and `plot(path=None)` draws them. Groups of filters count as much as they could
-        read. Of more than 512 inputs of a task to a layer (a convolution has one for
-        each place) 512 are drawn, from a fixed seed; the signal of n inputs is at least
-        1 / n, even if they have nothing in common.
+        `predicted`. 0 where a task reads or stores nothing, or was removed. `print()`
+        shows a table, and `plot(path=None)` draws them. Groups of filters count as much
+        as they could read. Of more than 512 inputs of a task to a layer (a convolution
+        has one for each place) 512 are drawn, from a fixed seed; the signal of n inputs
+        is at least 1 / n, even if they have nothing in common.
 
     Raises:
         TypeError: `model` is not a `TaskModel`, or `data` not as above.
@@ -242,11 +242,16 @@ def _difference(layer, plain, task):
 def _bound_inputs(graph, layers, data):
     """Returns for each layer a list of each task's rows; see `_bind()`."""
     taps = Listener(graph.model).probe(layers)
+    removed = graph.model.removed_tasks
     tasks = np.arange(len(data), dtype="int32")
     if keras.backend.is_float_dtype(graph.inputs["task"].dtype):
         tasks = np.eye(len(data), dtype="float32")
     bound = [[] for _ in layers]
     for k, arrays in enumerate(data):
+        if k in removed:
+            for own, layer in zip(bound, layers, strict=True):
+                own.append(_no_rows(layer))
+            continue
         rows = _sample_rows(taps, layers, arrays, tasks[k])
         for own, layer, each in zip(bound, layers, rows, strict=True):
             own.append(_bind(layer, np.moveaxis(each, 1, 0), k))
@@ -275,8 +280,20 @@ def _bound_kernels(layers, kernels, read):
         # Each group of inputs has filters of its own: (groups, n, M) of (M, N).
         shape = len(own[0]), len(inputs), -1
         rows = [kernel.reshape(shape).transpose(1, 2, 0) for kernel in own]
-        bound.append([_bind(layer, each, k) for k, each in enumerate(rows)])
+        removed = layer.removed_tasks
+        bound.append(
+            [
+                _no_rows(layer) if k in removed else _bind(layer, each, k)
+                for k, each in enumerate(rows)
+            ]
+        )
     return bound
+
+
+def _no_rows(layer):
+    """Stands for what a task that was removed reads and stores."""
+    shape = layer.kernel_rows(keras.KerasTensor(layer.kernel_shape)).shape
+    return np.zeros((getattr(layer, "groups", 1), 1, shape[0]), "float32")
 
 
 def _bind(layer, rows, task):

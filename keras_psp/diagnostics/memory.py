@@ -146,7 +146,9 @@ def memory(model: Any) -> Memory:
     (True, 7.7)
     """
     seen, layers = set(), []
-    for layer in find_holders(model):
+    holders = find_holders(model)
+    number = len(model.present_tasks)
+    for layer in holders:
         sizes = dict.fromkeys(PARTS, 0)
         for part, weight in _parts_of(layer):
             if id(weight) not in seen:
@@ -154,9 +156,10 @@ def memory(model: Any) -> Memory:
                 sizes[part] += count_bytes([weight])
         if any(sizes.values()):
             kernel = sizes["kernels"] or _extracted_kernel(layer)
-            one = model.num_tasks * (kernel + sizes["shared"])
-            layers.append(LayerMemory(layer.name, sizes, one + sizes["task_state"]))
-    return Memory(model.num_tasks, tuple(layers))
+            one = number * (kernel + sizes["shared"])
+            own = sizes["task_state"] * number // model.num_tasks
+            layers.append(LayerMemory(layer.name, sizes, one + own))
+    return Memory(number, tuple(layers))
 
 
 def _extracted_kernel(layer):

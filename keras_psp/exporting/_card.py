@@ -35,6 +35,9 @@ def describe(
     card = {
         "name": model.name,
         "num_tasks": getattr(model, "num_tasks", None),
+        "task_names": getattr(model, "task_names", None),
+        "removed_tasks": getattr(model, "removed_tasks", ()),
+        "class_names": getattr(model, "class_names", None),
         "contexts": {
             # In blocks, many layers have one name.
             (each.path if each.in_block else each.name): serialize(each.context)

@@ -145,13 +145,16 @@ class Check:
 
     def _evidence(self, inputs, from_logits):
         """How sure of each example each task is; see `keras_psp.infer_task`."""
-        n, num_tasks = len(next(iter(inputs.values()))), self._model.num_tasks
-        rows = np.arange(-(-n * num_tasks // SIZE) * SIZE) % (n * num_tasks)
-        inputs = {name: value[rows // num_tasks] for name, value in inputs.items()}
-        task = (rows % num_tasks).astype(self._model.input["task"].dtype)
+        present = np.array(self._model.present_tasks)
+        n, number = len(next(iter(inputs.values()))), len(present)
+        rows = np.arange(-(-n * number // SIZE) * SIZE) % (n * number)
+        inputs = {name: value[rows // number] for name, value in inputs.items()}
+        task = present[rows % number].astype(self._model.input["task"].dtype)
         (outputs,) = self._predict({**inputs, "task": task}).values()
-        evidence = -entropy(outputs[: n * num_tasks].astype("float32"), from_logits)
-        return keras.ops.convert_to_numpy(evidence).reshape(n, num_tasks)
+        found = -entropy(outputs[: n * number].astype("float32"), from_logits)
+        evidence = np.full((n, self._model.num_tasks), -np.inf, "float32")
+        evidence[:, present] = keras.ops.convert_to_numpy(found).reshape(n, number)
+        return evidence
 
 
 def takes_index(model: keras.Model) -> bool:
@@ -209,7 +212,7 @@ def _draw(name, tensor):
 def _draw_tasks(model):
     rng = np.random.default_rng(1)
     if takes_index(model):
-        tasks = rng.permutation(np.arange(SIZE) % model.num_tasks)
+        tasks = rng.permutation(np.resize(model.present_tasks, SIZE))
         return tasks.astype(model.input["task"].dtype)
     return rng.dirichlet(np.ones(model.num_tasks), SIZE).astype("float32")
 
@@ -217,11 +220,14 @@ def _draw_tasks(model):
 def _unknown_tasks(model):
     """Returns invalid tasks that the dtype of the model's input can hold."""
     limits = np.iinfo(model.input["task"].dtype)
-    candidates = (model.num_tasks, -1, limits.max, limits.min, 2**32)
+    candidates = (
+        *model.removed_tasks[:1],
+        *(model.num_tasks, -1, limits.max, limits.min, 2**32),
+    )
     return [
         task
         for task in candidates
-        if limits.min <= task <= limits.max and not 0 <= task < model.num_tasks
+        if limits.min <= task <= limits.max and task not in model.present_tasks
     ]
 
 

@@ -213,8 +213,10 @@ def _infer_task(model, dtype, from_logits):
             outputs = model(_with_task(inputs, task, dtype), training=False)
             return -entropy(ops.cast(outputs, "float32"), from_logits)
 
-        evidence = ops.map(evidence, ops.arange(model.num_tasks, dtype=dtype))
-        tasks, confidences = decide(ops.transpose(evidence))
+        present = ops.convert_to_tensor(model.present_tasks, dtype=dtype)
+        evidence = ops.map(evidence, present)
+        places, confidences = decide(ops.transpose(evidence))
+        tasks = ops.cast(ops.take(present, places), "int32")
         # An example whose outputs are not finite has no task.
         tasks = ops.where(ops.isfinite(confidences), tasks, -1)
         return {"task": tasks, "confidence": confidences}

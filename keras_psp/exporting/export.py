@@ -14,7 +14,6 @@ import keras
 
 from keras_psp._core.checks import check_boolean
 from keras_psp._core.checks import check_name
-from keras_psp._core.task_index import check_task
 from keras_psp._reading.graph import Graph
 from keras_psp.exporting._card import describe
 from keras_psp.exporting._check import BATCH_SIZES
@@ -34,7 +33,7 @@ def export(
     model: keras.Model,
     path: str | os.PathLike,
     format: str = "tf_saved_model",
-    tasks: Iterable[int] = (),
+    tasks: Iterable[int | str] = (),
     infer_task: bool | None = None,
     from_logits: bool = True,
     unpack: bool = False,
@@ -76,7 +75,8 @@ def export(
             (LiteRT), `.xml` (OpenVINO, with a `.bin` beside it) or `.pt2` (torch); a
             SavedModel is a folder.
         format: `"tf_saved_model"`, `"onnx"`, `"litert"`, `"openvino"` or `"torch"`.
-        tasks: Integers, the tasks that have an endpoint of their own; in a SavedModel.
+        tasks: Integers or names, the tasks that have an endpoint of their own; in a
+            SavedModel.
         infer_task: Boolean, whether there is an endpoint for that; in a SavedModel.
             Defaults to whether it can have one: the model has more than one task, and
             one output, of shape `(batch, num_classes)`.
@@ -203,7 +203,12 @@ def _with_named_inputs(model: keras.Model) -> keras.Model:
         return model
     inputs = graph.new_inputs()
     outputs = graph.rebuild(inputs, lambda layer: layer)
-    return kind(inputs, outputs, name=model.name)
+    named: Any = kind(inputs, outputs, name=model.name)
+    if getattr(model, "task_names", None) is not None:
+        named.task_names = model.task_names
+    if getattr(model, "class_names", None) is not None:
+        named.class_names = model.class_names
+    return named
 
 
 def _output_names(model: keras.Model) -> list[str]:
@@ -231,7 +236,7 @@ def _check_endpoints(
         check_boolean("infer_task", infer_task)
     if isinstance(tasks, (str, bytes, dict)) or not isinstance(tasks, Iterable):
         raise TypeError(
-            "`tasks` must be a list of integers. "
+            "`tasks` must be a list of integers or names. "
             f"Received: tasks={tasks!r} (of type {type(tasks).__name__})"
         )
     tasks = list(tasks)
@@ -248,14 +253,9 @@ def _check_endpoints(
             "The model must have an input 'task' of an integer dtype. "
             f"Received: {model.name!r} and tasks={tasks}"
         )
-    for task in tasks:
-        if not isinstance(check_task(task, model.num_tasks), int):
-            raise TypeError(
-                f"`tasks` must be a list of integers. Received: tasks={tasks}"
-            )
-    tasks = list(dict.fromkeys(map(int, tasks)))
+    tasks = list(dict.fromkeys(map(model.task_index, tasks)))
     shape = getattr(model.output, "shape", ())
-    can_infer = indexed and model.num_tasks > 1 and len(shape) == 2
+    can_infer = indexed and len(model.present_tasks) > 1 and len(shape) == 2
     if infer_task and not can_infer:
         raise ValueError(
             "`infer_task=True` needs a model of more than one task, with one output of "

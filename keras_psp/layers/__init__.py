@@ -12,7 +12,10 @@ from keras_psp.layers.task_batch_normalization import TaskBatchNormalization
 from keras_psp.layers.task_dense import TaskDense
 from keras_psp.layers.task_depthwise_conv1d import TaskDepthwiseConv1D
 from keras_psp.layers.task_depthwise_conv2d import TaskDepthwiseConv2D
+from keras_psp.layers.task_embedding import TaskEmbedding
 from keras_psp.layers.task_layer_normalization import TaskLayerNormalization
+from keras_psp.layers.task_reversible_embedding import TaskReversibleEmbedding
+from keras_psp.layers.task_rms_normalization import TaskRMSNormalization
 
 __all__ = [
     "PSPComplexDense",
@@ -27,5 +30,8 @@ __all__ = [
     "TaskDense",
     "TaskDepthwiseConv1D",
     "TaskDepthwiseConv2D",
+    "TaskEmbedding",
     "TaskLayerNormalization",
+    "TaskRMSNormalization",
+    "TaskReversibleEmbedding",
 ]

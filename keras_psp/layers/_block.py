@@ -21,7 +21,6 @@ from keras_psp._core.private import forget_parameters
 from keras_psp._core.private import stand_where
 from keras_psp._core.private import take_class
 from keras_psp._core.private import trusted
-from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp.layers._original import Hidden
@@ -179,7 +178,7 @@ class Block(KerasLayer):
         given = keras.tree.flatten((args, kwargs))
         inputs = next((x for x in given if len(getattr(x, "shape", ())) > 0), None)
         some = next(iter(self.put_in.values()))
-        task = Task(None, some.num_tasks, inputs, some.task_names)
+        task = some.as_task(None, inputs)
         if task.is_one:
             return super().call(*args, **kwargs)
         outputs: Any = None

@@ -12,7 +12,6 @@ from keras_psp import contexts
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.private import LeafLayer
-from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp.layers._base_kernel import BaseKernel
 from keras_psp.layers._few_bits import QUANTIZATION
@@ -192,8 +191,29 @@ class Superposed(TaskLayer, LeafLayer):
             self._num_tasks -= check_fewer_tasks(n, self.num_tasks)
         else:
             self.context.remove_tasks(n=n)
+        self.removed_tasks = [k for k in self.removed_tasks if k < self.num_tasks]
         for rows in self._task_rows:
             rows.remove_tasks(n=n)
+        return self
+
+    def remove_task(self, index: int) -> Self:
+        """Takes from a task what it has of its own, its context too.
+
+        See `TaskRows.remove_task()`; it returns the layer itself.
+        """
+        self.removed_tasks = (*self.removed_tasks, index)
+        for part in self._parts_by_task:
+            part.remove_task(index)
+        return self
+
+    def reuse_task(self, index: int) -> Self:
+        """Gives the index of a task that was removed what a new task has.
+
+        See `Context.reuse_task()`; it returns the layer itself.
+        """
+        for part in self._parts_by_task:
+            part.reuse_task(index)
+        self.removed_tasks = [k for k in self.removed_tasks if k != index]
         return self
 
     def can_quantize(self, mode: Any) -> bool:
@@ -334,7 +354,7 @@ class Superposed(TaskLayer, LeafLayer):
 
     def call_bound(self, layer_call: Any, inputs: Any, task: Any) -> Any:
         """Calls `layer_call` on the bound inputs, as it were the layer's own."""
-        task = Task(task, self.num_tasks, inputs, self.task_names)
+        task = self.as_task(task, inputs)
         outputs = layer_call(self.bind_inputs(inputs, task.index))
         # The outputs, not the bound inputs: an activation or an integer kernel may
         # turn NaN into a number.
@@ -361,6 +381,11 @@ class Superposed(TaskLayer, LeafLayer):
             own.multiply(inputs, task, self.multiply_first, self.multiply_second)
             for own in self.own_kernels
         ]
+
+    @property
+    def _parts_by_task(self):
+        context = [] if self.context is None else [self.context]
+        return [*context, *self._task_rows]
 
     @property
     def _task_rows(self):

@@ -153,9 +153,35 @@ class SuperposedAttention(TaskLayer):
             self._num_tasks -= check_fewer_tasks(n, self.num_tasks)
         else:
             self.context.remove_tasks(n=n)
+        self.removed_tasks = [k for k in self.removed_tasks if k < self.num_tasks]
         for layer in projections(self):
             layer.remove_tasks(n=n)
         return self
+
+    def remove_task(self, index: int) -> Self:
+        """Takes from a task what it has of its own in the projections.
+
+        See `TaskRows.remove_task()`; it returns the layer itself.
+        """
+        self.removed_tasks = (*self.removed_tasks, index)
+        for each in self._by_task:
+            each.remove_task(index)
+        return self
+
+    def reuse_task(self, index: int) -> Self:
+        """Gives the index of a task that was removed what a new task has.
+
+        See `Context.reuse_task()`; it returns the layer itself.
+        """
+        for each in self._by_task:
+            each.reuse_task(index)
+        self.removed_tasks = [k for k in self.removed_tasks if k != index]
+        return self
+
+    @property
+    def _by_task(self):
+        context = [] if self.context is None else [self.context]
+        return [*context, *projections(self)]
 
     def check_can_hold(self, num_tasks: int) -> None:
         """Raises a `ValueError` if a projection's context cannot hold `num_tasks`."""

@@ -9,7 +9,6 @@ from keras import ops
 from keras_psp._core.backend import convolve
 from keras_psp._core.backend import is_worth_mapping
 from keras_psp._core.backend import map_examples
-from keras_psp._core.task import Task
 from keras_psp.contexts import Identity
 from keras_psp.layers._patches import patches
 from keras_psp.layers._superposed import Superposed
@@ -73,7 +72,7 @@ class SuperposedConv(Superposed):
         self.build_parts((self.filters,))
 
     def call(self, inputs: Any, task: Any = None) -> Any:
-        task = Task(task, self.num_tasks, inputs, self.task_names)
+        task = self.as_task(task, inputs)
         if self._binds_kernel:
             outputs = self._by_task(inputs, task)
         else:

@@ -28,7 +28,7 @@ class SuperposedDense(Superposed):
         raise NotImplementedError
 
     def call(self, inputs: Any, task: Any = None, training: Any = None) -> Any:
-        task = Task(task, self.num_tasks, inputs, self.task_names)
+        task = self.as_task(task, inputs)
         outputs = self._multiply_by_task(inputs, task)
         if self.task_bias is not None:
             outputs = self.task_bias.add_to(outputs, task)
@@ -39,7 +39,7 @@ class SuperposedDense(Superposed):
     def quantized_call(
         self, inputs: Any, task: Any = None, training: Any = None
     ) -> Any:
-        task = Task(task, self.num_tasks, inputs, self.task_names)
+        task = self.as_task(task, inputs)
         bound = self.bind_inputs(inputs, task.index)
         is_whole = self.base is None and not self._task_rows
         if is_whole and self.units_per_task is None:

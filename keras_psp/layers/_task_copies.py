@@ -141,14 +141,7 @@ class TaskCopies(TaskRows, _SavedByOrder):
             return keras.tree.map_structure(task.mask, compute(task.index))
 
         def mixed() -> Any:
-            first = compute(0)
-            start = task.select(0, first, first)  # Which has a row for each example.
-            outputs = ops.fori_loop(
-                1,
-                self.num_tasks,
-                lambda k, each: task.select(k, compute(k), each),
-                start,
-            )
+            outputs = task.in_turn(compute)
             return keras.tree.map_structure(task.mask, outputs)
 
         def blocks() -> Any:

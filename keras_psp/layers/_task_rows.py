@@ -141,7 +141,32 @@ class TaskRows(TaskLayer):
         See `Context.remove_tasks()`; it returns the layer itself.
         """
         self.num_tasks -= check_fewer_tasks(n, self.num_tasks)
+        self.removed_tasks = [k for k in self.removed_tasks if k < self.num_tasks]
         self._replace_rows(lambda old, rows: old[: self.num_tasks])
+        return self
+
+    def remove_task(self, index: int) -> Self:
+        """Makes the rows of a task zero, which answers nothing from then on.
+
+        A model that contains the layer must be told: see `TaskModel.remove_task()`. It
+        returns the layer itself.
+        """
+        self.removed_tasks = (*self.removed_tasks, index)
+        self._replace_rows(lambda old, rows: _with_row(old, index, 0))
+        return self
+
+    def reuse_task(self, index: int) -> Self:
+        """Gives the index of a task that was removed the rows of a new task.
+
+        It returns the layer itself.
+        """
+        self.removed_tasks = [k for k in self.removed_tasks if k != index]
+
+        def change(old: np.ndarray, rows: Any) -> np.ndarray:
+            new = ops.convert_to_numpy(rows(1, old.dtype.name))
+            return _with_row(old, index, new[0])
+
+        self._replace_rows(change)
         return self
 
     def check_can_hold(self, num_tasks: int) -> None:
@@ -162,7 +187,7 @@ class TaskRows(TaskLayer):
 
     def parse_task(self, task: Any, inputs: Any) -> Task:
         """Returns the `Task` of a call, which must hold indices."""
-        task = Task(task, self.num_tasks, inputs, self.task_names)
+        task = self.as_task(task, inputs)
         if task.is_soft:
             raise TypeError(
                 f"A {type(self).__name__} has no contexts that could be mixed: `task` "
@@ -181,6 +206,12 @@ class TaskRows(TaskLayer):
             trainable = old.trainable
             replace_weight(self, old, lambda add=add, values=values: add(values))
             getattr(self, attribute).trainable = trainable
+
+
+def _with_row(bank, index, row):
+    bank = bank.copy()
+    bank[index] = row
+    return bank
 
 
 # Which add up what they make of each number.

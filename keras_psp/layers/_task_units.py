@@ -82,6 +82,14 @@ class TaskUnits(TaskLayer):
             self.units_per_task = self.units_per_task[:-n]
         return self
 
+    def reuse_task(self, index: int) -> Self:
+        super().reuse_task(index)
+        if self.units_per_task is not None:
+            units = list(self.units_per_task)
+            units[index] = self.units
+            self.units_per_task = units
+        return self
+
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         if self.units_per_task is not None:

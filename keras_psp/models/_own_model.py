@@ -55,7 +55,7 @@ class OwnModel(TakesTasks, Block):
                 outputs = super().call(*args, **kwargs)
         if task is None:
             return outputs
-        return mask_outputs(outputs, task, self.num_tasks)
+        return mask_outputs(outputs, task, self.num_tasks, self.removed_tasks)
 
     def as_task_model(self) -> TaskModel:
         """Returns a `TaskModel` around this one, with its inputs by name and a task.
@@ -79,6 +79,7 @@ class OwnModel(TakesTasks, Block):
         model = TaskModel(inputs, self(inputs), name=self.name)
         if self.task_names is not None:
             model.task_names = self.task_names
+        model.class_names = self.class_names
         return model
 
     @property
@@ -110,7 +111,9 @@ class OwnModel(TakesTasks, Block):
         return values[0] if len(values) == 1 else values
 
     def _check(self, unknown: Literal["raise", "mark"]) -> BesideInputs:
-        return BesideInputs(self.num_tasks, unknown, self.task_names)
+        return BesideInputs(
+            self.num_tasks, unknown, self.task_names, self.removed_tasks
+        )
 
     def preprocess_samples(
         self, x: Any, y: Any = None, sample_weight: Any = None

@@ -4,6 +4,8 @@ import contextlib
 import inspect
 import re
 import weakref
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ import numpy as np
 
 from keras_psp._core.backend import compiled_with
 from keras_psp._core.checks import check_fewer_tasks
+from keras_psp._core.checks import check_list
 from keras_psp._core.data import InputCheck
 from keras_psp._core.data import check_batch
 from keras_psp._core.data import check_lengths
@@ -25,13 +28,17 @@ from keras_psp._core.distribution import check_built_under_strategy
 from keras_psp._core.one_thread import one_thread
 from keras_psp._core.private import children
 from keras_psp._core.private import kept_weights
+from keras_psp._core.task_index import Removed
 from keras_psp._core.task_index import TaskNames
 from keras_psp._core.task_index import check_num_tasks
+from keras_psp._core.task_index import check_strings
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import check_task_names
+from keras_psp._core.task_index import in_order
 from keras_psp._core.task_index import named_index
+from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
-from keras_psp.contexts.context import Context
+from keras_psp.layers._task_units import TaskUnits
 from keras_psp.models._whole_steps import WholeSteps
 from keras_psp.optimizers._advise import advise
 from keras_psp.optimizers._grow import check_can_grow
@@ -53,6 +60,7 @@ class TakesTasks(KerasModel):
     # Whether the kernels are the least squares solution of `superpose(..., data=)`: a
     # model that is added without data then disturbs them. It is saved with the weights.
     fitted_to_data: bool = False
+    _class_names: tuple[TaskNames | None, ...] | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -66,22 +74,84 @@ class TakesTasks(KerasModel):
     def task_names(self) -> TaskNames | None:
         """The names of the tasks in order, or `None` if they have only indices.
 
-        They can be set to a list of strings, one for each task.
+        They can be set to a list of strings, one for each task. The name of a task that
+        was removed is empty.
         """
         return vars(self).get("_task_names")
 
     @task_names.setter
     def task_names(self, names: Sequence[str] | None) -> None:
         if names is not None:
-            names = check_task_names(names)
+            names = check_strings(names)
             if len(names) != self.num_tasks:
                 raise ValueError(
                     f"`task_names` must hold {self.num_tasks} names, one for each "
                     f"task. Received: task_names={names!r}"
                 )
+            removed = self.removed_tasks
+            check_task_names([x for k, x in enumerate(names) if k not in removed])
+            names = tuple("" if k in removed else x for k, x in enumerate(names))
         for each in (self, *self._task_layers()):
             vars(each)["_task_names"] = names
         self._forget_compiled()
+
+    @property
+    def class_names(self) -> tuple[TaskNames | None, ...] | None:
+        """The names of each task's outputs, in order, or `None` if none are known.
+
+        They can be set to a list of lists of strings, one for each task, or to a
+        dictionary of these by the tasks' names. A task without any has `None`.
+        """
+        return self._class_names
+
+    @class_names.setter
+    def class_names(self, names: Any) -> None:
+        if names is not None:
+            names = in_order("class_names", names, self.task_names)
+            what = "a list of names for each task"
+            names = check_list("class_names", names, what)
+            if len(names) != self.num_tasks:
+                raise ValueError(
+                    f"`class_names` must hold {self.num_tasks} lists, one for each "
+                    f"task. Received: {len(names)} lists"
+                )
+            names = tuple(each and check_strings(each) for each in names)
+            for task, each in enumerate(names):
+                units = self._units_of(task)
+                if each and units not in (None, len(each)):
+                    raise ValueError(
+                        f"Task {task} has {units} outputs, which must have as many "
+                        f"names. Received: {each!r}"
+                    )
+            names = names if any(names) else None
+        self._class_names = names
+
+    def _units_of(self, task: int) -> int | None:
+        """How many outputs a task has, if that is known."""
+        heads = [each for each in self._task_layers() if isinstance(each, TaskUnits)]
+        cut = [each for each in heads if each.units_per_task is not None]
+        if len(cut) == 1:
+            return cut[0].units_of(task)
+        outputs = keras.tree.flatten(getattr(self, "outputs", None) or [])
+        return outputs[0].shape[-1] if len(outputs) == 1 and not cut else None
+
+    @property
+    def removed_tasks(self) -> Removed:
+        """The indices of tasks that were removed and have not been given out again."""
+        layers = self._task_layers()
+        return layers[0].removed_tasks if layers else ()
+
+    @removed_tasks.setter
+    def removed_tasks(self, removed: Iterable[int]) -> None:
+        for layer in _task_layers_in(self):
+            layer.removed_tasks = removed
+        self._forget_compiled()
+
+    @property
+    def present_tasks(self) -> list[int]:
+        """The indices of the tasks that the model has."""
+        removed = self.removed_tasks
+        return [k for k in range(self.num_tasks) if k not in removed]
 
     def task_index(self, task: int | str) -> int:
         """Returns the index of a task that is given by its index or its name.
@@ -90,7 +160,8 @@ class TakesTasks(KerasModel):
             TypeError: `task` is neither an integer nor a string.
             ValueError: There is no such task, or the tasks have no names.
         """
-        index = check_task(named_index(task, self.task_names), self.num_tasks)
+        index = named_index(task, self.task_names)
+        index = check_task(index, self.num_tasks, self.removed_tasks)
         if not isinstance(index, int):
             raise TypeError(
                 "`task` must be an integer, or a name if the tasks have names. "
@@ -99,11 +170,12 @@ class TakesTasks(KerasModel):
         return index
 
     def add_tasks(self, n: int | Sequence[str]) -> Self:
-        """Adds `n` tasks behind the present ones, which stay exactly as they are.
+        """Adds `n` tasks beside the present ones, which stay exactly as they are.
 
-        The model need not be compiled again. The optimizer keeps what it knows of the
-        present tasks, and so does a consolidation. Models that contain this one, or
-        share its layers, follow.
+        The indices of tasks that were removed are given out first, in their order; the
+        others follow the present ones. The model need not be compiled again. The
+        optimizer keeps what it knows of the present tasks, and so does a consolidation.
+        Models that contain this one, or share its layers, follow.
 
         Args:
             n: Positive integer; or a list of their names, if the tasks have names.
@@ -126,12 +198,81 @@ class TakesTasks(KerasModel):
                 f"n={n!r} for a model with task_names={names!r}"
             )
         if names is not None:
-            new = check_task_names((*names, *(new or ())))
-        total = self.num_tasks + number
+            check_task_names((*filter(None, names), *(new or ())))
         self._check_can_change(number)
-        self.check_can_hold(total)
-        self._change_to(total)
-        self.task_names = new
+        self.check_can_hold(self.num_tasks + number)
+        places, removed = self.next_tasks(number), self.removed_tasks
+        reused = [k for k in places if k in removed]
+        total = max(self.num_tasks, places[-1] + 1)
+        rows = [k if k not in places else None for k in range(total)]
+
+        def change() -> None:
+            for layer in self._task_layers():
+                for k in reused:
+                    layer.reuse_task(k)
+            self._resize(total)
+
+        self._change(rows, change)
+        if names is not None:
+            every = dict(enumerate(names)) | dict(zip(places, new or (), strict=True))
+            self.task_names = list(every.values())
+        return self
+
+    def next_tasks(self, n: int) -> list[int]:
+        """Returns the indices that `add_tasks(n)` will give to the new tasks."""
+        free = self.removed_tasks[:n]
+        first = self.num_tasks
+        return [*free, *range(first, first + n - len(free))]
+
+    def remove_task(self, task: int | str) -> Self:
+        """Removes one task, wherever it stands. The others stay exactly as they are.
+
+        They keep their indices and their answers, bit for bit. The index of the task
+        answers nothing any more: it is refused as one outside `[0, num_tasks)` is, and
+        is the next that `add_tasks()` gives out. `num_tasks` counts it still.
+
+        What the task has of its own (biases, scales, low rank, its context, and what
+        the optimizer keeps of these) becomes zero. What it has written into shared
+        kernels stays there as noise, for to take it out would change the others. It
+        cannot be read: its context is gone, and the index gets a new one when it is
+        given out again. That is not so of `"identity"` contexts, which are all alike.
+        `keras_psp.surgery.remove_models()` takes models out of the kernels if they are
+        at hand.
+
+        Args:
+            task: Integer, or the task's name.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            TypeError: `task` is neither an integer nor a name.
+            ValueError: There is no such task, no other would be left, or the model
+                takes soft contexts.
+
+        Example:
+
+        >>> import keras_psp
+        >>> names = ["paris", "tokyo", "berlin"]
+        >>> model = keras_psp.models.mlp((4,), num_classes=2, num_tasks=names)
+        >>> model = model.remove_task("tokyo")
+        >>> model.task_names, model.removed_tasks
+        (('paris', '', 'berlin'), (1,))
+        >>> model.add_tasks(["rome"]).task_names
+        ('paris', 'rome', 'berlin')
+        """
+        index = self.task_index(task)
+        self._check_leaves_one([index])
+        self._check_can_change(1)
+        rows = [k if k != index else None for k in range(self.num_tasks)]
+
+        def change() -> None:
+            for layer in self._task_layers():
+                layer.remove_task(index)
+
+        self._change(rows, change)
+        if self.task_names is not None:
+            self.task_names = self.task_names  # Of which this one is empty now.
         return self
 
     def remove_tasks(self, *, n: int) -> Self:
@@ -153,9 +294,10 @@ class TakesTasks(KerasModel):
                 soft contexts.
         """
         total = self.num_tasks - check_fewer_tasks(n, self.num_tasks)
+        self._check_leaves_one(range(total, self.num_tasks))
         self._check_can_change(n)
         names = self.task_names
-        self._change_to(total)
+        self._change(list(range(total)), lambda: self._resize(total))
         self.task_names = names and names[:total]
         return self
 
@@ -230,25 +372,29 @@ class TakesTasks(KerasModel):
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         before = [np.array(w) for w in self.get_weights()]
-        seeds = [(context, context.seed) for context in _contexts_in(self)]
+        marks = _marks_of(self)
         try:
             return super().load_weights(filepath, *args, **kwargs)
         except Exception:
             # Keras loads layer after layer, and may find only then that one of them
             # is of another family, or size.
             self.set_weights(before)
-            for context, seed in seeds:
-                context.seed = seed
+            _set_marks(marks)
             raise
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         if self.fitted_to_data:
             store["fitted_to_data"] = np.array(1)
+        if self.removed_tasks:
+            store["removed_tasks"] = np.array(self.removed_tasks)
 
     def load_own_variables(self, store: Any) -> None:
         values = {name: store[name] for name in store.keys()}
         self.fitted_to_data = bool(values.pop("fitted_to_data", self.fitted_to_data))
+        removed = tuple(np.array(values.pop("removed_tasks", ())).astype(int).tolist())
+        if removed != self.removed_tasks:
+            self.removed_tasks = removed
         super().load_own_variables(values)
 
     def quantize(
@@ -283,34 +429,61 @@ class TakesTasks(KerasModel):
                 f"and can neither grow nor shrink. Received: n={n}"
             )
 
+    def _check_leaves_one(self, indices: Iterable[int]) -> None:
+        gone = {*self.removed_tasks, *indices}
+        if len(gone) == self.num_tasks:
+            raise ValueError(
+                "A model must keep at least one task. Received: tasks to remove "
+                f"{sorted(indices)}, the last ones of {self.name!r}"
+            )
+
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
+        if self.removed_tasks:
+            config["removed_tasks"] = list(self.removed_tasks)
+        if self.class_names:
+            config["class_names"] = [each and list(each) for each in self.class_names]
         return config | ({"task_names": self.task_names} if self.task_names else {})
 
     @classmethod
     def from_config(cls, config: dict[str, Any], *args: Any, **kwargs: Any) -> Self:
         config = dict(config)
         names = config.pop("task_names", None)
+        removed = config.pop("removed_tasks", None)
+        class_names = config.pop("class_names", None)
         model = super().from_config(config, *args, **kwargs)
+        if removed:
+            model.removed_tasks = removed
         if names:
             model.task_names = names
+        model.class_names = class_names
         return model
 
-    def _change_to(self, total: int) -> None:
-        before, values = self.num_tasks, self.get_weights()
+    def _change(self, rows: list[int | None], change: Callable[[], None]) -> None:
+        """Changes the tasks of all layers, and what optimizers keep of them.
+
+        Args:
+            rows: For each task after that the one that it was, or `None` for another.
+            change: Function that does it.
+        """
+        before, values, marks = self.num_tasks, self.get_weights(), _marks_of(self)
         models = self._models_around()
         trained = [list(model.trainable_variables) for model in models]
-        rows = [k if k < before else None for k in range(total)]
         for model, variables in zip(models, trained, strict=True):
             if model.compiled:
                 check_can_grow(model.optimizer, variables)
         try:
-            self._resize(total)
+            change()
         except BaseException:
             self._resize(before)
             self.set_weights(values)
+            _set_marks(marks)
             raise
         self._forget_compiled()
+        if self.class_names:
+            known = self.class_names
+            kept = tuple(None if k is None else known[k] for k in rows)
+            self._class_names = kept if any(kept) else None
         for model, variables in zip(models, trained, strict=True):
             if model.compiled:
                 grow_optimizer(
@@ -381,12 +554,29 @@ class TakesTasks(KerasModel):
             yield
 
 
-def _contexts_in(layer: keras.layers.Layer) -> Iterator[Context]:
+def _task_layers_in(layer: keras.layers.Layer) -> Iterator[TaskLayer]:
+    """Yields the layers that take a task, those inside such layers too."""
     for child in children(layer):
-        if isinstance(child, Context):
+        if isinstance(child, TaskLayer):
             yield child
-        else:
-            yield from _contexts_in(child)
+        yield from _task_layers_in(child)
+
+
+# What layers know of their tasks that is no weight.
+_MARKS = ("_removed_tasks", "_numbers", "_next_number", "seed")
+
+
+def _marks_of(model: keras.layers.Layer) -> list[tuple[Any, dict[str, Any]]]:
+    return [
+        (layer, {name: vars(layer).get(name) for name in _MARKS if name in vars(layer)})
+        for layer in _task_layers_in(model)
+    ]
+
+
+def _set_marks(marks: list[tuple[Any, dict[str, Any]]]) -> None:
+    for layer, held in marks:
+        vars(layer).pop("_removed_tasks", None)
+        vars(layer).update(held)
 
 
 def _is_chosen(layer: keras.layers.Layer, filters: Any) -> bool:

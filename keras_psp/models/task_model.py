@@ -103,7 +103,7 @@ class TaskModel(TakesTasks, keras.Model):
             outputs = super().call(inputs, training=training, mask=mask)
         if self._is_soft():
             return outputs
-        return mask_outputs(outputs, task, self.num_tasks)
+        return mask_outputs(outputs, task, self.num_tasks, self.removed_tasks)
 
     def _is_soft(self) -> bool:
         return keras.backend.is_float_dtype(self.input["task"].dtype)
@@ -124,4 +124,5 @@ class TaskModel(TakesTasks, keras.Model):
             unknown,
             by_position,
             task_names=self.task_names,
+            removed=self.removed_tasks,
         )

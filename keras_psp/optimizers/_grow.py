@@ -26,7 +26,8 @@ def grow_optimizer(
             order of those that they replace.
         rows: For each row of the variables that were replaced the row that it was
             before, or `None` for a new task. To add a task to two: `[0, 1, None]`;
-            to remove the first of three: `[1, 2]`.
+            to remove the first of three: `[1, 2]`; to forget the second of three and
+            leave its row: `[0, None, 2]`.
 
     Raises:
         ValueError: The new variables do not match the old ones; nothing has changed.
@@ -71,7 +72,9 @@ def grow_optimizer(
                     start = found[i]
                     if averages is not None and found[i] is averages[i]:
                         start = new[i]  # The average of a row without steps.
-                    values = _take_rows(start, slots[name][k], rows if other else None)
+                    kept_slot = slots[name][k]
+                    by_row = other and _has_rows(start, kept_slot, old[k], new[i])
+                    values = _take_rows(start, kept_slot, rows if by_row else None)
                     found[i].assign(values)
             for name, variable in private.find_scalars(each).items():
                 if variable is not scalars[name]:
@@ -114,10 +117,17 @@ def _find_origins(old: list, new: list, num_rows: int) -> list[tuple[int, bool]]
     return [(places[id(v)], id(v) in come_ids) for v in new]
 
 
+def _has_rows(slot: Any, kept: Any, before: Any, variable: Any) -> bool:
+    """Whether a slot of a variable that was replaced has a row for each of its rows."""
+    if before.shape[0] != variable.shape[0]:
+        return tuple(slot.shape) != tuple(kept.shape)
+    return tuple(slot.shape[:1]) == (variable.shape[0],)
+
+
 def _take_rows(start: Any, old: Any, rows: list[int | None] | None) -> Any:
     """The values of a slot: its start where nothing was kept, else the old ones."""
     before = ops.convert_to_numpy(old)
-    if rows is None or tuple(start.shape) == before.shape:
+    if rows is None:
         return before
     values = ops.convert_to_numpy(start).copy()
     for i, row in enumerate(rows):

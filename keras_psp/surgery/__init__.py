@@ -1,5 +1,6 @@
 """Surgery: plain Keras models -> superposed ones, and back."""
 
+from keras_psp._reading.adapters import with_adapter
 from keras_psp.surgery.add_models import add_models
 from keras_psp.surgery.add_models import remove_models
 from keras_psp.surgery.convert import convert
@@ -14,4 +15,5 @@ __all__ = [
     "remove_models",
     "stack",
     "superpose",
+    "with_adapter",
 ]

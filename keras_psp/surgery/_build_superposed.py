@@ -6,6 +6,8 @@ from typing import Any
 import keras
 
 from keras_psp._core.task_layer import TaskLayer
+from keras_psp._reading.counterparts import has_own_counterpart
+from keras_psp._reading.counterparts import make_own
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import OwnCode
 from keras_psp._reading.graph import copy_layer
@@ -62,11 +64,15 @@ class _Builder:
             {id(layer) for layer in layers}
             for layers in (plan.chosen, plan.copied, plan.apart)
         )
+        own = {id(layer) for layer in plan.copied if has_own_counterpart(layer)}
+        self._replaced = self._chosen | own
         self._make, self._num_tasks, self._kind = new_layer, num_tasks, kind
         self._units = {} if plan.heads is None else plan.heads.units
         self._arguments = {} if plan.heads is None else plan.heads.arguments
 
     def _new_layer(self, layer):
+        if id(layer) not in self._chosen:
+            return make_own(layer, self._num_tasks)
         new = self._make(layer)
         if id(layer) in self._units:
             new.set_units_per_task(self._units[id(layer)])
@@ -83,10 +89,10 @@ class _Builder:
         def make(layer):
             if is_graph(layer):
                 inner = Graph(layer, takes_task=True)
-                if any(id(each) in self._chosen for each in inner.layers):
+                if any(id(each) in self._replaced for each in inner.layers):
                     return build(inner)
                 return keras.models.clone_model(layer, clone_function=superposed_of)
-            if id(layer) in self._chosen:
+            if id(layer) in self._replaced:
                 return self._new_layer(layer)
             return copy_layer(layer)
 
@@ -127,7 +133,7 @@ class _Builder:
         as_it_was = as_it_is(copy)
         put_in, pairs, options = [], [], {}
         for place, (layer, old) in enumerate(pairs_within(block, copy)):
-            if id(layer) in self._chosen:
+            if id(layer) in self._replaced:
                 new = self._new_layer(layer)
                 build_like(new, layer, old)
             elif id(layer) in self._copied:

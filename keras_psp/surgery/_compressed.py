@@ -105,14 +105,16 @@ def fit_more_models(
     ]
 
 
-def hold_more(layer: Superposed, parts: Parts, biases: np.ndarray | None) -> None:
-    """Gives a layer's last tasks, which are new, what has been fitted for them."""
-    first = layer.num_tasks - parts.num_tasks
-    _set_biases(layer, biases, first)
+def hold_more(
+    layer: Superposed, parts: Parts, biases: np.ndarray | None, tasks: Sequence[int]
+) -> None:
+    """Gives a layer's new tasks what has been fitted for them."""
+    _set_biases(layer, biases, tasks)
     for part, rows in _rows_of(layer, parts):
         codes = part.get_codes()
         for name, new in rows.items():
-            codes[name] = np.concatenate([codes[name][:first], new])
+            codes[name] = codes[name].copy()
+            codes[name][tasks] = new
         part.set_codes(**codes)
 
 
@@ -532,10 +534,11 @@ def _has_free_bias(leaf: Any, columns: int) -> bool:
     return ends_with_columns(leaf)
 
 
-def _set_biases(layer: Any, biases: np.ndarray | None, first: int = 0) -> None:
-    """Gives tasks from the first one on biases, if these have been fitted."""
+def _set_biases(layer: Any, biases: Any, tasks: Sequence[int] | None = None) -> None:
+    """Gives tasks, or the first ones, biases if these have been fitted."""
     if biases is not None:
         weight = layer.task_bias.bias
         rows = ops.convert_to_numpy(weight).copy()
-        rows[first : first + len(biases)] = biases.reshape(-1, *weight.shape[1:])
+        places = range(len(biases)) if tasks is None else tasks
+        rows[places] = biases.reshape(-1, *weight.shape[1:])
         weight.assign(rows)

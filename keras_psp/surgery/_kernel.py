@@ -27,7 +27,7 @@ class Kernel:
             model that the others were trained from. A task's part of low rank stays
             what it is.
         layers: List of the K Keras layers.
-        first: Integer, the task of the first of them.
+        tasks: Which tasks they are. By default the first ones.
 
     Raises:
         ValueError: One of their kernels is not finite: all tasks would read it.
@@ -37,13 +37,13 @@ class Kernel:
         self,
         superposed: Superposed,
         layers: Sequence[keras.layers.Layer],
-        first: int = 0,
+        tasks: Sequence[int] | None = None,
     ) -> None:
         self.superposed = superposed
         self.layers = layers
-        self.first = first
+        self.tasks = range(len(layers)) if tasks is None else tasks
         self.rows = [kernel_rows(superposed, layer.kernel) for layer in layers]
-        for k, rows in enumerate(self.rows, first):
+        for k, rows in zip(self.tasks, self.rows, strict=True):
             if not np.isfinite(rows).all():
                 raise ValueError(
                     "Kernels must be finite to be kept in one that all tasks read. "
@@ -58,26 +58,29 @@ class Kernel:
         """
         total = sum(
             unbind_rows(self.superposed, change, k)
-            for k, change in enumerate(self._changes(), self.first)
+            for k, change in zip(self.tasks, self._changes(), strict=True)
         )
         kernel = self.superposed.kernel
         self._set(kernel, kernel_rows(self.superposed, kernel) + sign * total)
 
-    def expected_leak(self) -> float:
-        """Returns how far `add_up()` moves the outputs of the tasks before `first`.
+    def expected_leak(self, present: Sequence[int]) -> float:
+        """Returns how far `add_up()` moves the outputs of the tasks that are there.
+
+        Args:
+            present: These tasks.
 
         Returns:
             `sqrt(sum_k |D_k|^2) / |W_j|`, the mean over these tasks j: the size of the
             change relative to the outputs, for inputs without a preferred direction.
         """
         change = np.sqrt(sum(np.sum(np.square(each)) for each in self._changes()))
-        present = [
+        sizes = [
             np.linalg.norm(
                 ops.convert_to_numpy(self.superposed.task_kernel(k)).astype("float64")
             )
-            for k in range(self.first)
+            for k in present
         ]
-        return float(change / max(np.mean(present), np.finfo("float32").tiny))
+        return float(change / max(np.mean(sizes), np.finfo("float32").tiny))
 
     def fit(
         self, probes: "InputProbes", data: Sequence[dict[str, np.ndarray]], ridge: float
@@ -96,8 +99,8 @@ class Kernel:
         superposed = self.superposed
         here, there = probes.models(superposed)
         left = right = 0.0
-        for k, x in enumerate(data):
-            probes.hold(k)
+        for i, (k, x) in enumerate(zip(self.tasks, data, strict=True)):
+            probes.hold(i)
             gram, cross = self._products(here, there, x, k)
             # Groups of filters see groups of channels: each has a solution of its own.
             groups, _, size = gram.shape
@@ -106,7 +109,7 @@ class Kernel:
             share = np.where(mean > 0, ridge * mean, 1.0) * np.eye(size)
             own, beside = (
                 np.moveaxis(np.reshape(rows, (size, groups, -1)), 1, 0)
-                for rows in (self.rows[k], self._beside(k))
+                for rows in (self.rows[i], self._beside(i))
             )
             wanted = cross @ own - gram @ beside + share @ (own - beside)
             gram = gram + share
@@ -136,7 +139,7 @@ class Kernel:
 
     def _beside(self, i):
         """Returns the rows of what the i-th layer's task sees beside the kernel."""
-        beside = self.superposed.kernel_beside(self.first + i)
+        beside = self.superposed.kernel_beside(self.tasks[i])
         if beside is None:
             return np.zeros_like(self.rows[i])
         return kernel_rows(self.superposed, beside)
@@ -195,15 +198,15 @@ class InputProbes:
         model: TaskModel,
         held: Sequence[tuple[keras.layers.Layer, Sequence[keras.layers.Layer]]],
     ) -> None:
-        plain, pairs = build_plain(model, 0, is_whole=True)
+        plain, pairs = build_plain(model, model.present_tasks[0], is_whole=True)
         self._copies = {id(layer): copy for layer, copy in pairs}
         self._held = [(self._copies[id(layer)], layers) for layer, layers in held]
         self._here, self._there = Listener(model), Listener(plain)
 
-    def hold(self, task: int) -> None:
-        """Gives the plain model the weights of model k."""
+    def hold(self, i: int) -> None:
+        """Gives the plain model the weights of the i-th model."""
         for copy, layers in self._held:
-            copy.set_weights(layers[task].get_weights())
+            copy.set_weights(layers[i].get_weights())
 
     def models(self, layer: keras.layers.Layer) -> tuple[Any, Any]:
         """Returns two probes of what a layer is called with, here and there."""

@@ -18,6 +18,7 @@ from keras_psp._core.task_index import check_task_names
 from keras_psp._core.task_index import in_order
 from keras_psp._core.task_index import split_names
 from keras_psp._core.task_layer import TaskLayer
+from keras_psp._reading.adapters import as_models
 from keras_psp._reading.counterparts import differs
 from keras_psp._reading.counterparts import set_task_weights
 from keras_psp._reading.graph import Graph
@@ -40,6 +41,8 @@ from keras_psp.surgery._compressed import hold_more
 from keras_psp.surgery._compressed import is_compressed
 from keras_psp.surgery._embeddings import is_rounded
 from keras_psp.surgery._embeddings import rounds
+from keras_psp.surgery._factors import has_factors
+from keras_psp.surgery._factors import hold_factors
 from keras_psp.surgery._kernel import RIDGE
 from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel
@@ -48,11 +51,15 @@ from keras_psp.surgery.extract import build_plain
 
 def add_models(
     model: TaskModel,
-    models: Sequence[keras.Model] | Mapping[str, keras.Model],
+    models: Sequence[Any] | Mapping[str, Any],
     data: Sequence[Any] | Mapping[str, Any] | None = None,
     ridge: float | None = None,
+    base: keras.Model | None = None,
 ) -> TaskModel:
-    """Adds trained models to a superposed one, as new last tasks.
+    """Adds trained models to a superposed one, as new tasks.
+
+    They get the indices of tasks that were removed, and then those behind the present
+    tasks; see `TaskModel.add_tasks()`.
 
     ```
     W <- W + sum_k C_k^T (W_k - W_0)
@@ -68,6 +75,10 @@ def add_models(
     Where the data of a present task are missing, those of the new tasks stand in for
     them.
 
+    A model without contexts that has a base and a part of low rank for each task, of
+    `superpose(bits=32)` or `convert(context=None)`, gets the factors nearest to what
+    the new models add to the base.
+
     Args:
         model: `keras_psp.models.TaskModel` that `superpose()` or `convert()` made. It
             is changed.
@@ -75,9 +86,11 @@ def add_models(
             Their heads may have other numbers of outputs, up to the widest task's. If
             the tasks have names, a dictionary of the models by the new tasks' names.
         data: List of one set of unlabelled inputs for each new task, or for each task,
-            the present ones first; as `superpose()` takes them. Or a dictionary of the
-            new tasks' by name. Or `None`.
+            the present ones first, both in order; as `superpose()` takes them. Or a
+            dictionary of the new tasks' by name. Or `None`.
         ridge: Non-negative float, with `data`; see `superpose()`.
+        base: The model that LoRA adapters belong to, if there are paths of such among
+            the `models`; see `keras_psp.surgery.with_adapter()`. Or `None`.
 
     Returns:
         The model itself, with one more task for each of the models.
@@ -109,6 +122,7 @@ def add_models(
         [Cheung et al., 2019](https://arxiv.org/abs/1902.05522), equation 1.
     """
     models, names = split_names("models", models)
+    models = as_models(models, base)
     pairs, graphs, heads = _pair(model, models)
     known = model.task_names
     if names is None and known is not None:
@@ -122,44 +136,64 @@ def add_models(
                 "The tasks of the model have no names, and new ones cannot have any. "
                 f"Received: models {list(names)}"
             )
-        check_task_names((*known, *names))
+        check_task_names((*filter(None, known), *names))
     tasks = len(models) if names is None else names
     given: Any = in_order("data", data, names)
     if ridge is not None:
         ridge = check_number("ridge", ridge)
-    first = model.num_tasks
+    present, new = model.present_tasks, model.next_tasks(len(models))
     layers = [layer for layer, _ in pairs if isinstance(layer, Superposed)]
     if layers and all(map(is_compressed, layers)):
-        return _add_compressed(model, tasks, graphs, pairs, heads, given, ridge)
+        _add_compressed(model, tasks, graphs, pairs, heads, given, ridge)
+        return _name_classes(model, models, new)
+    if given is None and layers and all(map(has_factors, layers)):
+        with _undone_if_it_fails(model, pairs):
+            model.add_tasks(tasks)
+            for layer, plains in pairs:
+                set_task_weights(layer, plains, new)
+                if isinstance(layer, Superposed):
+                    hold_factors(layer, plains, new)
+        return _name_classes(model, models, new)
     _check_contexts(layers)
     if given is None:
         if model.fitted_to_data:
-            _warn_of_leak(model, pairs)
+            _warn_of_leak(model, pairs, new)
         held = []
     else:
         given = _read_data(model, len(models), given)
-        present = [
-            dict(_by_id(build_plain(model, k, is_whole=True)[1])) for k in range(first)
+        before = [
+            dict(_by_id(build_plain(model, k, is_whole=True)[1])) for k in present
         ]
         held = [
-            (layer, [*(each[id(layer)] for each in present), *plains])
+            (layer, [*(each[id(layer)] for each in before), *plains])
             for layer, plains in pairs
         ]
     with _undone_if_it_fails(model, pairs):
         model.add_tasks(tasks)
         for layer, plains in pairs:
-            set_task_weights(layer, plains, first)
+            set_task_weights(layer, plains, new)
             if isinstance(layer, Superposed):
-                Kernel(layer, plains, first).add_up()
-        _cut(heads)
+                Kernel(layer, plains, new).add_up()
+        _cut(heads, new)
         if given is not None:
             kernels = [
-                Kernel(*each) for each in held if isinstance(each[0], Superposed)
+                Kernel(*each, [*present, *new])
+                for each in held
+                if isinstance(each[0], Superposed)
             ]
             probes = InputProbes(model, held)
             for kernel in kernels:  # Each sees what the ones before it now give.
                 kernel.fit(probes, given, RIDGE if ridge is None else ridge)
             model.fitted_to_data = True
+    return _name_classes(model, models, new)
+
+
+def _name_classes(model, models, new):
+    """Returns the model, which knows the names of the new tasks' outputs."""
+    known = list(model.class_names or [None] * model.num_tasks)
+    for task, each in zip(new, models, strict=True):
+        known[task] = getattr(each, "class_names", None)
+    model.class_names = known
     return model
 
 
@@ -167,23 +201,23 @@ def _add_compressed(model, tasks, graphs, pairs, heads, data, ridge):
     if data is not None:
         data = _read_data(model, len(graphs), data)[-len(graphs) :]
     fitted = fit_more_models(pairs, graphs, data, ridge)
-    first = model.num_tasks
+    new = model.next_tasks(len(graphs))
     with _undone_if_it_fails(model, pairs):
         model.add_tasks(tasks)
         for layer, plains in pairs:
-            set_task_weights(layer, plains, first)
+            set_task_weights(layer, plains, new)
         for layer, parts, biases in fitted:
-            hold_more(layer, parts, biases)
-        _cut(heads)
-    return model
+            hold_more(layer, parts, biases, new)
+        _cut(heads, new)
 
 
-def _cut(heads):
-    """Tells layers how many outputs each of the new tasks, which are last, has."""
+def _cut(heads, new):
+    """Tells layers how many outputs each of the new tasks has."""
     for layer, units in heads:
-        first = layer.num_tasks - len(units)
-        present = [layer.units_of(task) for task in range(first)]
-        layer.set_units_per_task([*present, *units])
+        every = [layer.units_of(task) for task in range(layer.num_tasks)]
+        for task, number in zip(new, units, strict=True):
+            every[task] = number
+        layer.set_units_per_task(every)
 
 
 def _check_contexts(layers):
@@ -191,13 +225,14 @@ def _check_contexts(layers):
         if layer.context is None:
             raise ValueError(
                 "A layer without a superposed kernel can take more models if all its "
-                "parts are in few bits, as `superpose(budget=)` makes them. Received: "
+                "parts are in few bits, as `superpose(budget=)` makes them, or "
+                "without `data`, if it holds a base and factors alone. Received: "
                 f"{layer.name!r}"
             )
 
 
 def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
-    """Removes trained models from a superposed one, of which they are the last tasks.
+    """Removes trained models from a superposed one, and their tasks.
 
     ```
     W <- W - sum_k C_k^T (W_k - W_0)
@@ -209,8 +244,10 @@ def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
 
     Args:
         model: `keras_psp.models.TaskModel`. It is changed.
-        models: List of built Keras models: the model's last tasks, in their order; or a
-            dictionary of them by name.
+        models: List of built Keras models: the model's last tasks, in their order. Or a
+            dictionary of them by the names of their tasks, which may be any: unless
+            they are the last ones, their indices stay free (see
+            `TaskModel.remove_task()`).
 
     Returns:
         The model itself, with one task less for each of the models.
@@ -238,24 +275,32 @@ def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
     models, names = split_names("models", models)
     pairs, *_ = _pair(model, models)
     first = model.num_tasks - check_fewer_tasks(len(models), model.num_tasks)
-    if names is not None and names != (model.task_names or ())[first:]:
+    tasks = last = list(range(first, model.num_tasks))
+    if names is not None:
+        tasks = [model.task_index(name) for name in names]
+    if len(tasks) == len(model.present_tasks):
         raise ValueError(
-            f"`models` must be the last tasks of {model.name!r}, in their order. "
-            f"Received: {list(names)} for tasks {model.task_names}"
+            f"A model must keep at least one task. Received: all {len(tasks)} models "
+            f"of {model.name!r}"
         )
     for layer, plains in pairs:
         if isinstance(layer, Superposed) and is_compressed(layer):
             continue  # Its biases were fitted.
-        if differs(layer, plains, own=True, first=first):
+        if differs(layer, plains, own=True, tasks=tasks):
+            which = "the last tasks" if names is None else "these tasks"
             raise ValueError(
-                f"`models` must be the last tasks of {model.name!r}. Received: models "
+                f"`models` must be {which} of {model.name!r}. Received: models "
                 f"that have other weights in {layer.name!r} than these tasks"
             )
     if not model.fitted_to_data:
         for layer, plains in pairs:
             if isinstance(layer, Superposed) and layer.context is not None:
-                Kernel(layer, plains, first).add_up(sign=-1)
-    return model.remove_tasks(n=len(models))
+                Kernel(layer, plains, tasks).add_up(sign=-1)
+    if sorted(tasks) == last:
+        return model.remove_tasks(n=len(models))
+    for task in tasks:
+        model.remove_task(task)
+    return model
 
 
 def _pair(model, models):
@@ -270,7 +315,7 @@ def _pair(model, models):
         raise ValueError(
             f"`models` must be a list of Keras models. Received: models={models!r}"
         )
-    plain, pairs = build_plain(model, 0, is_whole=True)
+    plain, pairs = build_plain(model, _any_task(model), is_whole=True)
     graphs = [merge_lora(read_model(each)) for each in (plain, *models)]
     found_heads = Heads(graphs)
     if found_heads.reads[0] is not graphs[0]:
@@ -310,13 +355,18 @@ def _pair(model, models):
     return found, graphs[1:], heads
 
 
+def _any_task(model):
+    """A task of the model; or 0 of what is none, which is then refused."""
+    return next(iter(getattr(model, "present_tasks", ())), 0)
+
+
 def _by_id(pairs):
     return [(id(layer), copy) for layer, copy in pairs]
 
 
 def _read_data(model, number, data):
     """Returns a dictionary of arrays for each task, the present and the new ones."""
-    first = model.num_tasks
+    first = len(model.present_tasks)
     if not isinstance(data, (list, tuple)) or len(data) not in (number, first + number):
         raise ValueError(
             f"`data` must be a list of inputs for each of {number} new tasks, or of "
@@ -336,9 +386,9 @@ def _read_data(model, number, data):
     return data
 
 
-def _warn_of_leak(model, pairs):
+def _warn_of_leak(model, pairs, new):
     leaks = {
-        layer.name: Kernel(layer, plains, model.num_tasks).expected_leak()
+        layer.name: Kernel(layer, plains, new).expected_leak(model.present_tasks)
         for layer, plains in pairs
         if isinstance(layer, Superposed)
     }
@@ -355,7 +405,11 @@ def _warn_of_leak(model, pairs):
 @contextlib.contextmanager
 def _undone_if_it_fails(model: TaskModel, pairs: Any) -> Iterator[None]:
     """Takes out again what was added to a model, if what is done inside fails."""
-    first, fitted = model.num_tasks, model.fitted_to_data
+    first, fitted, removed = (
+        model.num_tasks,
+        model.fitted_to_data,
+        model.removed_tasks,
+    )
     before = [
         (kernel, ops.convert_to_numpy(kernel).copy())
         for layer, _ in pairs
@@ -370,5 +424,7 @@ def _undone_if_it_fails(model: TaskModel, pairs: Any) -> Iterator[None]:
             kernel.assign(values)
         if model.num_tasks > first:
             model.remove_tasks(n=model.num_tasks - first)
+        for task in set(removed) - set(model.removed_tasks):
+            model.remove_task(task)
         model.fitted_to_data = fitted
         raise

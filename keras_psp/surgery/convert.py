@@ -55,10 +55,10 @@ def convert(
 
     A layer with a counterpart here (`Dense`, `EinsumDense`, `Conv1D`, `Conv2D`,
     `Conv3D`, `DepthwiseConv1D`, `DepthwiseConv2D`, `MultiHeadAttention`,
-    `GroupQueryAttention`, `BatchNormalization`, `LayerNormalization`) is replaced by
-    it, with the same name and arguments. Its kernel, or the kernel of each projection
-    of an attention, becomes a base kernel, which all tasks share and which is not
-    trained. Beside it stands a superposed kernel of zeros:
+    `GroupQueryAttention`, `BatchNormalization`, `LayerNormalization`,
+    `RMSNormalization`) is replaced by it, with the same name and arguments. Its kernel,
+    or the kernel of each projection of an attention, becomes a base kernel, which all
+    tasks share and which is not trained. Beside it stands a superposed kernel of zeros:
 
     ```
     W_k = W_0 + C_k W,  W = 0
@@ -90,7 +90,8 @@ def convert(
         shared: What becomes of weights in layers without a counterpart. `"warn"`: all
             tasks share and train them, and a warning says how many there are.
             `"freeze"`: what tasks share is not trained. `"copy"`: each task has a copy
-            of its own. Defaults to `"warn"`, or to `"freeze"` without a context.
+            of its own; of embeddings, this is a `TaskEmbedding`. Defaults to `"warn"`,
+            or to `"freeze"` without a context.
         rank: Positive integer, the rank of a kernel `A_k B_k` that each task has of its
             own in every layer with a kernel, as in LoRA; less where a layer is smaller,
             and none where a convolution has groups of filters. Or `None`.

@@ -36,7 +36,8 @@ def extract(model: Any, task: int | str) -> keras.Model:
     Returns:
         A functional `keras.Model`, not compiled, whose layers have the same names. Its
         input is the model's only input beside the task, or a dictionary of several. Of
-        a model of a class of its own, a model of that class.
+        a model of a class of its own, a model of that class. If the task's outputs have
+        names, they are its `class_names`.
 
     Raises:
         TypeError: `model` takes no task, or `task` is neither an integer nor a name.
@@ -54,7 +55,10 @@ def extract(model: Any, task: int | str) -> keras.Model:
     >>> bool(keras.ops.all(keras.ops.isclose(plain(x), y, atol=1e-5)))
     True
     """
-    return build_plain(model, task)[0]
+    plain: Any = build_plain(model, task)[0]
+    if model.class_names is not None:
+        plain.class_names = model.class_names[model.task_index(task)]
+    return plain
 
 
 def build_plain(

@@ -12,6 +12,7 @@ from keras_psp._core.checks import check_number
 from keras_psp._core.data import read_inputs
 from keras_psp._core.task_index import in_order
 from keras_psp._core.task_index import split_names
+from keras_psp._reading.adapters import as_models
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import make_superposed
 from keras_psp._reading.counterparts import make_task_dense
@@ -28,12 +29,15 @@ from keras_psp._reading.text import without_text
 from keras_psp.contexts.context import Context
 from keras_psp.contexts.families import series
 from keras_psp.layers._superposed import Superposed
+from keras_psp.layers._task_low_rank import FULL
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
 from keras_psp.surgery._build_superposed import build_superposed
 from keras_psp.surgery._compressed import Walk
 from keras_psp.surgery._compressed import check_can_compress
 from keras_psp.surgery._compressed import compress
+from keras_psp.surgery._factors import FLOATS
+from keras_psp.surgery._factors import keep_factors
 from keras_psp.surgery._kernel import RIDGE
 from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel
@@ -41,7 +45,7 @@ from keras_psp.surgery._parts import Form
 
 
 def superpose(
-    models: Sequence[keras.Model] | Mapping[str, keras.Model],
+    models: Sequence[Any] | Mapping[str, Any],
     context: str | Context = "binary",
     base: keras.Model | None = None,
     data: Sequence[Any] | Mapping[str, Any] | None = None,
@@ -114,7 +118,8 @@ def superpose(
     Heads may have other numbers of outputs: the last `Dense` of each model, perhaps
     before a softmax. Each task's own head is kept as it is, or as the `budget` allows.
     In a batch, the outputs that a task does not have are `-inf` before the activation,
-    so that their probability is 0. `extract()` gives each task its own number.
+    so that their probability is 0. `extract()` gives each task its own number. If a
+    model has the attribute `class_names`, a list of strings, the new one has it too.
 
     Of models with Keras' LoRA, the kernels are taken with what it adds to them.
 
@@ -123,6 +128,8 @@ def superpose(
             may be of other widths. They are not changed. Model k becomes task k. Those
             of a class of their own must be ones that `from_config(get_config())` makes
             again. Or a dictionary of them by the names that their tasks are to have.
+            With a `base`, one may be the path of a LoRA adapter of the base: see
+            `keras_psp.surgery.with_adapter()`.
         context: Name of a context family, or a `keras_psp.contexts.Context` for as many
             tasks as there are models. Each layer gets a context like it with a seed of
             its own. Defaults to `"binary"`.
@@ -146,7 +153,11 @@ def superpose(
             a base. A layer that is too narrow has a smaller one. Or `None`.
         bits: Integer in [1, 8], or a dictionary of these for `"base"`, `"core"` and
             `"rank"`: the bits of each number. Defaults to 4 with `rank` or `core`.
-            Without these, whole kernels of each task are kept in so many bits.
+            Without these, whole kernels of each task are kept in so many bits. Or 32,
+            with a `rank` and a `base`: the base stays as it is, and what each model
+            adds to it becomes factors of that rank, in float32. That is exact for
+            adapters of no higher rank. Keras' LoRA of an `EinsumDense` of h heads is of
+            h times its own rank.
         budget: Positive float, the memory of the whole model as a share of one of the
             models in float32: 0.25 is a quarter of one model, for all tasks.
             `rank`, `core` and `bits` are then chosen. Or `None`. With any of these
@@ -194,6 +205,7 @@ def superpose(
         2024](https://arxiv.org/abs/2407.00066)), fitted to the layers' inputs.
     """
     models, names = split_names("models", models)
+    models = as_models(models, base)
     graphs, heads = read_models(models, base)
     if ridge is not None:
         ridge = check_number("ridge", ridge)
@@ -210,6 +222,22 @@ def superpose(
     form = None
     if budget is not None:
         budget = check_number("budget", budget)
+    if bits == FLOATS:
+        if base is None or rank is None or rank == FULL:
+            raise ValueError(
+                "`bits=32` needs a `base` and a `rank`, a positive integer. "
+                f"Received: base={base!r}, rank={rank!r}"
+            )
+        others = (core, budget, data, ridge)
+        if any(each is not None for each in others) or heads.units:
+            raise ValueError(
+                "`bits=32` keeps a base and factors alone, of models with heads of one "
+                "width: without `core`, `budget`, `data` and `ridge`. Received: "
+                f"core={core}, budget={budget}, ridge={ridge}, heads of other widths: "
+                f"{bool(heads.units)}"
+            )
+        one = keep_factors(graphs[0], plan, alike, rank)
+        return _with_names(one, names, models)
     if has_form:
         if budget is not None:
             raise ValueError(
@@ -234,8 +262,7 @@ def superpose(
             one = walk.fit_alike(form)
         else:
             one = compress(walk, float(budget or 0))
-        one.task_names = names
-        return one
+        return _with_names(one, names, models)
     contexts = series(context, len(models), len(plan.chosen), seed=seed)
 
     def new_layer(layer):
@@ -269,7 +296,13 @@ def superpose(
         for kernel in kernels:  # Each sees what the ones before it now give.
             kernel.fit(probes, examples, RIDGE if ridge is None else ridge)
         one.fitted_to_data = True
+    return _with_names(one, names, models)
+
+
+def _with_names(one, names, models):
+    """Returns a model whose tasks, and their outputs, have the names that are known."""
     one.task_names = names
+    one.class_names = [getattr(each, "class_names", None) for each in models]
     return one
 
 

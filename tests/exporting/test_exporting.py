@@ -307,7 +307,7 @@ BAD = {
     "tasks-type": (small, {"tasks": 3}, TypeError, "`tasks` must be a list"),
     "tasks-text": (small, {"tasks": "3"}, TypeError, "`tasks` must be a list"),
     "boolean-task": (small, {"tasks": [True]}, TypeError, "must be an integer"),
-    "nested-tasks": (small, {"tasks": [[1]]}, TypeError, "list of integers"),
+    "nested-tasks": (small, {"tasks": [[1]]}, TypeError, "must be an integer"),
     "overwrite": (small, {"overwrite": "no"}, TypeError, "`overwrite` must be a bool"),
     "infer-type": (small, {"infer_task": 1}, TypeError, "`infer_task` must be a bool"),
     "logits": (small, {"from_logits": None}, TypeError, "`from_logits` must be a bool"),

@@ -71,6 +71,10 @@ LAYERS = {
     "task-batch-norm": lambda x, task: layers.TaskBatchNormalization(NUM_TASKS)(
         x, task
     ),
+    "task-embedding": lambda x, task: layers.TaskEmbedding(9, UNITS, NUM_TASKS)(
+        x[:, 0], task
+    ),
+    "task-rms-norm": lambda x, task: layers.TaskRMSNormalization(NUM_TASKS)(x, task),
     "task-layer-norm": lambda x, task: layers.TaskLayerNormalization(NUM_TASKS)(
         x, task
     ),

@@ -171,6 +171,33 @@ def hub_classifier():
     return model, x
 
 
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class Decoder(layers.Layer):
+    """A small language model, as in KerasHub: a tied embedding and RMS norms."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.tokens = keras_hub.layers.ReversibleEmbedding(11, 4, name="tokens")
+        self.norm = layers.RMSNormalization(name="norm")
+        self.dense = layers.Dense(4, name="dense")
+
+    def build(self, shape):
+        self.tokens.build(shape)
+        self.norm.build((*shape, 4))
+        self.dense.build((*shape, 4))
+
+    def call(self, inputs):
+        return self.tokens(self.dense(self.norm(self.tokens(inputs))), reverse=True)
+
+
+def decoder():
+    x = keras.Input((4,), dtype="int32", name="x")
+    y = Decoder(name="decoder")(x)
+    y = layers.RMSNormalization(name="last")(y)
+    y = layers.Add()([y, layers.Embedding(11, 11, name="more")(x)])
+    return keras.Model(x, y), words()
+
+
 MODELS = [block, recurrent, own_model, hub_classifier]
 
 
@@ -202,6 +229,8 @@ def train(model, x, task, outputs):
         (block, "copy"),
         once(block, "freeze"),
         (odd_block, "copy"),
+        (decoder, "copy"),
+        once(decoder, "freeze"),
         once(odd_block, "freeze"),
         once(recurrent, "copy"),
         once(recurrent, "warn"),
@@ -271,6 +300,7 @@ def tune(base, x, number):
         (own_model, {"budget": 3.5}, 0.01),
         once(own_model, {"bits": 8}, 0.01),
         once(block, {}, 0.5),
+        once(decoder, {}, 0.6),
         (hub_classifier, {}, 0.05),
         once(hub_classifier, {"budget": 3.5}, 0.01),
     ],
@@ -349,6 +379,29 @@ def test_embeddings_of_16_bits(dtype):
         # In 16 bits, rounded once more or less.
         np.testing.assert_allclose(plain.predict(x, verbose=0), y, atol=0.02)
         np.testing.assert_allclose(y, model.predict(x, verbose=0), atol=0.1)
+
+
+@pytest.mark.once
+def test_embeddings_and_norms_of_each_task_are_layers_of_this_package():
+    model, x = decoder()
+    one = keras_psp.convert(model, 2, shared="copy")
+    kinds = {type(layer) for layer in find_task_layers(one)}
+    assert kinds == {
+        keras_psp.layers.PSPDense,
+        keras_psp.layers.TaskEmbedding,
+        keras_psp.layers.TaskReversibleEmbedding,
+        keras_psp.layers.TaskRMSNormalization,
+    }
+    plain = keras_psp.extract(one, 1)
+    assert type(plain.get_layer("last")) is layers.RMSNormalization
+    assert type(plain.get_layer("more")) is layers.Embedding
+    tokens = plain.get_layer("decoder").tokens
+    assert type(tokens) is keras_hub.layers.ReversibleEmbedding
+    with pytest.warns(UserWarning, match="'tokens' .ReversibleEmbedding., 'more'"):
+        one = keras_psp.convert(model, 2)
+    kinds = {type(layer) for layer in find_task_layers(one)}
+    assert keras_psp.layers.TaskRMSNormalization in kinds
+    assert keras_psp.layers.TaskEmbedding not in kinds
 
 
 @pytest.mark.filterwarnings("ignore:These layers have no superposed counterpart")
@@ -695,7 +748,13 @@ def test_copies_are_not_quantized(make):
     for each in (copied[0], *layers_within(copied[0])):
         with pytest.raises(NotImplementedError, match="cannot be quantized|does not"):
             each.quantize("int8")
-    names = ["read", *(each.name for each in copied)]  # Read without its scale.
+    tables = [
+        each.name
+        for each in find_task_layers(one)
+        if isinstance(each, keras_psp.layers.TaskEmbedding)
+    ]
+    # The first is read without its scale.
+    names = ["read", *tables, *(each.name for each in copied)]
     one.quantize("int8", filters=lambda layer: layer.name not in names)
     np.testing.assert_allclose(one.predict(data, verbose=0), answers, atol=0.1)
     with pytest.raises(ValueError, match="to 'float8'"):

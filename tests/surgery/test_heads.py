@@ -214,3 +214,39 @@ def test_a_head_that_cannot_be_cut_is_refused():
         model.get_layer("head").kernel_constraint = keras.constraints.MaxNorm(1.0)
     with pytest.raises(ValueError, match="The first layer that differs is 'head'"):
         keras_psp.superpose(models)
+
+
+@pytest.mark.once
+def test_classes_keep_their_names(tmp_path):
+    models = [make_model(width) for width in WIDTHS]
+    for model, names in zip(models, ("no yes", "a b c d e", "x y z"), strict=True):
+        model.class_names = names.split()
+    models.append(make_model(4))
+    one = keras_psp.superpose(models[:2])
+    assert one.class_names == (("no", "yes"), tuple("abcde"))
+    add_models(one, [models[2], models[3]])
+    assert one.class_names == (("no", "yes"), tuple("abcde"), tuple("xyz"), None)
+    one.save(tmp_path / "one.keras")
+    read = keras.saving.load_model(tmp_path / "one.keras")
+    assert read.class_names == one.class_names
+    assert keras_psp.extract(read, 1).class_names == tuple("abcde")
+    read.remove_task(1)
+    assert read.class_names == (("no", "yes"), None, tuple("xyz"), None)
+    add_models(read, models[1:2])
+    assert read.class_names == one.class_names
+    read.remove_tasks(n=2)
+    assert read.class_names == one.class_names[:2]
+    for bad, message in (
+        ([["no", "yes"]], "hold 2 lists"),
+        ([["no"], None], "Task 0 has 2 outputs"),
+        ({"paris": ["no", "yes"]}, "where the tasks have names"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read.class_names = bad
+    with pytest.raises(TypeError, match="must be strings"):
+        read.class_names = [[1, 2], None]
+    read.task_names = ["paris", "tokyo"]
+    read.class_names = {"tokyo": list("vwxyz"), "paris": None}
+    assert read.class_names == (None, tuple("vwxyz"))
+    read.class_names = None
+    assert keras_psp.extract(read, 0).name == read.name

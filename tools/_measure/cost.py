@@ -4,6 +4,7 @@
     crossover      the two rotations, at several widths
     network        a training step of the permuting benchmark's network
     resnet         convolutions and normalizations
+    bert           KerasHub's BertBackbone, as it is and converted
     serving        one superposed model for eight plain ones
     consolidation  a training step with and without consolidation
 
@@ -120,6 +121,40 @@ def _time_resnet(args: argparse.Namespace) -> tuple[str, list[Row]]:
     return "resnet18 on 64 images of 32x32, SGD", _time(calls, args.rounds)
 
 
+def _time_bert(args: argparse.Namespace) -> tuple[str, list[Row]]:
+    import keras_hub
+
+    length, words = 64, 1000
+    image = keras.Input((length,), dtype="int32", name="image")
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=words,
+        num_layers=4,
+        num_heads=4,
+        hidden_dim=256,
+        intermediate_dim=1024,
+        max_sequence_length=length,
+    )
+    zeros = ops.zeros_like(image)
+    given = {"token_ids": image, "segment_ids": zeros, "padding_mask": zeros + 1}
+    logits = keras.layers.Dense(10)(backbone(given)["pooled_output"])
+    task = keras.Input((), dtype="int32", name="task")
+    plain = keras.Model(image, logits)
+    convert = functools.partial(keras_psp.convert, plain, NUM_TASKS)
+    models = {
+        "plain": keras.Model({"image": image, "task": task}, logits),
+        "converted": convert(shared="copy"),
+        "embeddings shared": convert(shared="freeze"),
+        "adapters": convert(context=None, rank=8),
+    }
+    for model in models.values():
+        model.compile(keras.optimizers.SGD(), _loss())
+    _, labels = _draw_batch(16)
+    words_drawn = np.random.default_rng(SEED).integers(words, size=(16, length))
+    calls = _calls(models, words_drawn.astype("int32"), labels)
+    what = "BertBackbone of 4 layers of 256, on 16 texts of 64 words, SGD"
+    return what, _time(calls, args.rounds)
+
+
 def _time_serving(args: argparse.Namespace) -> tuple[str, list[Row]]:
     """Times eight networks, each on its share of a batch, and one on all of it."""
     number, batch_size = 8, 64
@@ -185,6 +220,7 @@ _PARTS = {
     "crossover": _time_widths,
     "network": _time_network,
     "resnet": _time_resnet,
+    "bert": _time_bert,
     "serving": _time_serving,
     "consolidation": _time_consolidation,
 }
