@@ -112,7 +112,7 @@ def test_every_package_has_a_readme():
 @pytest.mark.once
 def test_the_newcomers_walk_works_as_written(tmp_path):
     """Follows CONTRIBUTING.md in a copy of the repository."""
-    for name in ("keras_psp", "tests"):
+    for name in ("keras_psp", "keras_psp_cli", "tests"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tmp_path / name, ignore=ignore)
     for name in ("pyproject.toml", "README.md"):
