@@ -77,17 +77,21 @@ class TaskRows(TaskLayer):
         self._rows[attribute] = rows, add
         self._initializers[attribute] = initializer
 
-    def draw_rows(self, first: int = 0) -> None:
-        """Gives each task from `first` on initial weights of its own.
+    def draw_rows(self, tasks: list[int] | None = None) -> None:
+        """Gives tasks, by default all, initial weights of their own.
 
         They are drawn by the initializers, which see the shape of one task's row.
         """
         for attribute, initializer in self._initializers.items():
             weight = getattr(self, attribute)
-            number, *shape = weight.shape
-            drawn = draw_each(initializer, number - first, tuple(shape), weight.dtype)
-            if first:
-                drawn = ops.concatenate([weight[:first], drawn])
+            number = weight.shape[0] if tasks is None else len(tasks)
+            drawn = draw_each(
+                initializer, number, tuple(weight.shape[1:]), weight.dtype
+            )
+            if tasks is not None:
+                rows = np.array(ops.convert_to_numpy(weight))
+                rows[tasks] = ops.convert_to_numpy(drawn)
+                drawn = rows
             weight.assign(drawn)
 
     def set_new_row(self, weight: Any, row: Any) -> None:

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_psp._core.task import Task
 from keras_psp._core.task import in_blocks
+from keras_psp._core.task_index import check_num_tasks
 from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_batches import TaskBatches
@@ -147,11 +148,11 @@ class StackedModel(TaskModel):
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def add_tasks(self, n: int | Sequence[str]) -> Self:
-        first = self.num_tasks
+        new = self.next_tasks(check_num_tasks(n, "n")[0])
         super().add_tasks(n)
         for layer in self._task_layers():
             if isinstance(layer, TaskRows) and not isinstance(layer, TaskCopies):
-                layer.draw_rows(first)
+                layer.draw_rows(new)
         return self
 
     def _weights(self, task, given):

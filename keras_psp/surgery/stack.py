@@ -43,11 +43,10 @@ def stack(
     alone, and one call answers for a batch of many tasks. For thousands of small models
     this is many times faster than one after the other.
 
-    `Dense` becomes a `TaskDense`. `BatchNormalization`, `LayerNormalization`,
-    `DepthwiseConv1D` and `DepthwiseConv2D` become the `Task...` layers. Of every other
-    layer with weights (convolutions, attention, recurrent layers, embeddings), each
-    task has a copy of the weights, and a mixed batch is computed once for every task:
-    exact, but no faster than a loop.
+    `Dense` becomes a `TaskDense`. Normalizations, embeddings and depthwise convolutions
+    become the `Task...` layers. Of every other layer with weights (convolutions,
+    attention, recurrent layers), each task has a copy of the weights, and a mixed batch
+    is computed once for every task: exact, but no faster than a loop.
 
     Args:
         models: List of built functional or sequential Keras models of one architecture,

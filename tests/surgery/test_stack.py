@@ -95,6 +95,10 @@ def test_fresh_weights_differ_and_are_spread_as_the_initializers_say():
     later = ops.convert_to_numpy(many.weights[0])
     np.testing.assert_array_equal(later[:20], kernel)
     assert len(np.unique(later)) > 0.99 * later.size
+    many.remove_task(3)
+    many.add_tasks(1)
+    again = ops.convert_to_numpy(many.weights[0])
+    assert len(np.unique(np.stack([*later, again[3]]))) > 0.99 * 23 * 2000
 
 
 def test_fresh_weights_of_other_initializers_and_of_copies():
