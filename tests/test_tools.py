@@ -100,6 +100,17 @@ def test_stack_trains_as_alone_and_has_a_curve(tmp_path):
     assert small["bytes"] * 3 == large["bytes"] * 2
 
 
+@pytest.mark.once
+def test_gpu_compares_with_plain_networks(tmp_path):
+    images = "--images 8 --resnet-width 0.0625 --rounds 1".split()
+    texts = "--texts 2 --length 4 --layers 1 --units 8".split()
+    result, printed = measure(tmp_path, f"gpu-{BACKEND}", "gpu", *images, *texts)
+    assert "on a CPU" in printed and len(result["rows"]) == 2 * 3 * 2 * 2
+    for row in result["rows"]:
+        count = 8 if row["network"] == "ResNet18" else 2 * 4
+        assert row["per_second"] == pytest.approx(1000 * count / row["median_ms"])
+
+
 def test_families_are_run_once(tmp_path):
     given = "source=digits steps=3 units=8 depth=1".split()
     options = ("--networks", "binary", "powers-learned", "--tasks", 3, "--seeds", 1, 2)

@@ -22,6 +22,7 @@ from _measure.tables import BACKENDS
 COMMANDS = {
     "cost": "time of superposed layers and networks, beside plain ones",
     "floor": "time of model.fit, beside a bare jax.lax.scan",
+    "gpu": "images and tokens a second on a GPU, beside plain Keras",
     "merge": "accuracy of K fine-tuned networks kept in one, and of rival methods",
     "frontier": "accuracy over memory of K fine-tuned networks, and of rival methods",
     "text": "accuracy over memory of ten fine-tuned MiniLMs, and of rival methods",

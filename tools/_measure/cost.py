@@ -101,8 +101,10 @@ def _time_network(args: argparse.Namespace) -> tuple[str, list[Row]]:
             models[name] = mlp((784,), 10, NUM_TASKS, **sizes, **options)
     for model in models.values():
         model.compile(config.build_optimizer(), _loss())
-    calls = _calls(models, *_draw_batch(config.batch_size, 784), ["training"], ["one"])
-    return "a training step of 784 -> 3 x 256 -> 10", _time(calls, args.rounds)
+    calls = make_calls(
+        models, *_draw_batch(config.batch_size, 784), ["training"], ["one"]
+    )
+    return "a training step of 784 -> 3 x 256 -> 10", time_calls(calls, args.rounds)
 
 
 def _time_resnet(args: argparse.Namespace) -> tuple[str, list[Row]]:
@@ -117,8 +119,8 @@ def _time_resnet(args: argparse.Namespace) -> tuple[str, list[Row]]:
     }
     for model in models.values():
         model.compile(keras.optimizers.SGD(), _loss())
-    calls = _calls(models, *_draw_batch(64, 32, 32, 3))
-    return "resnet18 on 64 images of 32x32, SGD", _time(calls, args.rounds)
+    calls = make_calls(models, *_draw_batch(64, 32, 32, 3))
+    return "resnet18 on 64 images of 32x32, SGD", time_calls(calls, args.rounds)
 
 
 def _time_bert(args: argparse.Namespace) -> tuple[str, list[Row]]:
@@ -150,9 +152,9 @@ def _time_bert(args: argparse.Namespace) -> tuple[str, list[Row]]:
         model.compile(keras.optimizers.SGD(), _loss())
     _, labels = _draw_batch(16)
     words_drawn = np.random.default_rng(SEED).integers(words, size=(16, length))
-    calls = _calls(models, words_drawn.astype("int32"), labels)
+    calls = make_calls(models, words_drawn.astype("int32"), labels)
     what = "BertBackbone of 4 layers of 256, on 16 texts of 64 words, SGD"
-    return what, _time(calls, args.rounds)
+    return what, time_calls(calls, args.rounds)
 
 
 def _time_serving(args: argparse.Namespace) -> tuple[str, list[Row]]:
@@ -193,7 +195,7 @@ def _time_serving(args: argparse.Namespace) -> tuple[str, list[Row]]:
         keyed = {(name, "forward", "mixed"): call for name, call in calls.items()}
         rows += [
             {"network": kind, **row, "bytes": sizes.get(row["name"])}
-            for row in _time(keyed, args.rounds)
+            for row in time_calls(keyed, args.rounds)
         ]
     return "predict_on_batch of eight models in turn (plain), and of one for all", rows
 
@@ -209,9 +211,11 @@ def _time_consolidation(args: argparse.Namespace) -> tuple[str, list[Row]]:
             (784,), 10, NUM_TASKS, **sizes
         )
         model.compile(config.build_optimizer(), _loss())
-    calls = _calls(models, *_draw_batch(config.batch_size, 784), ["training"], ["one"])
+    calls = make_calls(
+        models, *_draw_batch(config.batch_size, 784), ["training"], ["one"]
+    )
     # As many steps at a time as there are between two of Gram's that take longer.
-    rows = _time(calls, args.rounds, models["gram"].optimizer.every)
+    rows = time_calls(calls, args.rounds, models["gram"].optimizer.every)
     return "a training step of 784 -> 3 x 256 -> 10, plain: no consolidation", rows
 
 
@@ -267,19 +271,20 @@ def _compare_layers(
     rng = np.random.default_rng(SEED)
     x = rng.normal(size=(batch_size, inputs)).astype("float32")
     y = rng.normal(size=(batch_size, units)).astype("float32")
-    return _time(_calls(models, x, y), rounds)
+    return time_calls(make_calls(models, x, y), rounds)
 
 
-def _calls(
+def make_calls(
     models: dict[str, keras.Model],
     x: np.ndarray,
     y: np.ndarray,
     kinds: Iterable[str] = ("forward", "training"),
     arrangements: Iterable[str] = ("one", "mixed"),
+    num_tasks: int = NUM_TASKS,
 ) -> Calls:
     """Returns what to time: each model, forward and training, one task and mixed."""
     rng = np.random.default_rng(SEED)
-    tasks = {"one": np.full(len(x), 3), "mixed": rng.integers(NUM_TASKS, size=len(x))}
+    tasks = {"one": np.full(len(x), 3), "mixed": rng.integers(num_tasks, size=len(x))}
     x, y = ops.convert_to_tensor(x), ops.convert_to_tensor(y)
     inputs = {
         name: {"image": x, "task": ops.convert_to_tensor(tasks[name].astype("int32"))}
@@ -331,7 +336,7 @@ def _functions(
     return {"forward": forward, "training": training}
 
 
-def _time(calls: Calls, rounds: int, multiple: int = 1) -> list[Row]:
+def time_calls(calls: Calls, rounds: int, multiple: int = 1) -> list[Row]:
     """Times all calls in turn and returns a row for each, with its ratio to plain."""
     # A time is of a tenth of a second's calls, but of at least three.
     repeats = {}

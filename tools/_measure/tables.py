@@ -191,6 +191,19 @@ def draw_cost(result: Result) -> Cells:
     return ["", *columns], rows
 
 
+def draw_per_second(result: Result) -> Cells:
+    """Examples or tokens a second, and their ratio to the plain network's."""
+    columns: dict[str, None] = {}
+    lines: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        column = f"{row['kind']}, {row['arrangement']}"
+        columns[column] = None
+        line = lines.setdefault(f"{row['network']}, {row['name']}", {})
+        line[column] = f"{row['per_second']:.0f} ({1 / row['ratio']:.2f})"
+    rows = ([label, *(line[c] for c in columns)] for label, line in lines.items())
+    return ["", *columns], rows
+
+
 def draw_throughput(*results: Result) -> Cells:
     """How many times as fast one network for eight is, on each backend."""
     titles = ["", *(BACKENDS[r["environment"]["backend"]] for r in results), "MB"]
