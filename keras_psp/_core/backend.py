@@ -166,6 +166,15 @@ def depthwise_convolve(inputs, kernel, strides, padding, data_format, dilation_r
     return ops.depthwise_conv(inputs, kernel, *arguments)
 
 
+def multiplies_depthwise():
+    """Whether products of shifted inputs are the fastest depthwise convolution.
+
+    They are on a CPU of JAX', whose own convolution in groups takes far longer.
+    """
+    jax = keras.backend.backend() == "jax"
+    return jax and sys.modules["jax"].default_backend() == "cpu"
+
+
 def is_worth_mapping(inputs):
     """Whether `map_examples()` may be faster than what computes for all at once.
 

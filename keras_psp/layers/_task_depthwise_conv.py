@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_psp._core.backend import depthwise_convolve
+from keras_psp._core.backend import multiplies_depthwise
 from keras_psp._core.backend import take_rows
 from keras_psp.layers._patches import patches
 from keras_psp.layers._task_rows import TaskRows
@@ -54,6 +55,8 @@ class TaskDepthwiseConv(TaskRows):
         kernel = ops.convert_to_tensor(self.kernel)
 
         def one(task):
+            if multiplies_depthwise():
+                return product(task)
             return depthwise_convolve(
                 inputs,
                 take_rows(kernel, task.index),
@@ -63,7 +66,7 @@ class TaskDepthwiseConv(TaskRows):
                 self.dilation_rate,
             )
 
-        def mixed():
+        def product(task):
             # What a filter meets at each of its places, times that place's numbers.
             *_, channels, multiplier = kernel.shape
             met = patches(ops.moveaxis(inputs, self._channel_axis, -1), self)
@@ -77,7 +80,7 @@ class TaskDepthwiseConv(TaskRows):
             shape = (*ops.shape(outputs)[:-2], channels * multiplier)
             return ops.moveaxis(ops.reshape(outputs, shape), -1, self._channel_axis)
 
-        outputs = task.branch(one, mixed)
+        outputs = task.branch(one, lambda: product(task))
         if self.bias is not None:
             rows = task.rows(self.bias, outputs, self._channel_axis)
             outputs = ops.add(outputs, rows)
