@@ -65,8 +65,9 @@ def _run(args: argparse.Namespace) -> None:
         _run_suite(args)
         return
     kind = benchmarks.EXPERIMENTS[args.experiment]
-    fields = [field.name for field in dataclasses.fields(kind)]
-    config = kind(**{name: getattr(args, name) for name in fields})
+    names = {field.name for field in dataclasses.fields(kind)}
+    # Those that were given: they win over a recipe's.
+    config = kind(**{name: x for name, x in vars(args).items() if name in names})
     output = getattr(args, "output", Path("runs") / config.folder_name)
     options = {"overwrite": args.overwrite, "tensorboard": args.tensorboard}
     console = _console()

@@ -109,7 +109,7 @@ def _add_run(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
     for name, spec in options["experiments"].items():
         experiment = _add_experiment(experiments, name, spec)
         for option in spec["options"]:
-            _add_option(experiment, option, default=option["default"])
+            _add_option(experiment, option)
         _add_run_options(
             experiment,
             "folder for result.json (default: a folder in runs/ named after the run)",
@@ -153,9 +153,10 @@ def _add_run_options(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--output", type=Path, default=argparse.SUPPRESS, help=output)
 
 
-def _add_option(parser: Any, option: dict[str, Any], default: Any) -> None:
+def _add_option(parser: Any, option: dict[str, Any]) -> None:
     flag = "--" + option["name"].replace("_", "-")
     help, names = option["help"], option["names"]
+    default = argparse.SUPPRESS  # A config is told what was given alone.
     if option["type"] == "bool":
         parser.add_argument(flag, action="store_true", default=default, help=help)
         return
@@ -163,6 +164,7 @@ def _add_option(parser: Any, option: dict[str, Any], default: Any) -> None:
     metavar = "NAME" if names else kind.__name__.upper()
     if names:
         help = f"{help}: {', '.join(names)}"
+    help = f"{help} (default: {option['default']})"
     action = parser.add_argument(
         flag, default=default, help=help, type=kind, metavar=metavar
     )
@@ -215,7 +217,7 @@ def _add_tune(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
         )
         fixed = experiment.add_argument_group("options that are not searched")
         for option in spec["options"]:
-            _add_option(fixed, option, default=argparse.SUPPRESS)
+            _add_option(fixed, option)
 
 
 def _add_report(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:

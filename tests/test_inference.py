@@ -129,6 +129,23 @@ def test_contexts_that_tell_nothing():
     assert (tasks == 0).all() and (confidences == 0).all()
 
 
+@pytest.mark.once
+def test_parts_of_low_rank_tell_tasks_apart(rng):
+    model = small(rank=2, head="multi", context="identity")
+    low_rank = model.get_layer("dense_0").low_rank
+    low_rank.second.assign(rng.normal(size=low_rank.second.shape))
+    x = rng.normal(size=(20, 6)).astype("float32")
+    answers = [
+        keras.activations.softmax(model({"image": x, "task": np.full(20, k)}))
+        for k in range(NUM_TASKS)
+    ]
+    answers = np.stack([ops.convert_to_numpy(each) for each in answers])
+    entropies = -(answers * np.log(answers)).sum(axis=-1)
+    tasks, _ = infer_task(model, x)
+    np.testing.assert_array_equal(tasks, entropies.argmin(axis=0))
+    assert len(set(tasks)) > 1
+
+
 def test_half_precision():
     keras.config.set_dtype_policy("mixed_float16")
     try:

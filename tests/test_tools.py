@@ -82,7 +82,8 @@ def test_cost_compares_with_plain_dense(tmp_path):
 def test_cost_of_consolidation_counts_every_step(tmp_path):
     options = ("cost", "consolidation", "--rounds", 1)
     result, _ = measure(tmp_path, f"cost-consolidation-{BACKEND}", *options)
-    assert [row["name"] for row in result["rows"]] == ["plain", "ewc", "si", "gram"]
+    names = ["plain", "ewc", "si", "gram", "gram, rank 4", "gram, rank 4, 50 tasks"]
+    assert [row["name"] for row in result["rows"]] == names
     # One in 50 of Gram's steps costs more: as many of these are in each time.
     assert all(row["calls"] % 50 == 0 for row in result["rows"])
 

@@ -15,10 +15,12 @@ UNKNOWN = "—"
 # differ. All other fields must be equal for runs to be compared.
 SYSTEM = (
     *("context", "learnable", "complex_valued", "assignment", "context_over"),
-    *("head", "norm", "separate", "joint", "consolidation", "strength"),
+    *("head", "norm", "rank", "separate", "joint", "consolidation", "strength"),
 )
 SIZES = ("units", "depth", "width")
-TOLD = (*SIZES, "optimizer", "learning_rate", "schedule")
+TOLD = (*SIZES, "optimizer", "learning_rate", "task_learning_rate", "schedule")
+# Names of other fields' settings.
+NAMED = ("recipe", "protocol")
 
 CONSOLIDATION_NAMES = {
     "ewc": "EWC",
@@ -26,6 +28,7 @@ CONSOLIDATION_NAMES = {
     "online_ewc": "EWC, fading",
     "gram": "Gram",
     "si": "SI",
+    "freeze": "frozen after the first task",
 }
 ASSIGNMENT_NAMES = {
     "step": "a context every step",
@@ -124,6 +127,8 @@ def describe_system(result: RunResult) -> str:
         parts.append("over channels")
     if config["norm"] not in (None, "task"):
         parts.append(f"{config['norm']} norms")
+    if config["rank"]:
+        parts.append(f"rank {config['rank']} for each task")
     if config["separate"]:
         parts.append("a network for each task")
     if config["joint"]:
@@ -185,7 +190,7 @@ def _number(names: list[str], suffix: str) -> list[str]:
 
 def _setting(result: RunResult) -> dict[str, Any]:
     """The fields in which runs must be equal to be compared."""
-    others = (*SYSTEM, *TOLD, "seed")
+    others = (*SYSTEM, *TOLD, *NAMED, "seed")
     return {name: x for name, x in result.config.items() if name not in others}
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 from typing import ClassVar
+from typing import Self
 
 import keras
 
@@ -11,13 +12,18 @@ from keras_psp import contexts
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.checks import check_number
+from keras_psp.benchmarks.protocols import NONE
+from keras_psp.benchmarks.protocols import PROTOCOLS
+from keras_psp.benchmarks.protocols import RECIPES
 from keras_psp.consolidation import EWC
 from keras_psp.consolidation import Consolidation
 from keras_psp.consolidation import CosineEachTask
+from keras_psp.consolidation import Freeze
 from keras_psp.consolidation import Gram
 from keras_psp.consolidation import SynapticIntelligence
 from keras_psp.datasets import TaskSequence
 from keras_psp.models import TaskModel
+from keras_psp.optimizers import PerTask
 
 OPTIMIZERS = sorted(
     name.lower()
@@ -35,7 +41,12 @@ CONSOLIDATIONS: dict[str, tuple[type[Consolidation], dict[str, Any]] | None] = {
     "online_ewc": (EWC, {"decay": 0.9}),
     "gram": (Gram, {}),
     "si": (SynapticIntelligence, {}),
+    "freeze": (Freeze, {}),
 }
+
+
+# How many times as fast parts of low rank learn as the weights that tasks share.
+TASK_LEARNING_RATE = 3.0
 
 
 def option(default: Any, help: str, names: Iterable[str] | None = None) -> Any:
@@ -57,8 +68,12 @@ class Config:
     override `build_tasks()`, `build_model()` or `build_optimizer()`. Give the subclass
     a name of its own as `experiment`, so that its results are told apart in reports.
 
+    `recipe` and `protocol` name settings of several fields. Fields that are given win
+    over a recipe's. They must not contradict what a protocol fixes.
+
     Raises:
-        TypeError, ValueError: A field is not what its help says.
+        TypeError, ValueError: A field is not what its help says, or contradicts the
+            protocol.
 
     Example:
 
@@ -78,6 +93,8 @@ class Config:
     experiment: ClassVar[str]  # Its name on the command line.
     published: ClassVar[dict] = {}  # Fields as in the paper or the authors' code.
     length: ClassVar[str] = "tasks"  # The field that makes a run longer or shorter.
+    protocols: ClassVar[tuple[str, ...]] = ()  # Those of this experiment.
+    _given: ClassVar[set[str]] = set()  # Of an instance: the fields that were given.
 
     source: str = option("digits", "the images")
     tasks: int = option(10, "number of tasks, which are learned one after the other")
@@ -94,6 +111,14 @@ class Config:
     consolidation: str = option(
         "none", "how weights that earlier tasks need are protected", CONSOLIDATIONS
     )
+    rank: int = option(
+        0, "rank of the part that each task has of its own in every layer; 0 for none"
+    )
+    task_learning_rate: float = option(
+        0.0,
+        "how many times as fast the weights of a task's own are trained; 0 means "
+        f"{TASK_LEARNING_RATE:g} with rank, and no difference without",
+    )
     strength: float = option(
         0.0, "weight of the consolidation's penalty; 0 means the method's default"
     )
@@ -109,14 +134,30 @@ class Config:
         SCHEDULES,
     )
     seed: int = option(0, "seed of tasks, contexts, initial weights and batches")
+    recipe: str = option(
+        NONE, "settings of training; other options win over them", (NONE, *RECIPES)
+    )
+    protocol: str = option(
+        NONE,
+        "published settings; no option may contradict them",
+        (NONE, *PROTOCOLS),
+    )
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        config = super().__new__(cls)
+        names = [field.name for field in dataclasses.fields(cls)]
+        given = {**dict(zip(names, args, strict=False)), **options}
+        object.__setattr__(config, "_given", set(given))
+        return config
 
     def __post_init__(self) -> None:
+        self._take_named_settings()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.metadata["names"]:
                 check_name(field.name, value, field.metadata["names"])
             elif field.type is int:
-                least = 0 if field.name in ("seed", "depth") else 1
+                least = 0 if field.name in ("seed", "depth", "rank") else 1
                 check_integer(field.name, value, least)
             elif field.type is str:
                 if not isinstance(value, str):
@@ -139,10 +180,45 @@ class Config:
                 "A run may have only one of `separate`, `joint` and `consolidation`. "
                 f"Received: {' and '.join(alone)}"
             )
+        if self.task_learning_rate and not self.has_own_weights:
+            raise ValueError(
+                "`task_learning_rate` is that of weights that each task has of its "
+                "own, as by `rank` or `head='multi'`. "
+                f"Received: task_learning_rate={self.task_learning_rate}"
+            )
+        if self.consolidation == "freeze" and not self.has_own_weights:
+            raise ValueError(
+                "`consolidation='freeze'` trains the weights alone that each task has "
+                "of its own, as by `rank` or `head='multi'`. Received: neither"
+            )
         # Raises if `learnable` contexts of this family have nothing to learn.
         contexts.get(
             self.context, num_tasks=self.num_contexts, learnable=self.learnable
         )
+
+    def _take_named_settings(self) -> None:
+        """Sets fields that are not given to those of the recipe and the protocol."""
+        check_name("recipe", self.recipe, (NONE, *RECIPES))
+        check_name("protocol", self.protocol, (NONE, *self.protocols))
+        settings = dict(RECIPES.get(self.recipe, {}))
+        if self.protocol != NONE:
+            protocol = PROTOCOLS[self.protocol]
+            settings |= {**protocol.training, **protocol.fixed}
+            for name, value in protocol.fixed.items():
+                if name in self._given and getattr(self, name) != value:
+                    raise ValueError(
+                        f"The protocol {self.protocol!r} has {name}={value!r}. "
+                        f"Received: {name}={getattr(self, name)!r}"
+                    )
+        fields = {field.name for field in dataclasses.fields(self)}
+        for name, value in settings.items():
+            if name in fields and name not in self._given:
+                object.__setattr__(self, name, value)
+
+    @property
+    def has_own_weights(self) -> bool:
+        """Whether each task has weights of its own that are trained."""
+        return self.rank > 0 or self.learnable
 
     @property
     def name(self) -> str:
@@ -200,6 +276,9 @@ class Config:
         optimizer = keras.optimizers.get(
             {"class_name": self.optimizer, "config": options}
         )
+        factor = self.task_learning_rate or (TASK_LEARNING_RATE if self.rank else 0)
+        if factor or self.consolidation == "freeze":
+            optimizer = PerTask(optimizer, rates=factor or None)
         chosen = CONSOLIDATIONS[self.consolidation]
         if chosen is None:
             return optimizer

@@ -11,6 +11,7 @@ from keras_psp.datasets import TaskSequence
 from keras_psp.datasets import incremental
 from keras_psp.layers._superposed_conv import CONTEXT_OVER
 from keras_psp.models import TaskModel
+from keras_psp.models import mlp
 from keras_psp.models import resnet18
 from keras_psp.models._seeded_layers import HEADS
 from keras_psp.models.resnet18 import NORMS
@@ -19,7 +20,7 @@ from keras_psp.models.resnet18 import STEMS
 
 @dataclasses.dataclass(frozen=True)
 class IncrementalConfig(Config):
-    """One run of the incremental experiment: a ResNet18 learns new classes per task.
+    """One run of the incremental experiment: a network learns new classes per task.
 
     Every field is an option of `keras-psp run incremental`.
 
@@ -38,6 +39,7 @@ class IncrementalConfig(Config):
         **{"source": "cifar10+cifar100", "tasks": 5, "classes_per_task": 10},
         **{"model": "resnet18", "width": 1.0, "norm": "batch"},
     }
+    protocols: ClassVar[tuple[str, ...]] = ("split-mnist",)
 
     source: str = option(
         "cifar10+cifar100",
@@ -49,12 +51,18 @@ class IncrementalConfig(Config):
     learning_rate: float = option(1e-3, "learning rate of the optimizer")
     classes_per_task: int = option(10, "number of classes per task")
     augment: bool = option(False, "flip and shift training images at random")
-    model: str = option("resnet18", "the network", ("resnet18",))
-    width: float = option(1.0, "width of the network; 1 means 64 filters at first")
-    stem: str = option("cifar", "first layers of the network", STEMS)
+    model: str = option("resnet18", "the network", ("resnet18", "mlp"))
+    width: float = option(
+        1.0,
+        "width of the network; 1 means 64 filters at first in a ResNet18, and two "
+        "layers of 256 units in an MLP",
+    )
+    stem: str = option("cifar", "first layers of the ResNet18", STEMS)
     head: str = option("superposed", "last layer of the network", HEADS)
-    norm: str = option("task", "normalization of the network", NORMS)
-    context_over: str = option("kernel", "what contexts act on", CONTEXT_OVER)
+    norm: str = option("task", "normalization of the ResNet18", NORMS)
+    context_over: str = option(
+        "kernel", "what contexts of the ResNet18 act on", CONTEXT_OVER
+    )
 
     def build_tasks(self) -> TaskSequence:
         """Returns the tasks to learn."""
@@ -68,16 +76,23 @@ class IncrementalConfig(Config):
 
     def build_model(self, tasks: TaskSequence) -> TaskModel:
         """Returns the model that learns them, not yet compiled."""
-        return resnet18(
-            tasks.image_shape,
-            tasks.num_classes,
-            self.tasks,
-            context=self.context,
-            context_over=self.context_over,
-            learnable=self.learnable,
-            head=self.head,
-            norm=self.norm,
-            stem=self.stem,
-            width=self.width,
-            seed=self.seed,
-        )
+        options = {
+            "context": self.context,
+            "learnable": self.learnable,
+            "head": self.head,
+            "seed": self.seed,
+            "rank": self.rank or None,
+        }
+        shape, classes = tasks.image_shape, tasks.num_classes
+        if self.model == "mlp":
+            units = max(1, round(256 * self.width))
+            return mlp(shape, classes, self.tasks, units=units, depth=2, **options)
+        options |= {"norm": self.norm, "context_over": self.context_over}
+        options |= {"stem": self.stem, "width": self.width}
+        return resnet18(shape, classes, self.tasks, **options)
+
+    @property
+    def has_own_weights(self) -> bool:
+        """Whether each task has weights of its own that are trained."""
+        norms = self.model == "resnet18" and self.norm == "task"
+        return super().has_own_weights or self.head == "multi" or norms

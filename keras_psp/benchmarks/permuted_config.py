@@ -34,6 +34,7 @@ class PermutedConfig(Config):
         **{"source": "mnist", "tasks": 50, "steps": 1000, "batch_size": 128},
         **{"units": 256, "depth": 3, "optimizer": "rmsprop", "learning_rate": 1e-4},
     }
+    protocols: ClassVar[tuple[str, ...]] = ("gpm", "ritter", "dendrites")
 
     source: str = option("digits", "the images", SOURCES)
     units: int = option(256, "width of the hidden layers")
@@ -61,4 +62,10 @@ class PermutedConfig(Config):
             complex_valued=self.complex_valued,
             soft=tasks.soft,
             seed=self.seed,
+            rank=self.rank or None,
         )
+
+    @property
+    def has_own_weights(self) -> bool:
+        """Whether each task has weights of its own that are trained."""
+        return super().has_own_weights or self.head == "multi"

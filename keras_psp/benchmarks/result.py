@@ -226,6 +226,7 @@ _CONFIG = {
     **dict.fromkeys(("learnable", "complex_valued", "separate", "joint"), _is_flag),
     **dict.fromkeys(("tasks", "steps", "cycles", "units"), _is_positive),
     **dict.fromkeys(("strength", "learning_rate", "width"), _is_amount),
-    "depth": _is_count,
+    "task_learning_rate": _is_amount,
+    **dict.fromkeys(("depth", "rank"), _is_count),
     "schedule": _is_word,
 }

@@ -34,6 +34,7 @@ class RotatingConfig(PermutedConfig):
         **{"tasks": 10, "steps": 100, "cycles": 50},
     }
     length: ClassVar[str] = "cycles"
+    protocols: ClassVar[tuple[str, ...]] = ()
 
     tasks: int = option(10, "number of arcs that make up the circle")
     steps: int = option(100, "training steps per arc, each at its own angle")

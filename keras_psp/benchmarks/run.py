@@ -205,8 +205,9 @@ def _run(
 
 
 def _steps_per_execution(steps: int) -> int:
-    # An execution pays once for Keras' callbacks. It must not cross a task's end.
-    at_most = 1 if keras.backend.backend() == "torch" else 10  # As Keras demands.
+    # An execution pays once for Keras' callbacks, which cost more than the step of a
+    # small network. It must not cross a task's end.
+    at_most = 1 if keras.backend.backend() == "torch" else 50  # As Keras demands.
     return max(n for n in range(1, at_most + 1) if steps % n == 0)
 
 

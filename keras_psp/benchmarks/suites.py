@@ -68,6 +68,26 @@ HEADS: tuple[Options, ...] = (
     {"context": "identity", "head": "shared", "separate": True},
 )
 
+# Parts of each task's own beside Gram, and what a reader would compare them with.
+BEST: Options = {"recipe": "best"}
+RETAINED: tuple[Options, ...] = (
+    BEST,
+    {"recipe": "gram", "context": "fast_rotation"},
+    {**BEST, "consolidation": "freeze"},
+    {"recipe": "gram", "context": "fast_rotation", "units": 512},
+    {"context": "identity", "separate": True},
+    {"context": "identity", "joint": True},
+)
+# In the protocol of GPM: standard networks with one head, which know no task.
+GPM: Options = {"protocol": "gpm", "context": "identity"}
+SINGLE_HEAD: tuple[Options, ...] = (
+    {**GPM, "consolidation": "gram", "schedule": "cosine", "learning_rate": 0.03},
+    {**GPM, "consolidation": "gram"},
+    {**GPM, "consolidation": "ewc"},
+    {**GPM, "consolidation": "si"},
+    {**GPM, "joint": True},
+)
+
 # Minutes on two cores, with the digits that come with scikit-learn.
 DIGITS: Options = {
     "source": "digits",
@@ -120,5 +140,17 @@ SUITES: dict[str, list[Config]] = {
         Permuted(**MNIST, **system, seed=seed)
         for seed in range(3)
         for system in CONSOLIDATED
+    ],
+    "retention": [
+        Permuted(**system, seed=seed)
+        for seed in range(3)
+        for system in (
+            *(
+                {**MNIST, "tasks": tasks, **kept}
+                for tasks in (50, 100)
+                for kept in RETAINED
+            ),
+            *SINGLE_HEAD,
+        )
     ],
 }

@@ -4,6 +4,7 @@ from keras_psp.consolidation.consolidation import Consolidation
 from keras_psp.consolidation.cosine_each_task import CosineEachTask
 from keras_psp.consolidation.end_task import EndTask
 from keras_psp.consolidation.ewc import EWC
+from keras_psp.consolidation.freeze import Freeze
 from keras_psp.consolidation.gram import Gram
 from keras_psp.consolidation.synaptic_intelligence import SynapticIntelligence
 
@@ -12,6 +13,7 @@ __all__ = [
     "CosineEachTask",
     "EWC",
     "EndTask",
+    "Freeze",
     "Gram",
     "SynapticIntelligence",
 ]

@@ -31,6 +31,7 @@ class Fisher:
             with mean 0, and the products may be taken of sums over batches. Or
             `"data"`, for any loss, one example at a time.
         products: Function of a gradient that returns the list of its products.
+        wanted: Function of a variable, whether its gradient is of interest.
         temperature: Positive number by which the logits are divided that labels are
             drawn from, and the gradients are of. With 1 there is next to nothing to
             learn from examples of which a model is sure; the larger, the more all
@@ -47,16 +48,19 @@ class Fisher:
         examples: int,
         labels: str,
         products: Callable,
+        wanted: Callable[[Any], bool],
         temperature: float = 1.0,
     ) -> None:
         self.examples = examples
         self.labels = labels
         self.temperature = temperature
-        self._products = products
+        self._products, self._wanted = products, wanted
         self._probe: Any = None
 
     def __call__(self, model: keras.Model, data: Any) -> list[list[np.ndarray]]:
         """Returns float32 NumPy arrays for each of the model's trainable variables.
+
+        For variables that are not wanted it returns empty lists.
 
         Args:
             model: A compiled `keras.Model`; nothing of it changes.
@@ -81,7 +85,7 @@ class Fisher:
         given = {key: part for key, part in given.items() if part is not None}
         if self._probe is None or not self._probe.is_of(model):
             probe = _Probe(model, self.labels, self.temperature)
-            probe.compile(_Products(self._products))  # Once.
+            probe.compile(_Products(self._products, self._wanted))  # Once.
             self._probe = probe
         probe = self._probe
         metrics = [(v, ops.convert_to_numpy(v)) for v in model.metrics_variables]
@@ -163,9 +167,9 @@ class _Probe(keras.Model):
 class _Products(keras.optimizers.Optimizer):
     """Adds up products of gradients, and leaves the weights as they are."""
 
-    def __init__(self, products):
+    def __init__(self, products, wanted):
         super().__init__(learning_rate=1.0, name="products")
-        self.products = products
+        self.products, self.wanted = products, wanted
         self.totals = []
 
     def build(self, variables):
@@ -176,13 +180,20 @@ class _Products(keras.optimizers.Optimizer):
         self.totals = [
             [
                 self.add_variable(each.shape, layout=layout_like(variable, each.shape))
-                for each in self.products(keras.KerasTensor(variable.shape, "float32"))
+                for each in self._products_like(variable)
             ]
             for variable in variables
         ]
 
+    def _products_like(self, variable):
+        if not self.wanted(variable):
+            return []
+        return self.products(keras.KerasTensor(variable.shape, "float32"))
+
     def update_step(self, gradient, variable, learning_rate):
         totals = self.totals[self._get_variable_index(variable)]
+        if not totals:
+            return
         # TensorFlow's may hold some rows alone.
         gradient = ops.reshape(ops.convert_to_tensor(gradient), variable.shape)
         products = self.products(ops.cast(gradient, "float32"))

@@ -11,7 +11,6 @@ from keras_psp.optimizers._around import Around
 from keras_psp.optimizers._around import chain_of
 from keras_psp.optimizers._around import find_in_chain
 from keras_psp.optimizers.per_task import PerTask
-from keras_psp.optimizers.per_task import select
 
 
 class Consolidation(Around):
@@ -29,8 +28,8 @@ class Consolidation(Around):
     in `end_task()` what is important. A subclass that needs more than one number for
     each weight also writes `add_importances()`, `rise()` and `take_step()`.
 
-    Around a `keras_psp.optimizers.PerTask` it pulls only at the rows of tasks that have
-    an example in the batch.
+    Around a `keras_psp.optimizers.PerTask` it leaves alone what each task has of its
+    own, such as parts of low rank and heads: no other task moves these weights.
 
     Args:
         optimizer: The `keras.optimizers.Optimizer` that takes the steps, or its name.
@@ -50,6 +49,7 @@ class Consolidation(Around):
     ) -> None:
         super().__init__(optimizer, name)
         self.strength = check_number("strength", strength)
+        self._ended = 0  # After how many steps the last task has.
 
     def add_own_variables(self, variables: list) -> None:
         """Adds the anchors, where the weights are now, and the importances."""
@@ -58,6 +58,8 @@ class Consolidation(Around):
             self.add_variable_from_reference(
                 v, "anchor", lambda shape, dtype, v=v: ops.copy(v.value)
             )
+            if self.protects(v)
+            else None
             for v in variables
         ]
         self.add_importances(variables)
@@ -66,13 +68,21 @@ class Consolidation(Around):
             self.sums = self._like(variables, "sum")
 
     def add_importances(self, variables: list) -> None:
-        """Adds the variables that say how important the model's are: a number each."""
+        """Adds the variables that say how important the model's are: a number each.
+
+        `None` for weights that `protects()` leaves out.
+        """
         self.importances = self._like(variables, "importance")
+
+    def protects(self, variable: Any) -> bool:
+        """Whether tasks share a weight, so that later ones may spoil it."""
+        return not is_task_rows(variable) or self._per_task is None
 
     def penalty(self) -> Any:
         """Returns the penalty, a scalar, for the weights as they are."""
-        terms = [self.rise(i) for i in range(len(self._trainable_variables))]
-        return ops.multiply(self.strength / 2, ops.sum(ops.stack(terms)))
+        terms = [self.rise(i) for i in self._protected]
+        total = ops.sum(ops.stack(terms)) if terms else ops.convert_to_tensor(0.0)
+        return ops.multiply(self.strength / 2, total)
 
     def rise(self, i: int) -> Any:
         """Returns twice what a variable adds to the penalty, but for the `strength`."""
@@ -104,11 +114,11 @@ class Consolidation(Around):
 
         Returns:
             `(steps, stepped)`. `steps` has `(index, gradient, old value)` for each
-            variable: the gradient of the loss that the step was taken by. Over
-            accumulated batches it is their mean, and zero until there are enough of
-            them. `stepped` is whether there was a step, a boolean (tensor).
+            variable that is protected: the gradient of the loss that the step was taken
+            by. Over accumulated batches it is their mean, and zero until there are
+            enough of them. `stepped` is whether there was a step, a boolean (tensor).
         """
-        olds = [ops.copy(variable.value) for variable in variables]
+        olds = [ops.copy(v.value) if self.protects(v) else None for v in variables]
         scale = self.scale_loss(1.0)
         count = chain_of(self)[-1].gradient_accumulation_steps
         scales = find_in_chain(self.optimizer, _is_loss_scale)
@@ -119,7 +129,7 @@ class Consolidation(Around):
             stepped = ops.not_equal(before, self.iterations)
         steps = []
         for gradient, variable, old in zip(grads, variables, olds, strict=True):
-            if gradient is None:
+            if gradient is None or old is None:
                 continue
             i = self._get_variable_index(variable)
             gradient = ops.convert_to_tensor(gradient)
@@ -140,27 +150,19 @@ class Consolidation(Around):
         """The gradients of loss and penalty."""
         penalized = []
         for gradient, variable in zip(grads, variables, strict=True):
-            if gradient is not None:
+            if gradient is not None and self.protects(variable):
                 i = self._get_variable_index(variable)
                 pull = ops.multiply(self.strength * self.importances[i], self._apart(i))
-                present = self._find_present(gradient, variable)
-                if present is not None:
-                    pull = select(present, pull, 0.0)
                 # The gradient is that of the scaled loss.
                 pull = ops.cast(self.scale_loss(pull), gradient.dtype)
                 gradient = ops.add(gradient, pull)
             penalized.append(gradient)
         return penalized
 
-    def _find_present(self, gradient, variable):
-        """Which rows have an example, if this is around a PerTask; `None` for all."""
-        if not self._holds_rows(variable):
-            return None
-        return self._per_task.find_present(gradient, variable)
-
-    def _holds_rows(self, variable):
-        """Whether rows of absent tasks are to stand still."""
-        return is_task_rows(variable) and self._per_task is not None
+    @property
+    def _protected(self):
+        """The indices of the protected weights."""
+        return [i for i, v in enumerate(self._trainable_variables) if self.protects(v)]
 
     @property
     def _per_task(self):
@@ -187,9 +189,22 @@ class Consolidation(Around):
                 f"{len(model.trainable_variables)} variables, where it has trained "
                 f"{len(trained)}"
             )
+        self._check_has_stepped()
+
+    def _check_has_stepped(self):
+        """Raises a `ValueError` if no step was taken since a task has ended."""
+        # Of a model that was trained elsewhere, tasks end without a step.
+        if self._ended and self._ended == int(self.iterations):
+            raise ValueError(
+                "`end_task()` must be called once for each task, after it was trained. "
+                "Received: no step since the last task ended"
+            )
 
     def _like(self, variables, name):
-        return [self.add_variable_from_reference(v, name) for v in variables]
+        return [
+            self.add_variable_from_reference(v, name) if self.protects(v) else None
+            for v in variables
+        ]
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, by their names."""

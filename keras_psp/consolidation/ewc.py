@@ -86,6 +86,7 @@ class EWC(Consolidation):
             check_integer("examples", examples),
             check_name("labels", labels, LABELS),
             lambda gradient: [keras.ops.square(gradient)],
+            self.protects,
         )
 
     def end_task(self, model: keras.Model, data: Any = None) -> None:
@@ -101,24 +102,21 @@ class EWC(Consolidation):
 
         Raises:
             TypeError: `data` is in no such form.
-            ValueError: Nothing has been trained yet, or another model was; `data` is
-                empty, has other shapes than the model, or gives gradients that are not
-                finite; `labels="model"` and an output has another loss. Nothing has
-                changed then.
+            ValueError: Nothing has been trained yet, or not since the last task ended,
+                or another model was; `data` is empty, has other shapes than the model,
+                or gives gradients that are not finite; `labels="model"` and an output
+                has another loss. Nothing has changed then.
         """
         self._check_trained(model)
         found = self._fisher(model, data)
         with strategy_scope(model):
             self._add(found)
+        self._ended = int(self.iterations)
 
     def _add(self, found):
-        for variable, anchor, importance, (new,) in zip(
-            self._trainable_variables,
-            self.anchors,
-            self.importances,
-            found,
-            strict=True,
-        ):
+        for i in self._protected:
+            variable, (new,) = self._trainable_variables[i], found[i]
+            anchor, importance = self.anchors[i], self.importances[i]
             value, old, where = (
                 keras.ops.convert_to_numpy(v) for v in (variable, importance, anchor)
             )

@@ -15,7 +15,6 @@ from keras_psp.consolidation._factor import Factor
 from keras_psp.consolidation._fisher import LABELS
 from keras_psp.consolidation._fisher import Fisher
 from keras_psp.consolidation.consolidation import Consolidation
-from keras_psp.optimizers.per_task import select
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -125,6 +124,7 @@ class Gram(Consolidation):
             check_integer("examples", examples),
             check_name("labels", labels, LABELS),
             self._products,
+            self.protects,
             check_number("temperature", temperature, least=1e-3),
         )
 
@@ -132,6 +132,10 @@ class Gram(Consolidation):
         """Adds two matrices for each variable, and what measures the step sizes."""
         self.factors, self.paths = [], []
         for variable in variables:
+            if not self.protects(variable):
+                self.factors.append(None)
+                self.paths.append(None)
+                continue
             shape = _rows(keras.KerasTensor(variable.shape)).shape
             self.factors.append(
                 [Factor(self, variable, size, self.largest) for size in shape]
@@ -139,13 +143,6 @@ class Gram(Consolidation):
             # How far the variable has gone, and how large the gradients were.
             self.paths.append(self.add_variable((2,), name="path"))
         self.count = self.add_variable((), name="count")
-        # Which rows have had examples since the last time, around a PerTask.
-        self.moved = [
-            self.add_variable((v.shape[0],), name="moved")
-            if self._holds_rows(v)
-            else None
-            for v in variables
-        ]
 
     def rise(self, i: int) -> Any:
         """Returns `tr((W - W*)^T L (W - W*) R)`; see `Consolidation.rise()`."""
@@ -166,14 +163,13 @@ class Gram(Consolidation):
 
         Raises:
             TypeError: `data` is in no such form.
-            ValueError: Nothing has been trained yet, or another model was; `data` is
-                empty, has other shapes than the model, or gives gradients that are not
-                finite; `labels="model"` and an output has another loss. Nothing has
-                changed then.
+            ValueError: Nothing has been trained yet, or not since the last task ended,
+                or another model was; `data` is empty, has other shapes than the model,
+                or gives gradients that are not finite; `labels="model"` and an output
+                has another loss. Nothing has changed then.
         """
         self._check_trained(model)
-        moved = [each for each in self.moved if each is not None]
-        state = [*self._trainable_variables, *self.paths, self.count, *moved]
+        state = [*self._trainable_variables, *self._measured_steps]
         before = [ops.convert_to_numpy(variable).copy() for variable in state]
         with strategy_scope(model):
             self._pull_back(ops.convert_to_tensor(True))  # For the last steps.
@@ -185,12 +181,14 @@ class Gram(Consolidation):
                     variable.assign(value)
             raise
         with strategy_scope(model):
-            for i, (new_left, new_right) in enumerate(found):
+            for i in self._protected:
+                new_left, new_right = found[i]
                 size = _trace(new_left)
                 if size > 0:
                     left, right = self.factors[i]
                     self._add(left, right, new_left / size, new_right / size, size)
                 self.anchors[i].assign(ops.copy(self._trainable_variables[i].value))
+        self._ended = int(self.iterations)
 
     def _add(self, left, right, new_left, new_right, new_size):
         """Adds a task's two matrices of trace 1, and the size of its gradients."""
@@ -206,11 +204,6 @@ class Gram(Consolidation):
 
     def take_step(self, grads: list, variables: list) -> None:
         """Takes one step by the loss alone, and pulls back after each `every`-th."""
-        for gradient, variable in zip(grads, variables, strict=True):
-            moved = self.moved[self._get_variable_index(variable)]
-            if moved is not None and gradient is not None:
-                present = ops.cast(self._find_present(gradient, variable), moved.dtype)
-                self.assign(moved, ops.maximum(moved, present))
         steps, stepped = self.measure_step(grads, grads, variables)
         for i, gradient, old in steps:
             gone = _norm(ops.subtract(self._trainable_variables[i], old))
@@ -219,16 +212,22 @@ class Gram(Consolidation):
         self._pull_back(ops.greater_equal(self.count, self.every))
 
     def _pull_back(self, due):
+        protected = self._protected
+        variables = [self._trainable_variables[i] for i in protected]
         values = ops.cond(
             due,
-            lambda: [self._balance(i) for i in range(len(self.factors))],
-            lambda: [ops.convert_to_tensor(v) for v in self._trainable_variables],
+            lambda: [self._balance(i) for i in protected],
+            lambda: [ops.convert_to_tensor(v) for v in variables],
         )
-        for variable, value in zip(self._trainable_variables, values, strict=True):
+        for variable, value in zip(variables, values, strict=True):
             self.assign(variable, value)
-        moved = [each for each in self.moved if each is not None]
-        for variable in (*self.paths, self.count, *moved):
+        for variable in self._measured_steps:
             self.assign(variable, ops.where(due, 0.0, variable.value))
+
+    @property
+    def _measured_steps(self):
+        """What was measured of the steps since the kernels were pulled back."""
+        return [*(path for path in self.paths if path is not None), self.count]
 
     def _balance(self, i):
         """Where a variable is pulled back to."""
@@ -244,14 +243,12 @@ class Gram(Consolidation):
         rows = ops.transpose(right.out_of(ops.transpose(rows)))
         variable = self._trainable_variables[i]
         rows = ops.cast(ops.reshape(rows, variable.shape), variable.dtype)
-        if self.moved[i] is not None:
-            rows = select(ops.greater(self.moved[i], 0), rows, 0.0)
         return ops.subtract(variable, rows)
 
     def carry_over(self, old: dict[str, Any], origins: list, rows: list) -> None:
         """Takes over the matrices; rows of new tasks matter to none; see `Around`."""
         for i, (before, replaced) in enumerate(origins):
-            for side, factor in enumerate(self.factors[i]):
+            for side, factor in enumerate(self.factors[i] or ()):
                 kept = old["factors"][before][side]
                 if replaced and side == 0:
                     size = factor.values.shape[0]

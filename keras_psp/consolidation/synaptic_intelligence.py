@@ -89,36 +89,32 @@ class SynapticIntelligence(Consolidation):
             data: Not used: the importances come from the steps.
 
         Raises:
-            ValueError: Nothing has been trained yet, or another model was; a path is
-                not finite. Nothing has changed then.
+            ValueError: Nothing has been trained yet, or not since the last task ended,
+                or another model was; a path is not finite. Nothing has changed then.
         """
         if model is not None:
             self._check_trained(model)
         elif not self.built:
             raise ValueError("No task has been trained yet: nothing is important.")
-        gains = []
-        for variable, anchor, path in zip(
-            self._trainable_variables, self.anchors, self.paths, strict=True
-        ):
-            moved = ops.square(ops.subtract(variable, anchor))
-            gains.append(ops.maximum(path, 0.0) / ops.add(moved, self.damping))
-            if not np.isfinite(ops.convert_to_numpy(gains[-1])).all():
+        else:
+            self._check_has_stepped()
+        gains = {}
+        for i in self._protected:
+            moved = ops.square(self._apart(i))
+            gains[i] = ops.maximum(self.paths[i], 0.0) / ops.add(moved, self.damping)
+            if not np.isfinite(ops.convert_to_numpy(gains[i])).all():
+                path = self._trainable_variables[i].path
                 raise ValueError(
                     "The weights and their paths must be finite; nothing has been "
-                    f"consolidated. Received: NaN or inf in those of {variable.path!r}"
+                    f"consolidated. Received: NaN or inf in those of {path!r}"
                 )
         with strategy_scope(model):
-            for variable, anchor, importance, path, gain in zip(
-                self._trainable_variables,
-                self.anchors,
-                self.importances,
-                self.paths,
-                gains,
-                strict=True,
-            ):
-                importance.assign_add(gain)
+            for i, gain in gains.items():
+                path = self.paths[i]
+                self.importances[i].assign_add(gain)
                 path.assign(ops.zeros(path.shape, path.dtype))
-                anchor.assign(ops.copy(variable.value))
+                self.anchors[i].assign(ops.copy(self._trainable_variables[i].value))
+        self._ended = int(self.iterations)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "damping": self.damping}

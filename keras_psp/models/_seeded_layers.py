@@ -51,6 +51,7 @@ class SeededLayers:
         name: str,
         kind: str = "superposed",
         use_bias: bool = False,
+        rank: int | None = None,
     ) -> Any:
         """Adds a dense layer with kernels from N(0, 2 / (in + out)).
 
@@ -62,6 +63,8 @@ class SeededLayers:
             kind: One of `HEADS`, or `"complex"` for a superposed layer of complex
                 numbers.
             use_bias: Boolean.
+            rank: Positive integer, of the kernel that each task has of its own in a
+                superposed layer; or `None`.
 
         Returns:
             Symbolic outputs.
@@ -75,6 +78,8 @@ class SeededLayers:
             outputs = layer(x, task)
         else:
             superposed = PSPComplexDense if kind == "complex" else PSPDense
+            if rank is not None:
+                options["rank"] = rank
             layer = superposed(units, context=self.context(), **options)
             outputs = layer(x, task)
         if kind == "complex":

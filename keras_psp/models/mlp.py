@@ -25,6 +25,7 @@ def mlp(
     complex_valued: bool = False,
     soft: bool = False,
     seed: int = 0,
+    rank: int | None = None,
     name: str = "mlp",
 ) -> TaskModel:
     """Builds a multi-layer perceptron that holds `num_tasks` models in one.
@@ -50,6 +51,9 @@ def mlp(
             in place of an index.
         seed: Non-negative integer: equal seeds give equal contexts and equal initial
             kernels, on every backend.
+        rank: Positive integer, the rank of the part that each task has of its own
+            beside the superposed kernel, in all layers but the head; or `None`. Train
+            it with `keras_psp.optimizers.PerTask`.
         name: Name of the model.
 
     Returns:
@@ -78,6 +82,13 @@ def mlp(
             "complex_valued=True"
         )
     check_integer("depth", depth, least=0)
+    if rank is not None:
+        check_integer("rank", rank)
+        if complex_valued or depth == 0:
+            raise ValueError(
+                "A part of low rank stands beside real kernels of hidden layers. "
+                f"Received: rank={rank}, complex_valued={complex_valued}, depth={depth}"
+            )
     layers = SeededLayers(context, num_tasks, depth + 1, learnable, seed)
     kind = "complex" if complex_valued else "superposed"
 
@@ -91,7 +102,7 @@ def mlp(
         zeros = keras.layers.Rescaling(0.0, name="imaginary")(x)
         x = keras.layers.Concatenate(name="complex")([x, zeros])
     for i in range(depth):
-        x = layers.dense(x, task, units, f"dense_{i}", kind)
+        x = layers.dense(x, task, units, f"dense_{i}", kind, rank=rank)
         x = keras.layers.ReLU(name=f"relu_{i}")(x)
     logits = layers.dense(
         x, task, num_classes, "logits", kind if head == "superposed" else head

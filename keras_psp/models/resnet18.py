@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.task_index import check_num_tasks
 from keras_psp.layers import PSPConv2D
@@ -32,6 +33,7 @@ def resnet18(
     stem: str = "cifar",
     width: float = 1.0,
     seed: int = 0,
+    rank: int | None = None,
     name: str = "resnet18",
 ) -> keras.Model:
     """Builds a ResNet18 that holds `num_tasks` models in one.
@@ -57,6 +59,9 @@ def resnet18(
         width: Positive number; 1 has 64 filters in the first stage, 512 in the last.
         seed: Non-negative integer: equal seeds give equal contexts and equal initial
             kernels, on every backend.
+        rank: Positive integer, the rank of the part that each task has of its own
+            beside the superposed kernel, in all layers but the head; or `None`. Train
+            it with `keras_psp.optimizers.PerTask`.
         name: Name of the model.
 
     Returns:
@@ -95,6 +100,13 @@ def resnet18(
         raise ValueError(f"`width` must be a positive number. Received: width={width}")
     if context is None and head == "superposed":
         raise ValueError("A superposed head needs a context. Received: context=None")
+    if rank is not None:
+        check_integer("rank", rank)
+        if context is None:
+            raise ValueError(
+                "A part of low rank stands beside a superposed kernel. "
+                f"Received: rank={rank}, context=None"
+            )
     layers = SeededLayers(context, num_tasks, _NUM_CONTEXTS, learnable, seed)
     image = keras.Input(input_shape, name="image")
     task = keras.Input((), dtype="int32", name="task")
@@ -107,7 +119,7 @@ def resnet18(
             y = layer(x)
         else:
             options |= {"context": layers.context(), "context_over": context_over}
-            layer = PSPConv2D(filters, size, **options)
+            layer = PSPConv2D(filters, size, rank=rank, **options)
             y = layer(x, task)
         shape = layer.kernel.shape
         layers.draw(layer.kernel, shape, variance=2 / math.prod(shape[:-1]))

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import BACKEND
+from conftest import once
 
 from keras_psp import benchmarks
 from keras_psp.benchmarks import PermutedConfig
@@ -213,6 +214,11 @@ def test_tensorboard_has_the_average_accuracy(tmp_path):
         ("context", "hash", ValueError, "Known: binary, complex, "),
         ("source", "mnits", ValueError, "'mnist'"),
         ("optimizer", "rmsprob", ValueError, "'rmsprop'"),
+        ("rank", -1, ValueError, "rank=-1"),
+        ("recipe", "bets", ValueError, "Known: best, gram, none, paper"),
+        ("protocol", "gmp", ValueError, "Known: dendrites, gpm, none, ritter"),
+        ("task_learning_rate", 2.0, ValueError, "by `rank` or `head='multi'`"),
+        ("consolidation", "freeze", ValueError, "trains the weights alone"),
     ],
 )
 def test_bad_configs(field, value, error, message):
@@ -220,6 +226,43 @@ def test_bad_configs(field, value, error, message):
         PermutedConfig(**{field: value})
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(SMALL, field, value)
+
+
+@pytest.mark.once
+def test_named_settings():
+    best = PermutedConfig(recipe="best", seed=1)
+    assert (best.rank, best.context, best.head) == (4, "fast_rotation", "multi")
+    assert best.recipe == "best" and best.seed == 1 and best.tasks == 10
+    assert PermutedConfig(recipe="best", context="binary").context == "binary"
+    assert dataclasses.replace(best, seed=2).context == "fast_rotation"
+    assert PermutedConfig(recipe="paper").learning_rate == 1e-4
+    for name in PermutedConfig.protocols:
+        config = PermutedConfig(protocol=name, consolidation="gram", rank=2)
+        assert (config.source, config.rank) == ("mnist", 2)
+        assert dataclasses.replace(config, seed=3).units == config.units
+    gpm = PermutedConfig(protocol="gpm", recipe="gram", learning_rate=0.03)
+    assert (gpm.optimizer, gpm.learning_rate, gpm.schedule) == ("sgd", 0.03, "cosine")
+    assert PermutedConfig(protocol="gpm", units=100) == PermutedConfig(protocol="gpm")
+    with pytest.raises(ValueError, match="'gpm' has units=100. Received: units=64"):
+        PermutedConfig(protocol="gpm", units=64)
+    split = benchmarks.IncrementalConfig(protocol="split-mnist")
+    assert (split.model, split.source, split.tasks) == ("mlp", "mnist", 5)
+    for other in (benchmarks.RotatingConfig, benchmarks.IncrementalConfig):
+        with pytest.raises(ValueError, match="protocol"):
+            other(protocol="gpm")
+
+
+@pytest.mark.parametrize("kwargs", [{}, once({"consolidation": "freeze"})])
+def test_parts_of_low_rank_are_trained(kwargs):
+    config = dataclasses.replace(
+        SMALL, **{"head": "multi", "rank": 2, "consolidation": "gram", **kwargs}
+    )
+    result = run(config)
+    assert (result.accuracy_matrix[np.tril_indices(3)] > 0.6).all()
+    without = dataclasses.replace(config, rank=0).build_model(config.build_tasks())
+    parts = 3 * 2 * (64 + 64 + 64 + 64) * 4
+    own = sum(v.value.nbytes for v in without.weights)
+    assert result.memory["weights"] == own + parts
 
 
 @pytest.mark.once

@@ -41,6 +41,14 @@ def test_it_is_a_run_like_any_other(result, folder):
     assert rows[0]["system"] == "superposed (binary)"
 
 
+def test_the_network_may_be_a_perceptron():
+    config = dataclasses.replace(SMALL, model="mlp", head="multi", rank=2)
+    assert (np.diagonal(run(config).accuracy_matrix) > 0.6).all()
+    model = config.build_model(config.build_tasks())
+    units = [layer.units for layer in model.layers if hasattr(layer, "units")]
+    assert units == [32, 32, 2]
+
+
 def test_separate_networks_forget_nothing(folder):
     config = dataclasses.replace(
         SMALL, separate=True, context="identity", head="shared", norm="shared"

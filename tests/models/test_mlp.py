@@ -46,6 +46,16 @@ def test_structure():
     assert model.count_params() == sum(8 * n for n in (16, 8, 3)) + 5 * (16 + 8 + 8)
 
 
+def test_hidden_layers_may_have_a_part_of_each_task(rng):
+    model, plain = make(rank=2), make()
+    layers = [layer for layer in model.layers if hasattr(layer, "low_rank")]
+    ranks = [layer.low_rank and layer.low_rank.rank for layer in layers]
+    assert ranks == [2, 2, None]
+    inputs = draw(rng)  # At first the parts change nothing.
+    expected = plain.predict(inputs, verbose=0)
+    np.testing.assert_array_equal(model.predict(inputs, verbose=0), expected)
+
+
 def test_learnable_contexts_train():
     names = [v.path for v in make(learnable=True).trainable_weights]
     assert sum(name.endswith("context/contexts") for name in names) == 3
@@ -135,6 +145,10 @@ def test_complex_network_is_saved_and_has_twice_the_weights(rng, tmp_path):
         ({"depth": -1}, ValueError, "depth=-1"),
         ({"depth": 1.5}, TypeError, "depth=1.5"),
         ({"units": 0}, ValueError, "units=0"),
+        ({"rank": 0}, ValueError, "rank=0"),
+        ({"rank": 2, "complex_valued": True}, ValueError, "complex_valued=True"),
+        ({"rank": 2, "depth": 0}, ValueError, "depth=0"),
+        ({"rank": 9}, ValueError, "`rank` must be at most 4"),
     ],
 )
 def test_bad_arguments(kwargs, error, message):

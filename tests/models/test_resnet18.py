@@ -165,6 +165,8 @@ def test_images_of_another_size_or_channel_count_are_refused():
         ({"width": 0}, ValueError, "`width` must be a positive number"),
         ({"num_tasks": 0}, ValueError, "num_tasks=0"),
         ({"context": "hash"}, ValueError, "Known: binary, complex"),
+        ({"context": None, "head": "shared", "rank": 2}, ValueError, "context=None"),
+        ({"rank": 1.5}, TypeError, "rank=1.5"),
     ],
 )
 def test_bad_arguments(kwargs, error, message):

@@ -25,7 +25,7 @@ MAKERS = {
     "si": lambda: SynapticIntelligence("adam"),
     "gram": lambda: Gram("adam", every=2),
     "diagonal": lambda: keras.optimizers.LossScaleOptimizer(
-        Gram(PerTask("adam"), largest=10)
+        PerTask(Gram("adam", largest=10))
     ),
 }
 

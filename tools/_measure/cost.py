@@ -201,15 +201,21 @@ def _time_serving(args: argparse.Namespace) -> tuple[str, list[Row]]:
 
 
 def _time_consolidation(args: argparse.Namespace) -> tuple[str, list[Row]]:
+    own: dict[str, Any] = {"consolidation": "gram", "head": "multi", "rank": 4}
+    options: dict[str, dict[str, Any]] = {
+        "plain": {},
+        **{name: {"consolidation": name} for name in ("ewc", "si", "gram")},
+        "gram, rank 4": own,
+        "gram, rank 4, 50 tasks": {**own, "tasks": 50},
+    }
+    keys = ("depth", "units", "context", "head")
     models = {}
-    for name in ("none", "ewc", "si", "gram"):
-        config = PermutedConfig(
-            source="mnist", tasks=NUM_TASKS, consolidation=name, schedule="cosine"
-        )
-        sizes = {key: getattr(config, key) for key in ("depth", "units", "context")}
-        model = models["plain" if name == "none" else name] = mlp(
-            (784,), 10, NUM_TASKS, **sizes
-        )
+    for name, given in options.items():
+        given = {"source": "mnist", "tasks": NUM_TASKS, "schedule": "cosine", **given}
+        config = PermutedConfig(**given)
+        sizes = {key: getattr(config, key) for key in keys}
+        rank = config.rank or None
+        model = models[name] = mlp((784,), 10, config.tasks, rank=rank, **sizes)
         model.compile(config.build_optimizer(), _loss())
     calls = make_calls(
         models, *_draw_batch(config.batch_size, 784), ["training"], ["one"]

@@ -22,6 +22,7 @@ from _measure.results import Row
 from keras_psp.benchmarks import PermutedConfig
 from keras_psp.benchmarks import RunResult
 from keras_psp.benchmarks import run as run_config
+from keras_psp.benchmarks.run import find_result
 from keras_psp.contexts import FAMILIES
 
 FIXED = {
@@ -89,9 +90,17 @@ def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.R
     with tempfile.TemporaryDirectory() as folder:
         for config in configs:
             output = Path(args.runs or folder) / config.folder_name
-            done.append(run_config(config, output, resume=True))
+            if getattr(args, "finished", False):
+                result = find_result(config, output)
+            else:
+                result = run_config(config, output, resume=True)
+            if result is None:
+                continue
+            done.append(result)
             accuracy = 100 * done[-1].average_accuracy
             print(f"{output.name}: {accuracy:.1f} %", flush=True)
+    if not done:
+        raise SystemExit(f"No run has ended there. Received: --runs {args.runs}")
     name = f"{name}-{keras.backend.backend()}"
     what = "matrix[i][j]: test accuracy of task j in %, after training task i"
     environment = {

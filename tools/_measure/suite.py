@@ -18,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     add_runs(parser)
+    finished = "condense the runs in the folder that have ended, and make none"
+    parser.add_argument("--finished", action="store_true", help=finished)
     results.add_output(parser)
 
 

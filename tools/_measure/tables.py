@@ -22,6 +22,8 @@ from typing import Any
 from _measure.results import ROOT
 from _measure.results import Result
 from _measure.results import Row
+from keras_psp.benchmarks.protocols import PROTOCOLS
+from keras_psp.benchmarks.protocols import RECIPES
 
 # The titles of a table's columns, and its rows.
 Cells = tuple[Sequence[str], Iterable[Sequence[str]]]
@@ -41,7 +43,10 @@ OPTIONS = {
     "learning_rate": 1e-4,
     "separate": False,
 }
-CONSOLIDATIONS = {"ewc": "`EWC`", "si": "`SynapticIntelligence`", "gram": "`Gram`"}
+CONSOLIDATIONS = {
+    **{"ewc": "`EWC`", "si": "`SynapticIntelligence`", "gram": "`Gram`"},
+    "freeze": "`Freeze`",
+}
 NETWORKS = {"mlp": "MLP", "resnet18": "ResNet18"}
 
 
@@ -475,6 +480,49 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
 }
 
 
+def draw_retention(result: Result) -> Cells:
+    """Systems beside their controls: accuracy and bytes, by the number of tasks."""
+    rows = []
+    for row in summarize(result):
+        config = row["config"]
+        cells = (_COLUMNS[each](row) for each in _RETENTION)
+        options = _write_named_options(config)
+        rows.append([_name_control(config), options, str(config["tasks"]), *cells])
+    return ["", "options", "tasks", *_RETENTION], rows
+
+
+_RETENTION = ("all tasks", "task 0", "just trained", "weights", "beside")
+
+
+def _name_control(config: Row) -> str:
+    name = name_system(config)
+    if config["joint"]:
+        return "joint training"
+    if config["rank"]:
+        name += f", rank {config['rank']}"
+    if config["protocol"] == "none" and config["units"] != 256:
+        name += f", {config['units']} units"
+    return name
+
+
+def _write_named_options(config: Row) -> str:
+    """The options of a run that its recipe and its protocol do not set."""
+    settings = dict(RECIPES.get(config["recipe"], {}))
+    words = [(key, config[key]) for key in ("protocol", "recipe")]
+    words = [(key, value) for key, value in words if value != "none"]
+    if config["protocol"] in PROTOCOLS:
+        protocol = PROTOCOLS[config["protocol"]]
+        settings |= {**protocol.training, **protocol.fixed}
+    for key, default in {**OPTIONS, "units": 256, "joint": False}.items():
+        if config[key] != settings.get(key, default):
+            words.append((key, config[key]))
+    texts = (
+        f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for key, value in words
+    )
+    return f"`{' '.join(texts)}`"
+
+
 def draw_gram_families(result: Result) -> Cells:
     """Average accuracy after the last task, by family, without and with `Gram`."""
     found: dict[str, dict[str, str]] = {"none": {}, "gram": {}}
@@ -655,6 +703,7 @@ TABLES = {
         ("frontier-minilm-10-tasks-torch",),
     ),
     "benchmark": Table(_BENCHMARKS, _BENCHMARK, ("permuted-mnist",)),
+    "retention": Table(_BENCHMARKS, draw_retention, ("suite-retention-jax",)),
     "incremental": Table(_BENCHMARKS, draw_incremental, ("incremental-cifar",)),
     "consolidation": Table(_CONSOLIDATION, _LEARNING, ("suite-consolidation-3-seeds",)),
     "gram-families": Table(_CONSOLIDATION, draw_gram_families, ("gram-families",)),
