@@ -1,6 +1,7 @@
 """The config of the incremental experiment."""
 
 import dataclasses
+from typing import Any
 from typing import ClassVar
 
 from keras_psp.benchmarks.config import OPTIMIZERS
@@ -76,7 +77,7 @@ class IncrementalConfig(Config):
 
     def build_model(self, tasks: TaskSequence) -> TaskModel:
         """Returns the model that learns them, not yet compiled."""
-        options = {
+        options: dict[str, Any] = {
             "context": self.context,
             "learnable": self.learnable,
             "head": self.head,

@@ -130,7 +130,8 @@ class Gram(Consolidation):
 
     def add_importances(self, variables: list) -> None:
         """Adds two matrices for each variable, and what measures the step sizes."""
-        self.factors, self.paths = [], []
+        self.factors: list[Any] = []
+        self.paths: list[Any] = []
         for variable in variables:
             if not self.protects(variable):
                 self.factors.append(None)
