@@ -498,8 +498,6 @@ def _name_control(config: Row) -> str:
     name = name_system(config)
     if config["joint"]:
         return "joint training"
-    if config["rank"]:
-        name += f", rank {config['rank']}"
     if config["protocol"] == "none" and config["units"] != 256:
         name += f", {config['units']} units"
     return name
@@ -600,6 +598,8 @@ def name_system(config: Row) -> str:
     kept = given["consolidation"]
     if kept != "none":
         words.append(CONSOLIDATIONS.get(kept, kept))
+    if config.get("rank"):
+        words.append(f"rank {config['rank']}")
     return ", ".join(words)
 
 
