@@ -8,22 +8,27 @@ import keras_psp
 
 TASKS = 8
 CLASSES = 4
-SIZES = {"mlp": (6,), "resnet18": (16, 16, 3), "encoder": (4, 8)}
+SIZES = {"mlp": (6,), "seeded": (6,), "resnet18": (16, 16, 3), "encoder": (4, 8)}
 
 
 def build(name):
     """Builds a model of `TASKS` tasks."""
+    if name == "seeded":
+        return _mlp(storage="seed")
     return {"mlp": _mlp, "resnet18": _resnet18, "encoder": _encoder}[name]()
 
 
-def _mlp():
+def _mlp(storage="bytes"):
+    def context():
+        return keras_psp.contexts.Binary(TASKS, storage=storage, name="context")
+
     x = keras.Input(SIZES["mlp"], name="x")
     task = keras.Input((), dtype="int32", name="task")
     new = keras_psp.layers
     parts = {"base": True, "rank": 2, "core": 3, "bias_per_task": True}
-    y = new.PSPDense(16, num_tasks=TASKS, activation="relu", **parts)(x, task)
+    y = new.PSPDense(16, context=context(), **parts, activation="relu")(x, task)
     y = new.TaskBatchNormalization(TASKS, synchronized=True)(y, task)
-    y = new.PSPDense(16, num_tasks=TASKS)(y, task)
+    y = new.PSPDense(16, context=context())(y, task)
     y = new.TaskDense(CLASSES, num_tasks=TASKS)(y, task)
     return keras_psp.models.TaskModel({"x": x, "task": task}, y)
 

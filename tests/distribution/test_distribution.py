@@ -1,6 +1,9 @@
 """Training on several devices, and by several processes."""
 
+import concurrent.futures
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +45,23 @@ def test_on_jax():
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="Two CPUs of TensorFlow's.")
 def test_on_tensorflow():
     run_tests("on_tensorflow.py", "mlp-gram or after")
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="Two workers of TensorFlow's.")
+def test_on_workers():
+    ports = []
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            free = stack.enter_context(socket.socket())
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    path = os.pathsep.join([str(HERE), *sys.path])
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        printed = pool.map(
+            lambda index: run(HERE / "on_workers.py", *ports, index, PYTHONPATH=path),
+            range(2),
+        )
+        assert list(printed) == ["equal\n", "equal\n"]
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="Two processes of torch's.")
