@@ -253,7 +253,8 @@ def _check_endpoints(
             "The model must have an input 'task' of an integer dtype. "
             f"Received: {model.name!r} and tasks={tasks}"
         )
-    tasks = list(dict.fromkeys(map(model.task_index, tasks)))
+    # A model that takes no task knows no indices.
+    tasks = list(dict.fromkeys(model.task_index(task) for task in tasks))
     shape = getattr(model.output, "shape", ())
     can_infer = indexed and len(model.present_tasks) > 1 and len(shape) == 2
     if infer_task and not can_infer:

@@ -202,7 +202,7 @@ class Superposed(TaskLayer, LeafLayer):
         See `TaskRows.remove_task()`; it returns the layer itself.
         """
         self.removed_tasks = (*self.removed_tasks, index)
-        for part in self._parts_by_task:
+        for part in self._parts_by_task():
             part.remove_task(index)
         return self
 
@@ -211,7 +211,7 @@ class Superposed(TaskLayer, LeafLayer):
 
         See `Context.reuse_task()`; it returns the layer itself.
         """
-        for part in self._parts_by_task:
+        for part in self._parts_by_task():
             part.reuse_task(index)
         self.removed_tasks = [k for k in self.removed_tasks if k != index]
         return self
@@ -382,7 +382,8 @@ class Superposed(TaskLayer, LeafLayer):
             for own in self.own_kernels
         ]
 
-    @property
+    # A method: Keras would visit what a property holds, for a second time, and load a
+    # context without weights from nothing.
     def _parts_by_task(self):
         context = [] if self.context is None else [self.context]
         return [*context, *self._task_rows]
