@@ -194,11 +194,15 @@ class Consolidation(Around):
     def _check_has_stepped(self):
         """Raises a `ValueError` if no step was taken since a task has ended."""
         # Of a model that was trained elsewhere, tasks end without a step.
-        if self._ended and self._ended == int(self.iterations):
+        if self._ended and self._ended == self._count_steps():
             raise ValueError(
                 "`end_task()` must be called once for each task, after it was trained. "
                 "Received: no step since the last task ended"
             )
+
+    def _count_steps(self):
+        # Of a variable that TensorFlow's replicas share, `int()` makes nothing.
+        return int(ops.convert_to_numpy(ops.convert_to_tensor(self.iterations)))
 
     def _like(self, variables, name):
         return [

@@ -111,7 +111,7 @@ class EWC(Consolidation):
         found = self._fisher(model, data)
         with strategy_scope(model):
             self._add(found)
-        self._ended = int(self.iterations)
+        self._ended = self._count_steps()
 
     def _add(self, found):
         for i in self._protected:

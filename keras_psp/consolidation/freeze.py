@@ -85,7 +85,7 @@ class Freeze(Consolidation):
         self._check_trained(model)
         with strategy_scope(model):
             self.frozen.assign(True)
-        self._ended = int(self.iterations)
+        self._ended = self._count_steps()
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -189,7 +189,7 @@ class Gram(Consolidation):
                     left, right = self.factors[i]
                     self._add(left, right, new_left / size, new_right / size, size)
                 self.anchors[i].assign(ops.copy(self._trainable_variables[i].value))
-        self._ended = int(self.iterations)
+        self._ended = self._count_steps()
 
     def _add(self, left, right, new_left, new_right, new_size):
         """Adds a task's two matrices of trace 1, and the size of its gradients."""

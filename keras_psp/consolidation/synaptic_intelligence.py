@@ -114,7 +114,7 @@ class SynapticIntelligence(Consolidation):
                 self.importances[i].assign_add(gain)
                 path.assign(ops.zeros(path.shape, path.dtype))
                 self.anchors[i].assign(ops.copy(self._trainable_variables[i].value))
-        self._ended = int(self.iterations)
+        self._ended = self._count_steps()
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "damping": self.damping}
