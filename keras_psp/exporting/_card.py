@@ -14,13 +14,16 @@ from keras_psp.layers._superposed import Superposed
 
 
 def describe(
-    model: keras.Model, format: str, output_names: list[str], endpoints: list[str]
+    model: keras.Model,
+    format: str | None,
+    output_names: list[str],
+    endpoints: list[str],
 ) -> dict[str, Any]:
     """Returns the card of a model, of types that JSON can hold.
 
     Args:
         model: Functional Keras model whose inputs are a dictionary.
-        format: Name of a format.
+        format: Name of a format, or `None` for Keras' own.
         output_names: Names of its outputs, in order.
         endpoints: Names of its endpoints.
 
@@ -30,7 +33,7 @@ def describe(
     import keras_psp
 
     layers = leaf_layers(holders(Graph(model, takes_task=True).layers))
-    packages = FORMATS[format].packages.values()
+    packages = FORMATS[format].packages.values() if format else ()
     serialize = keras.saving.serialize_keras_object
     card = {
         "name": model.name,
