@@ -11,6 +11,7 @@ from keras_psp import layers
 from keras_psp import models
 from keras_psp import optimizers
 from keras_psp import surgery
+from keras_psp._core.advice import InterferenceWarning
 from keras_psp._core.scope import task
 from keras_psp.evaluation import evaluate
 from keras_psp.exporting import export
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "InterferenceWarning",
     "benchmarks",
     "consolidation",
     "contexts",

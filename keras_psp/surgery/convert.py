@@ -36,6 +36,7 @@ from keras_psp.contexts.families import series
 from keras_psp.layers._block import freeze_shared
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_rows import TaskRows
+from keras_psp.surgery._advise import advise_of_narrow_layers
 from keras_psp.surgery._build_superposed import build_superposed
 
 # What becomes of weights that all tasks share.
@@ -95,6 +96,9 @@ def convert(
         rank: Positive integer, the rank of a kernel `A_k B_k` that each task has of its
             own in every layer with a kernel, as in LoRA; less where a layer is smaller,
             and none where a convolution has groups of filters. Or `None`.
+
+    A `keras_psp.InterferenceWarning` names layers with too few inputs for so many
+    tasks, in which these will disturb each other.
 
     Returns:
         A model that is not compiled. Of a functional or sequential model, it is a
@@ -170,6 +174,8 @@ def convert(
             set_new_rows(superposed, layer)
         else:
             copy_weights(layer, superposed)
+    if rank is None:
+        advise_of_narrow_layers([layer for _, layer in pairs], num_tasks)
     if shared == "freeze":
         for layer in read_parts(converted):
             freeze_shared(layer)

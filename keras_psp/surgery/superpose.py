@@ -32,6 +32,7 @@ from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_low_rank import FULL
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
+from keras_psp.surgery._advise import advise_of_noise
 from keras_psp.surgery._build_superposed import build_superposed
 from keras_psp.surgery._compressed import Walk
 from keras_psp.surgery._compressed import check_can_compress
@@ -163,6 +164,9 @@ def superpose(
             `rank`, `core` and `bits` are then chosen. Or `None`. With any of these
             four, the contexts are not used.
 
+    Without `base`, `data` and `budget`, a `keras_psp.InterferenceWarning` says how
+    large the noise is.
+
     Returns:
         A `keras_psp.models.TaskModel`, not compiled; or a model of the models' own
         class, if they have one: see `convert()`. Inputs: a dictionary of the models'
@@ -263,6 +267,8 @@ def superpose(
         else:
             one = compress(walk, float(budget or 0))
         return _with_names(one, names, models)
+    if base is None and data is None:
+        advise_of_noise(len(models))
     contexts = series(context, len(models), len(plan.chosen), seed=seed)
 
     def new_layer(layer):
