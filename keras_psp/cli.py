@@ -4,8 +4,10 @@ import argparse
 import dataclasses
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from typing import get_type_hints
 
 import keras
 from rich.console import Console
@@ -19,12 +21,15 @@ from keras_psp import export
 from keras_psp._core.checks import check_name
 from keras_psp.benchmarks._checkpoint import count_saved
 from keras_psp.benchmarks._progress import RunProgress
+from keras_psp.benchmarks._tables import describe_command
+from keras_psp.benchmarks._tables import in_percent
 from keras_psp.benchmarks.config import Config
+from keras_psp.benchmarks.register import load_parts
 from keras_psp.exporting._formats import FORMATS
 from keras_psp_cli import main
 from keras_psp_cli.parser import BACKENDS
 
-__all__ = ["COMMANDS", "describe_options", "main"]
+__all__ = ["COMMANDS", "describe_options", "load_parts", "main"]
 
 # The columns of a report's tables for which a terminal has room.
 SHOWN = (
@@ -47,10 +52,11 @@ def describe_options() -> dict[str, Any]:
 
 
 def _describe(config: type[Config]) -> dict[str, Any]:
+    types = get_type_hints(config)
     fields = [
         {
             "name": field.name,
-            "type": field.type.__name__,  # type: ignore[union-attr]
+            "type": types[field.name].__name__,
             "default": field.default,
             "help": field.metadata["help"],
             "names": list(field.metadata["names"] or ()),
@@ -68,11 +74,18 @@ def _run(args: argparse.Namespace) -> None:
     names = {field.name for field in dataclasses.fields(kind)}
     # Those that were given: they win over a recipe's.
     config = kind(**{name: x for name, x in vars(args).items() if name in names})
-    output = getattr(args, "output", Path("runs") / config.folder_name)
     options = {"overwrite": args.overwrite, "tensorboard": args.tensorboard}
+    if args.seeds:
+        if config.seed:
+            raise ValueError(
+                f"Give --seed or --seeds. Received: --seed {config.seed} and --seeds"
+            )
+        _run_all(args, [config], getattr(args, "output", Path("runs")), **options)
+        return
+    output = getattr(args, "output", Path("runs") / config.folder_name)
     console = _console()
     try:
-        _run_one(console, config, output, resume=args.resume, **options)
+        result = _run_one(console, config, output, resume=args.resume, **options)
     except KeyboardInterrupt:
         saved = count_saved(output)
         if not saved:
@@ -81,6 +94,7 @@ def _run(args: argparse.Namespace) -> None:
             f"{saved} of {config.num_visits} visits to tasks are saved in {output}\n"
             f"continue: {_continue(args.argv)}"
         ) from None
+    _print_result(console, config, result, output)
     console.print(f"plots:   keras-psp report {shlex.quote(str(output))}")
 
 
@@ -90,34 +104,68 @@ def _run_suite(args: argparse.Namespace) -> None:
             f"Name an experiment, one of {', '.join(benchmarks.EXPERIMENTS)}; or a "
             f"suite with --suite, one of {', '.join(benchmarks.SUITES)}."
         )
-    console = _console()
-    suite = benchmarks.SUITES[args.suite]
     output = getattr(args, "output", Path("runs") / args.suite)
+    _run_all(args, benchmarks.SUITES[args.suite], output)
+
+
+def _run_all(
+    args: argparse.Namespace, configs: list[Config], output: Path, **options: Any
+) -> None:
+    """Runs configs, with each of the seeds, except where there is the result."""
+    console = _console()
+    if args.seeds:
+        once = {dataclasses.replace(config, seed=0): None for config in configs}
+        configs = [dataclasses.replace(x, seed=s) for x in once for s in args.seeds]
+    accuracies: dict[Config, list[float]] = {}
     number = 0
     try:
-        if args.workers is None and args.ray_address is None:
-            for number, config in enumerate(suite):
-                console.print(f"{number + 1} of {len(suite)}", style="bold")
-                _run_one(console, config, output / config.folder_name, resume=True)
-        else:
-            workers = 1 if args.workers is None else args.workers
-            runs = benchmarks.run_suite(suite, output, workers, args.ray_address)
-            for number, (config, result) in enumerate(runs, start=1):
-                console.print(f"{number} of {len(suite)}", style="bold")
-                _print_result(console, config, result, output / config.folder_name)
+        for config, result in _results(args, console, configs, output, options):
+            number += 1
+            _print_result(console, config, result, output / config.folder_name)
+            of_seeds = accuracies.setdefault(dataclasses.replace(config, seed=0), [])
+            of_seeds.append(result.average_accuracy)
+            if args.seeds and len(of_seeds) == len(args.seeds):
+                console.print(
+                    f"{in_percent(of_seeds)} % on average over {len(of_seeds)} seeds"
+                )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"{number} of {len(suite)} runs are saved in {output}\n"
+            f"{number} of {len(configs)} runs are saved in {output}\n"
             f"continue: {shlex.join(['keras-psp', *args.argv])}"
         ) from None
     console.print(f"report:  keras-psp report {shlex.quote(str(output))}")
 
 
-def _run_one(console: Console, config: Config, output: Path, **options: Any) -> None:
+def _results(
+    args: argparse.Namespace,
+    console: Console,
+    configs: list[Config],
+    output: Path,
+    options: dict[str, Any],
+) -> Iterator[tuple[Config, benchmarks.RunResult]]:
+    """Yields configs and results as runs end, in this process or on Ray."""
+    workers, address = args.workers, args.ray_address
+    if workers is None and address is None:
+        for number, config in enumerate(configs, start=1):
+            console.print(f"{number} of {len(configs)}", style="bold")
+            folder = output / config.folder_name
+            yield config, _run_one(console, config, folder, resume=True, **options)
+        return
+    if any(options.values()):
+        raise ValueError("--overwrite and --tensorboard do not go with --workers.")
+    workers = 1 if workers is None else workers
+    runs = benchmarks.run_suite(configs, output, workers, address)
+    for number, run in enumerate(runs, start=1):
+        console.print(f"{number} of {len(configs)}", style="bold")
+        yield run
+
+
+def _run_one(
+    console: Console, config: Config, output: Path, **options: Any
+) -> benchmarks.RunResult:
     progress = RunProgress(config.num_visits, config.steps, console)
     with progress:
-        result = benchmarks.run(config, output=output, callbacks=[progress], **options)
-    _print_result(console, config, result, output)
+        return benchmarks.run(config, output=output, callbacks=[progress], **options)
 
 
 def _print_result(
@@ -181,7 +229,7 @@ def _tune(args: argparse.Namespace) -> None:
         f"{100 * best.average_accuracy:.1f} % on average over {best.config['tasks']} "
         f"tasks, {100 * best.accuracy_matrix[-1, 0]:.1f} % on task 0, which is "
         f"{100 * benchmarks.retention(best.accuracy_matrix):.1f} % of what it was\n"
-        f"again:   keras-psp run {_command(kind(**best.config))}\n"
+        f"again:   {describe_command(best.experiment, best.config, [best.seed])}\n"
         f"report:  keras-psp report {shlex.quote(str(output))}"
     )
 
@@ -214,19 +262,8 @@ def _read(name: str, text: str, type: Any) -> Any:
         ) from error
 
 
-def _command(config: Config) -> str:
-    """Returns the arguments of `keras-psp run` that give a config."""
-    words = [config.experiment]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value != field.default:
-            words.append("--" + field.name.replace("_", "-"))
-            words += [] if value is True else [str(value)]
-    return shlex.join(words)
-
-
 def _report(args: argparse.Namespace) -> None:
-    found = benchmarks.report(args.runs, output=args.output)
+    found = benchmarks.report(args.runs, output=args.output, paper=args.paper)
     console = _console()
     for title, rows in found.tables.items():
         table = Table(title=title, title_justify="left")

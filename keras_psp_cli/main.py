@@ -1,12 +1,16 @@
 """Reads the command line, chooses the backend, and calls a command."""
 
+import argparse
+import importlib.metadata
 import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from keras_psp_cli.parser import BACKENDS
 from keras_psp_cli.parser import COMMANDS
+from keras_psp_cli.parser import ENTRY_POINTS
 from keras_psp_cli.parser import build_parser
 from keras_psp_cli.parser import check_name
 from keras_psp_cli.parser import read_options
@@ -24,17 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # Errors that stop it are told.
-    parser = build_parser(read_options())
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
-        argcomplete.autocomplete(parser)  # Ends the process.
+        argcomplete.autocomplete(build_parser(read_options()))  # Ends the process.
     if not argv:
-        parser.print_help()
+        build_parser(read_options()).print_help()
         return 0
     try:
-        _check_words(argv)
-        args = parser.parse_args(argv)
+        options = _find_options(argv)
+        _check_words(argv, options)
+        args = build_parser(options).parse_args(argv)
         _choose_backend(args.backend, argv)
         from keras_psp import cli
 
@@ -52,13 +56,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check_words(argv: list[str]) -> None:
+def _find_options(argv: list[str]) -> dict[str, Any]:
+    """Returns the options that are built in; with your own parts, those of all."""
+    if argv[0] not in ("run", "tune", "list"):
+        return read_options()
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--parts", action="append", default=[])
+    early.add_argument("--backend")
+    found, _ = early.parse_known_args(argv)
+    if (
+        "keras_psp.benchmarks" not in sys.modules
+        and not found.parts
+        and not importlib.metadata.entry_points(group=ENTRY_POINTS)
+    ):
+        return read_options()
+    if found.backend in BACKENDS:  # What is none is told later.
+        _choose_backend(found.backend, argv)
+    from keras_psp import cli
+
+    cli.load_parts(found.parts)
+    return cli.describe_options()
+
+
+def _check_words(argv: list[str], options: dict[str, Any]) -> None:
     # argparse's own message does not say which known word is the nearest.
     words = [word for word in argv[:2] if not word.startswith("-")]
     if words:
         check_name("command", words[0], COMMANDS)
     if len(words) == 2 and words[0] in ("run", "tune"):
-        check_name("experiment", words[1], read_options()["experiments"])
+        check_name("experiment", words[1], options["experiments"])
 
 
 def _choose_backend(backend: str | None, argv: list[str]) -> None:

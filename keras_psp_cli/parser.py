@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 BACKENDS = ("jax", "tensorflow", "torch")
+ENTRY_POINTS = "keras_psp.benchmarks"  # Modules of packages that register parts.
 OPTIONS = Path(__file__).with_name("options.json")
 
 DESCRIPTION = """\
@@ -60,7 +61,7 @@ def build_parser(options: dict[str, Any]) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=options["version"])
-    parser.set_defaults(backend=None)
+    parser.set_defaults(backend=None, parts=[], seeds=None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (add_arguments, help) in COMMANDS.items():
         command = commands.add_parser(name, help=help, description=help)
@@ -105,6 +106,7 @@ def _add_run(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
         help="run the suite on this Ray cluster (default: on this machine)",
     )
     _add_run_options(parser, "folder for the runs (default: runs/NAME)")
+    _add_seeds(parser)
     experiments = parser.add_subparsers(metavar="EXPERIMENT")
     for name, spec in options["experiments"].items():
         experiment = _add_experiment(experiments, name, spec)
@@ -114,6 +116,7 @@ def _add_run(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
             experiment,
             "folder for result.json (default: a folder in runs/ named after the run)",
         )
+        _add_seeds(experiment)
         experiment.add_argument(
             "--overwrite",
             action="store_true",
@@ -151,6 +154,39 @@ def _add_run_options(parser: argparse.ArgumentParser, output: str) -> None:
         help="Keras' backend; the environment variable KERAS_BACKEND sets it too",
     )
     parser.add_argument("--output", type=Path, default=argparse.SUPPRESS, help=output)
+    _add_parts(parser)
+
+
+def _add_seeds(parser: Any) -> None:
+    parser.add_argument(
+        "--seeds",
+        type=_read_seeds,
+        default=argparse.SUPPRESS,
+        metavar="INT,INT,...",
+        help="run with each of these seeds, or, given one number, with so many; "
+        "except where there is the result",
+    )
+
+
+def _read_seeds(text: str) -> list[int]:
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words) or len({*words}) < len(words):
+        raise argparse.ArgumentTypeError(
+            f"seeds must be a number, or different numbers as in 0,1,2: {text!r}"
+        )
+    if len(words) == 1 and int(text) < 1:
+        raise argparse.ArgumentTypeError(f"there must be a seed: {text!r}")
+    return [int(x) for x in words] if len(words) > 1 else [*range(int(text))]
+
+
+def _add_parts(parser: Any) -> None:
+    parser.add_argument(
+        "--parts",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="FILE.py",
+        help="a Python file that registers parts of your own; may be repeated",
+    )
 
 
 def _add_option(parser: Any, option: dict[str, Any]) -> None:
@@ -232,6 +268,11 @@ def _add_report(parser: argparse.ArgumentParser, options: dict[str, Any]) -> Non
         type=Path,
         help="folder for the report (default: the innermost one that holds all runs)",
     )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="write plots as PDF and SVG, and tables in LaTeX, too",
+    )
 
 
 def _add_export(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
@@ -275,7 +316,7 @@ def _add_export(parser: argparse.ArgumentParser, options: dict[str, Any]) -> Non
 
 
 def _add_list(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
-    pass
+    _add_parts(parser)
 
 
 COMMANDS = {

@@ -1,5 +1,6 @@
 import itertools
 import os
+import sys
 from pathlib import Path
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -60,6 +61,22 @@ def _seed():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def built_in_parts():
+    """Removes what a test registers for the benchmark."""
+    from keras_psp.benchmarks import _parts
+    from keras_psp.benchmarks import register
+
+    module = sys.modules[register.__module__]
+    tables = [*module._TABLES.values(), _parts._added]
+    before = [dict(table) for table in tables]
+    yield
+    for table, content in zip(tables, before, strict=True):
+        table.clear()
+        table.update(content)
+    module._loaded.clear()
 
 
 def pytest_report_header():

@@ -89,6 +89,34 @@ def test_a_suite_resumes(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.once
+def test_seeds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*RUN, "--seeds", "2", "--output", "out"]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 2\n" in out
+    assert re.search(r"\n\d+\.\d ± \d+\.\d % on average over 2 seeds\n", out)
+    name = f"permuted-digits-binary-tasks-2-steps-6-units-8-{BACKEND}"
+    other = name.replace("steps-6-", "steps-6-seed-1-")
+    assert {*os.listdir("out")} == {name, other}
+    # What is there is kept, and more seeds are added.
+    before = (tmp_path / "out" / name / "result.json").read_bytes()
+    assert cli.main([*RUN, "--seeds", "0,5", "--output", "out"]) == 0
+    assert (tmp_path / "out" / name / "result.json").read_bytes() == before
+    assert len(os.listdir("out")) == 3
+    assert cli.main(["report", "out", "--paper"]) == 0
+    out = capsys.readouterr().out
+    assert f"written: {tmp_path / 'out' / 'report.tex'}" in out
+    # The command under the figures makes the same runs.
+    commands = (tmp_path / "out" / "report.md").read_text()
+    command = re.search("<pre>keras-psp (run .*)", commands)[1]
+    assert cli.main(shlex.split(command)) == 0
+    made = tmp_path / "runs" / "permuted-digits"
+    assert {path.name for path in made.iterdir()} == {
+        path.name for path in (tmp_path / "out").iterdir() if path.is_dir()
+    }
+
+
+@pytest.mark.once
 def test_a_run_resumes(tmp_path, capsys):
     arguments = [*RUN, "--output", str(tmp_path / "run")]
     assert cli.main(arguments) == 0
@@ -133,6 +161,11 @@ def test_folder_is_overwritten_when_asked(tmp_path, capsys):
         ([*RUN, "--joint", "--separate"], "separate and joint"),
         ([*RUN, "--consolidation", "ewk"], "Did you mean 'ewc'"),
         ([*RUN, "--strength", "-1"], "strength=-1.0"),
+        ([*RUN, "--seeds", "0,0"], "different numbers"),
+        ([*RUN, "--seeds", "-3"], "0,1,2"),
+        ([*RUN, "--seeds", "0"], "must be a seed"),
+        ([*RUN, "--seeds", "2", "--seed", "3"], "--seed or --seeds"),
+        ([*RUN, "--parts", "none.py"], "none.py"),
         ([*RUN, "--task", "3"], "Did you mean '--tasks'"),
         ([*RUN, "--unit", "3"], "Did you mean '--units'"),
     ],

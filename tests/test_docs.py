@@ -34,6 +34,7 @@ BLOCKS = {
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("built_in_parts")
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name):
     module = importlib.import_module(name)
@@ -60,6 +61,7 @@ def test_public_names_have_examples():
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("built_in_parts")
 @pytest.mark.parametrize("number", range(len(BLOCKS["python"])))
 def test_readme_program(number, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

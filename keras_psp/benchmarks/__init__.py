@@ -6,9 +6,11 @@ the plots and rich for the command line: `pip install "keras-psp[bench]"`.
 
 from keras_psp.benchmarks._tables import describe_system
 from keras_psp.benchmarks.config import Config
+from keras_psp.benchmarks.config import option
 from keras_psp.benchmarks.fresh_start import FreshStart
 from keras_psp.benchmarks.incremental_config import IncrementalConfig
 from keras_psp.benchmarks.permuted_config import PermutedConfig
+from keras_psp.benchmarks.register import register
 from keras_psp.benchmarks.report import Report
 from keras_psp.benchmarks.report import report
 from keras_psp.benchmarks.result import RunResult
@@ -52,6 +54,8 @@ __all__ = [
     "forgetting",
     "forward_transfer",
     "learning_accuracy",
+    "option",
+    "register",
     "report",
     "retention",
     "run",

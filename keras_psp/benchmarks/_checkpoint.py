@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.matrix = matrix
         self.visits, self.seconds = 0, 0.0
         self._run = describe(config)
+        self._fields = dataclasses.fields(config)
         self._start = time.perf_counter()
         self._progress: dict[str, Any] = {}
         if resume and has_checkpoint(folder):
@@ -145,7 +147,7 @@ class Checkpoint(keras.callbacks.Callback):
                 raise TypeError(f"config={progress['config']!r}")
         except (AttributeError, RecursionError, TypeError, ValueError) as error:
             raise _damaged(path, error) from error
-        check_same_run(path, progress, self._run)
+        check_same_run(path, progress, self._run, self._fields)
         if progress["visits"] == 0:
             return progress
         if not _WEIGHTS.fullmatch(str(progress["weights"])):
@@ -187,12 +189,23 @@ def describe(config: Config) -> dict[str, Any]:
     }
 
 
-def check_same_run(path: Path, found: dict, wanted: dict) -> None:
-    """Raises a `ValueError` that names the fields in which two runs differ."""
+def check_same_run(
+    path: Path, found: dict, wanted: dict, fields: Iterable[dataclasses.Field]
+) -> None:
+    """Raises a `ValueError` that names the fields in which two runs differ.
+
+    Args:
+        path: The file of the run that was found.
+        found: What `describe()` has said of it.
+        wanted: What `describe()` says of the other.
+        fields: The config's fields. Those that an earlier release did not have yet had
+            their defaults.
+    """
     there, here = (
         {**run["config"], "experiment": run["experiment"], "backend": run["backend"]}
         for run in (found, wanted)
     )
+    there = {**{field.name: field.default for field in fields}, **there}
     differing = [
         f"{name}={there.get(name)!r} there and {name}={here.get(name)!r} here"
         for name in {**there, **here}

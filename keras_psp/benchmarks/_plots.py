@@ -3,10 +3,12 @@
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from keras_psp._core.figures import COLORS
+from keras_psp._core.figures import draw_matrix
 from keras_psp._core.figures import line_style
 from keras_psp._core.figures import new_figure
 from keras_psp.benchmarks._tables import SIZES
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MARKERS = "osD^v<>PX*"
+
 
 def draw(group: Group) -> dict[str, "Figure"]:
     """Returns the figures that a group has the runs for, by name.
@@ -25,7 +29,7 @@ def draw(group: Group) -> dict[str, "Figure"]:
     `sizes` if a system has been run in more than one size.
     """
     figures = {
-        "retention": _plot_retention(group.entries),
+        "retention": plot_retention(group.entries),
         "matrices": _plot_matrices(group.entries),
     }
     measured = [e for e in group.entries if e.results[0].memory["weights"]]
@@ -37,29 +41,47 @@ def draw(group: Group) -> dict[str, "Figure"]:
     return figures
 
 
-def _plot_retention(entries: Sequence[Entry]) -> "Figure":
+def plot_retention(entries: Sequence[Entry]) -> "Figure":
     figure = new_figure(10, 4.5 + 0.12 * len(entries))
     axes = figure.subplots(1, 2, sharey=True)
+    visits, tasks = entries[0].matrix.shape
     for i, entry in enumerate(entries):
-        matrix = 100 * entry.matrix
+        matrices = [100 * result.accuracy_matrix for result in entry.results]
+        # Lines of equal height lie beside one another where there is room.
+        shift = 0.3 * ((i + 0.5) / len(entries) - 0.5) if visits <= 20 else 0
+        visited = np.arange(1, visits + 1) + shift
         style = {
             **line_style(i),
-            "marker": "o" if len(matrix) <= 20 else None,
+            "marker": MARKERS[i % len(MARKERS)],
             "markersize": 4,
+            "markevery": 1 if visits <= 20 else (i % 5, visits // 10),
             "label": _literal(entry.name),
         }
-        trained = np.arange(1, len(matrix) + 1)
-        axes[0].plot(trained, matrix[:, 0], **style)
-        axes[1].plot(trained, np.nanmean(matrix, axis=1), **style)
-    label = "tasks trained" if len(matrix) == matrix.shape[1] else "visits to tasks"
+        _plot_band(axes[0], visited, [matrix[:, 0] for matrix in matrices], style)
+        means = [np.nanmean(matrix, axis=1) for matrix in matrices]
+        _plot_band(axes[1], visited, means, style)
+    label = "tasks trained" if visits == tasks else "visits to tasks"
     axes[0].set(title="Task 0", xlabel=label, ylabel="test accuracy (%)")
     axes[1].set(title="Mean of the tasks seen so far", xlabel=label)
+    lowest = min(100 * np.nanmin(entry.matrix) for entry in entries)
     for axis in axes:
-        axis.set_ylim(0, 101)
+        axis.set_ylim(max(0, 10 * ((lowest - 3) // 10)), 101)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     _add_legend(figure, axes[0])
     return figure
+
+
+def _plot_band(
+    axis: "Axes", x: np.ndarray, curves: Sequence[np.ndarray], style: dict[str, Any]
+) -> None:
+    """Draws the mean of curves, and a standard deviation around it."""
+    mean = np.mean(curves, axis=0)
+    axis.plot(x, mean, **style)
+    if len(curves) > 1:
+        deviation = np.std(curves, axis=0, ddof=1)
+        low, high = mean - deviation, mean + deviation
+        axis.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _plot_matrices(entries: Sequence[Entry]) -> "Figure":
@@ -71,20 +93,8 @@ def _plot_matrices(entries: Sequence[Entry]) -> "Figure":
         axis.set_visible(False)
     axes = axes[: len(entries)]
     for axis, entry in zip(axes, entries, strict=True):
-        matrix = 100 * entry.matrix
-        trained = "task" if len(matrix) == matrix.shape[1] else "visit"
-        # cividis looks the same to people who are colour-blind.
-        image = axis.imshow(matrix, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+        image = draw_matrix(axis, 100 * entry.matrix)
         axis.set_title(textwrap.fill(_literal(entry.name), 36), fontsize=10)
-        axis.set(xlabel="accuracy on task", ylabel=f"after training {trained}")
-        for locator in (axis.xaxis, axis.yaxis):
-            locator.get_major_locator().set_params(integer=True)
-        if len(matrix) > 12:
-            continue  # Numbers would be too small to read.
-        for i, j in np.argwhere(~np.isnan(matrix)):
-            color = "white" if matrix[i, j] < 50 else "black"
-            text = f"{matrix[i, j]:.0f}"
-            axis.text(j, i, text, ha="center", va="center", color=color, fontsize=7)
     figure.colorbar(image, ax=axes.tolist(), label="test accuracy (%)", shrink=0.8)
     return figure
 
@@ -95,18 +105,22 @@ def _plot_memory(entries: Sequence[Entry]) -> "Figure":
     from matplotlib.ticker import LogLocator
 
     axis = figure.subplots()
-    markers = "osD^v<>PX*"
-    for i, entry in enumerate(entries):
-        axis.plot(
-            entry.results[0].memory["weights"] / 1e6,
+    sizes = [entry.results[0].memory["weights"] / 1e6 for entry in entries]
+    for i, (size, entry) in enumerate(zip(sizes, entries, strict=True)):
+        axis.errorbar(
+            size,
             100 * entry.mean("average_accuracy"),
-            marker=markers[i % len(markers)],
+            yerr=100 * entry.deviation,
+            marker=MARKERS[i % len(MARKERS)],
             color=COLORS[i % len(COLORS)],
             linestyle="",
             markersize=8,
+            capsize=3,
             label=_literal(entry.name),
         )
     axis.set_xscale("log")
+    # Sizes that hardly differ are not to look as if they did.
+    axis.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter("")
@@ -144,7 +158,9 @@ def _plot_sizes(field: str, lines: dict[str, dict[float, Entry]]) -> "Figure":
     for i, (name, line) in enumerate(lines.items()):
         sizes = sorted(line)
         averages = [100 * line[size].mean("average_accuracy") for size in sizes]
-        axis.plot(sizes, averages, marker="o", label=_literal(name), **line_style(i))
+        errors = [100 * line[size].deviation for size in sizes]
+        style = {"marker": MARKERS[i % len(MARKERS)], "capsize": 3, **line_style(i)}
+        axis.errorbar(sizes, averages, yerr=errors, label=_literal(name), **style)
     sizes = sorted({size for line in lines.values() for size in line})
     if sizes[0] > 0:
         axis.set_xscale("log", base=2)

@@ -2,13 +2,16 @@
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from keras_psp.benchmarks.result import RunResult
+from keras_psp.benchmarks.suites import EXPERIMENTS
 
 UNKNOWN = "—"
 # The fields that define a system. Sizes and training options are named only where they
@@ -16,6 +19,7 @@ UNKNOWN = "—"
 SYSTEM = (
     *("context", "learnable", "complex_valued", "assignment", "context_over"),
     *("head", "norm", "rank", "separate", "joint", "consolidation", "strength"),
+    *("model", "training"),
 )
 SIZES = ("units", "depth", "width")
 TOLD = (*SIZES, "optimizer", "learning_rate", "task_learning_rate", "schedule")
@@ -60,6 +64,20 @@ class Entry:
         """The mean of the accuracy matrices."""
         return np.mean([result.accuracy_matrix for result in self.results], axis=0)
 
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the average accuracy, 0 for one run."""
+        values = self._values("average_accuracy")
+        return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+    @property
+    def command(self) -> str:
+        """The command that makes these runs, without the folder for them."""
+        first = self.results[0]
+        seeds = sorted(result.seed for result in self.results)
+        command = describe_command(first.experiment, first.config, seeds)
+        return f"{command} --backend {first.backend}"
+
     def mean(self, metric: str) -> float:
         """The mean of one of the runs' metrics, NaN where it is not known."""
         return float(np.mean(self._values(metric)))
@@ -99,6 +117,11 @@ class Group:
             best["average %"] = f"**{best['average %']}**"
         return rows
 
+    def commands(self) -> list[str]:
+        """The commands that make the runs and the report again."""
+        made = [f"{entry.command} --output runs/{self.slug}" for entry in self.entries]
+        return [*made, f"keras-psp report runs/{self.slug}"]
+
 
 def describe_system(result: RunResult) -> str:
     """Returns the name of a run's system in words.
@@ -129,6 +152,10 @@ def describe_system(result: RunResult) -> str:
         parts.append(f"{config['norm']} norms")
     if config["rank"]:
         parts.append(f"rank {config['rank']} for each task")
+    if config["model"] not in (None, "mlp", "resnet18"):
+        parts.append(config["model"])
+    if config["training"] not in (None, "fit"):
+        parts.append(f"trained by {config['training']}")
     if config["separate"]:
         parts.append("a network for each task")
     if config["joint"]:
@@ -139,6 +166,29 @@ def describe_system(result: RunResult) -> str:
         strength = f" ({config['strength']:g})" if config["strength"] else ""
         name += f" + {CONSOLIDATION_NAMES.get(consolidation, consolidation)}{strength}"
     return name
+
+
+def describe_command(
+    experiment: str, config: dict[str, Any], seeds: Sequence[int]
+) -> str:
+    """Returns the command that makes runs of a config with these seeds.
+
+    It names the options that differ from the experiment's defaults. Those of an
+    experiment of your own, which is not registered, are all named.
+    """
+    words = ["keras-psp", "run", experiment]
+    known = EXPERIMENTS.get(experiment)
+    defaults = {} if known is None else {f.name: f.default for f in fields(known)}
+    for name, value in config.items():
+        if name == "seed" or value == defaults.get(name) or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        words += [] if value is True else [str(value)]
+    if len(seeds) > 1:
+        words += ["--seeds", ",".join(map(str, seeds))]
+    elif seeds != [0]:
+        words += ["--seed", str(seeds[0])]
+    return shlex.join(words)
 
 
 def group(runs: Sequence[tuple[PathLike, RunResult]], published: dict) -> list[Group]:

@@ -1,10 +1,12 @@
 """The base of all experiments' configs: their common fields, and the optimizer."""
 
 import dataclasses
+from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
 from typing import ClassVar
 from typing import Self
+from typing import get_type_hints
 
 import keras
 
@@ -12,11 +14,13 @@ from keras_psp import contexts
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.checks import check_number
+from keras_psp.benchmarks._parts import PARTS
+from keras_psp.benchmarks._parts import TRAININGS
+from keras_psp.benchmarks._parts import find_name
 from keras_psp.benchmarks.protocols import NONE
 from keras_psp.benchmarks.protocols import PROTOCOLS
 from keras_psp.benchmarks.protocols import RECIPES
 from keras_psp.consolidation import EWC
-from keras_psp.consolidation import Consolidation
 from keras_psp.consolidation import CosineEachTask
 from keras_psp.consolidation import Freeze
 from keras_psp.consolidation import Gram
@@ -33,8 +37,8 @@ OPTIMIZERS = sorted(
     and name not in ("Optimizer", "LossScaleOptimizer", "MultiOptimizer")
 )
 SCHEDULES = ("constant", "cosine")
-# The class that wraps the optimizer, and its options, by name.
-CONSOLIDATIONS: dict[str, tuple[type[Consolidation], dict[str, Any]] | None] = {
+# What wraps the optimizer, and its options, by name.
+CONSOLIDATIONS: dict[str, tuple[Callable, dict[str, Any]] | None] = {
     "none": None,
     "ewc": (EWC, {}),
     "per_task_ewc": (EWC, {"decay": None}),
@@ -43,6 +47,7 @@ CONSOLIDATIONS: dict[str, tuple[type[Consolidation], dict[str, Any]] | None] = {
     "si": (SynapticIntelligence, {}),
     "freeze": (Freeze, {}),
 }
+PARTS["consolidation"] = CONSOLIDATIONS
 
 
 # How many times as fast parts of low rank learn as the weights that tasks share.
@@ -56,6 +61,17 @@ def option(default: Any, help: str, names: Iterable[str] | None = None) -> Any:
         default: Default value of the option.
         help: Text for `--help`.
         names: The values that the option may have, if it is a name.
+
+    Example:
+
+    >>> import dataclasses
+    >>> from keras_psp import benchmarks
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Noisy(benchmarks.PermutedConfig):
+    ...     experiment = "noisy"
+    ...     noise: float = benchmarks.option(0.1, "deviation of the noise")
+    >>> Noisy(noise=0.2).name
+    'noisy-digits-binary-noise-0.2'
     """
     return dataclasses.field(default=default, metadata={"help": help, "names": names})
 
@@ -64,9 +80,14 @@ def option(default: Any, help: str, names: Iterable[str] | None = None) -> Any:
 class Config:
     """Everything that one run depends on; each field is an option of `keras-psp run`.
 
-    To run a model, an optimizer or a consolidation of your own, subclass a config and
-    override `build_tasks()`, `build_model()` or `build_optimizer()`. Give the subclass
-    a name of its own as `experiment`, so that its results are told apart in reports.
+    `source`, `context`, `consolidation`, `training` and `model` take a part of your
+    own: its name, if you have registered it with `register()`, or the object itself,
+    which is then registered under its `__name__`.
+
+    For a task sequence, or more options, of your own, subclass a config, override
+    `build_tasks()`, `build_model()` or `build_optimizer()`, and declare each option
+    with `option()`. Give the subclass a name of its own as `experiment`, so that its
+    results are told apart in reports.
 
     `recipe` and `protocol` name settings of several fields. Fields that are given win
     over a recipe's. They must not contradict what a protocol fixes.
@@ -103,7 +124,7 @@ class Config:
     context: str = option(
         "binary",
         "family of contexts; identity is the standard network",
-        tuple(contexts.FAMILIES),
+        contexts.FAMILIES,
     )
     learnable: bool = option(False, "train the contexts too, as the authors' code does")
     separate: bool = option(False, "upper bound: one network per task")
@@ -119,6 +140,7 @@ class Config:
         "how many times as fast the weights of a task's own are trained; 0 means "
         f"{TASK_LEARNING_RATE:g} with rank, and no difference without",
     )
+    training: str = option("fit", "how the network is trained", TRAININGS)
     strength: float = option(
         0.0, "weight of the consolidation's penalty; 0 means the method's default"
     )
@@ -152,19 +174,23 @@ class Config:
 
     def __post_init__(self) -> None:
         self._take_named_settings()
+        types = get_type_hints(type(self))  # Which are strings in some modules.
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name in PARTS and not isinstance(value, str):
+                value = find_name(field.name, value)
+                object.__setattr__(self, field.name, value)
             if field.metadata["names"]:
                 check_name(field.name, value, field.metadata["names"])
-            elif field.type is int:
+            elif types[field.name] is int:
                 least = 0 if field.name in ("seed", "depth", "rank") else 1
                 check_integer(field.name, value, least)
-            elif field.type is str:
+            elif types[field.name] is str:
                 if not isinstance(value, str):
                     raise TypeError(
                         f"`{field.name}` must be a string. Received: {value!r}"
                     )
-            elif field.type is float:
+            elif types[field.name] is float:
                 check_number(field.name, value)
             elif not isinstance(value, bool):
                 raise TypeError(

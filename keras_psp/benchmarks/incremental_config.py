@@ -1,9 +1,11 @@
 """The config of the incremental experiment."""
 
 import dataclasses
+from collections import ChainMap
 from typing import Any
 from typing import ClassVar
 
+from keras_psp.benchmarks._parts import MODELS
 from keras_psp.benchmarks.config import OPTIMIZERS
 from keras_psp.benchmarks.config import Config
 from keras_psp.benchmarks.config import option
@@ -45,14 +47,18 @@ class IncrementalConfig(Config):
     source: str = option(
         "cifar10+cifar100",
         "the images; of several sources, one follows the other",
-        ("cifar10+cifar100", *SOURCES),
+        ChainMap[str, Any]({"cifar10+cifar100": None}, SOURCES),
     )
     tasks: int = option(5, "number of tasks, which are learned one after the other")
     optimizer: str = option("adam", "a Keras optimizer", tuple(OPTIMIZERS))
     learning_rate: float = option(1e-3, "learning rate of the optimizer")
     classes_per_task: int = option(10, "number of classes per task")
     augment: bool = option(False, "flip and shift training images at random")
-    model: str = option("resnet18", "the network", ("resnet18", "mlp"))
+    model: str = option(
+        "resnet18",
+        "the network",
+        ChainMap[str, Any]({"resnet18": resnet18, "mlp": mlp}, MODELS),
+    )
     width: float = option(
         1.0,
         "width of the network; 1 means 64 filters at first in a ResNet18, and two "
@@ -77,6 +83,8 @@ class IncrementalConfig(Config):
 
     def build_model(self, tasks: TaskSequence) -> TaskModel:
         """Returns the model that learns them, not yet compiled."""
+        if self.model in MODELS:
+            return MODELS[self.model](tasks, self)
         options: dict[str, Any] = {
             "context": self.context,
             "learnable": self.learnable,

@@ -1,8 +1,11 @@
 """The config of the permuting experiment."""
 
 import dataclasses
+from collections import ChainMap
+from typing import Any
 from typing import ClassVar
 
+from keras_psp.benchmarks._parts import MODELS
 from keras_psp.benchmarks.config import Config
 from keras_psp.benchmarks.config import option
 from keras_psp.datasets import SOURCES
@@ -37,6 +40,7 @@ class PermutedConfig(Config):
     protocols: ClassVar[tuple[str, ...]] = ("gpm", "ritter", "dendrites")
 
     source: str = option("digits", "the images", SOURCES)
+    model: str = option("mlp", "the network", ChainMap[str, Any]({"mlp": mlp}, MODELS))
     units: int = option(256, "width of the hidden layers")
     depth: int = option(3, "number of hidden layers")
     head: str = option("superposed", "last layer of the network", HEADS)
@@ -50,6 +54,8 @@ class PermutedConfig(Config):
 
     def build_model(self, tasks: TaskSequence) -> TaskModel:
         """Returns the model that learns them, not yet compiled."""
+        if self.model in MODELS:
+            return MODELS[self.model](tasks, self)
         return mlp(
             tasks.image_shape,
             tasks.num_classes,

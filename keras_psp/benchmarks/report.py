@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from keras_psp._core.checks import check_list
+from keras_psp._core.figures import save
 from keras_psp._core.files import open_atomically
+from keras_psp._core.table import html_table
+from keras_psp._core.table import to_pandas
+from keras_psp.benchmarks._latex import write_latex
 from keras_psp.benchmarks._plots import draw
 from keras_psp.benchmarks._tables import describe_system
 from keras_psp.benchmarks._tables import group
@@ -56,15 +60,34 @@ class Report:
         paths: The files: `report.html`, a page with everything in it, `report.md`,
             `runs.csv`, and the plots.
         left_out: For each run that is left out, the reason.
+        runs: A dictionary for each run: the config, the metrics and times, as numbers.
     """
 
     tables: dict[str, list[dict[str, str]]]
     paths: list[Path]
     left_out: list[str]
+    runs: list[dict[str, Any]]
+
+    def to_pandas(self) -> Any:
+        """Returns a `pandas.DataFrame` of the runs, one a row.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        return to_pandas(self.runs)
+
+    def _repr_html_(self) -> str:
+        """Returns what a notebook shows."""
+        return "".join(
+            f"<h4>{html.escape(title)}</h4>{html_table(rows)}"
+            for title, rows in self.tables.items()
+        )
 
 
 def report(
-    runs: Iterable[str | os.PathLike], output: str | os.PathLike | None = None
+    runs: Iterable[str | os.PathLike],
+    output: str | os.PathLike | None = None,
+    paper: bool = False,
 ) -> Report:
     """Writes tables and plots of runs; runs with equal settings share a table.
 
@@ -74,6 +97,8 @@ def report(
         runs: Folders of runs, folders that hold such folders, or `result.json` files.
         output: Folder to write to. Defaults to the innermost folder that holds all of
             `runs`.
+        paper: Boolean, whether to write what a paper needs, too: each plot as PDF and
+            SVG, and the tables in LaTeX, for the package booktabs.
 
     Returns:
         A `Report`. It leaves out runs whose result is missing, cannot be read, or is
@@ -120,12 +145,12 @@ def report(
     output = Path(os.path.commonpath(given)) if output is None else Path(output)
     output.mkdir(parents=True, exist_ok=True)
 
-    pictures = {}
+    pictures, vectors = {}, {}
     for one in groups:
         for name, figure in draw(one).items():
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=110)
-            pictures[one.slug, name] = buffer.getvalue()
+            pictures[one.slug, name] = save(figure, "png")
+            for kind in ("pdf", "svg") if paper else ():
+                vectors[f"{one.slug}-{name}.{kind}"] = save(figure, kind)
     names = {folder: _name(folder, output) for folder, _ in loaded}
     sections = _searches(loaded, output, left_out)
     sections += [
@@ -133,6 +158,7 @@ def report(
             "title": one.title,
             "note": one.note,
             "rows": one.rows(),
+            "commands": one.commands(),
             "pictures": [
                 (CAPTIONS[name], f"{slug}-{name}.png", data)
                 for (slug, name), data in pictures.items()
@@ -142,17 +168,21 @@ def report(
         for one in groups
     ]
     described = [(names[folder], _describe_run(result)) for folder, result in loaded]
+    lines = [_line(names[folder], result) for folder, result in loaded]
     files = {
         "report.html": _encode(_page(sections, described, left_out)),
         "report.md": _encode(_markdown(sections, described, left_out)),
-        "runs.csv": _encode(_csv((names[folder], one) for folder, one in loaded)),
+        "runs.csv": _encode(_csv(lines)),
         **{name: data for section in sections for _, name, data in section["pictures"]},
+        **vectors,
     }
+    if paper:
+        files["report.tex"] = _encode(write_latex(sections))
     for name, content in files.items():
         with open_atomically(output / name) as file:
             file.write(content)
     tables = {section["title"]: section["rows"] for section in sections}
-    return Report(tables, [output / name for name in files], left_out)
+    return Report(tables, [output / name for name in files], left_out, lines)
 
 
 def _find(path: Path) -> list[Path]:
@@ -190,6 +220,7 @@ def _searches(
                 "accuracy, which is therefore a little too high: measure it again with "
                 "another seed.",
                 "rows": search.rows(results),
+                "commands": [],
                 "pictures": [],
             }
         )
@@ -237,6 +268,17 @@ def _markdown(
         lines += [""]
         for caption, name, _ in section["pictures"]:
             lines += [f"![{caption}]({name})", ""]
+        if section["commands"]:
+            commands = "\n".join(map(_one_line, section["commands"]))
+            # As HTML, where Markdown's own characters are codes.
+            text = html.escape(commands, quote=False)
+            text = re.sub(r"[][*`$\\]", lambda found: f"&#{ord(found[0])};", text)
+            lines += [
+                "These commands repeat the figures:",
+                "",
+                f"<pre>{text}</pre>",
+                "",
+            ]
     lines += [LEGEND.replace("|", r"\|"), "", "## Runs", ""]
     lines += [f"- **{_escape(name)}**: {_escape(text)}" for name, text in described]
     lines += [f"- Left out: {_escape(reason)}" for reason in left_out]
@@ -279,24 +321,26 @@ def _page(
     )
 
 
-def _csv(runs: Iterable[tuple[str, RunResult]]) -> str:
-    """A line for each run, with all numbers as they are."""
-    lines = []
-    for name, result in runs:
-        line = {
-            "run": name,
-            "system": describe_system(result),
-            "experiment": result.experiment,
-            "backend": result.backend,
-            **result.config,
-            **result.metrics,
-            "task_0": result.accuracy_matrix[-1, 0],
-            "weights_bytes": result.memory["weights"],
-            "consolidation_bytes": result.memory["consolidation"],
-            "train_seconds": sum(result.timings["train_seconds"]),
-            "total_seconds": result.timings["total_seconds"],
-        }
-        lines.append({_cell(name): _cell(value) for name, value in line.items()})
+def _line(name: str, result: RunResult) -> dict[str, Any]:
+    """The config of a run, and its numbers as they are."""
+    return {
+        "run": name,
+        "system": describe_system(result),
+        "experiment": result.experiment,
+        "backend": result.backend,
+        **result.config,
+        **result.metrics,
+        "task_0": result.accuracy_matrix[-1, 0],
+        "weights_bytes": result.memory["weights"],
+        "consolidation_bytes": result.memory["consolidation"],
+        "train_seconds": sum(result.timings["train_seconds"]),
+        "total_seconds": result.timings["total_seconds"],
+    }
+
+
+def _csv(lines: list[dict[str, Any]]) -> str:
+    """A line for each run."""
+    lines = [{_cell(k): _cell(v) for k, v in line.items()} for line in lines]
     fields = list(dict.fromkeys(field for line in lines for field in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, lineterminator="\n")

@@ -4,22 +4,28 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 from typing import Any
 
 import numpy as np
 
 from keras_psp._core.files import open_atomically
+from keras_psp._core.table import Shown
+from keras_psp.evaluation.accuracy_matrix import matrix_rows
 from keras_psp.evaluation.metrics import METRICS
 from keras_psp.evaluation.metrics import average_accuracy
 from keras_psp.evaluation.metrics import forgetting
 from keras_psp.evaluation.metrics import forward_transfer
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FILE_NAME = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class RunResult:
-    """The result of one run.
+class RunResult(Shown):
+    """The result of one run; in a notebook, the accuracies after each task.
 
     Attributes:
         experiment: Name of the experiment.
@@ -64,6 +70,29 @@ class RunResult:
     def accuracy_matrix(self) -> np.ndarray:
         """The matrix as an array, NaN for the tasks not yet seen."""
         return np.array(self.matrix, dtype="float64")
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The matrix, a dictionary for each row: the visit, and accuracies by task."""
+        return matrix_rows(self.accuracy_matrix)
+
+    def plot(self, path: Any = None) -> "Figure":
+        """Draws the accuracy on task 0 and on the tasks seen so far.
+
+        Args:
+            path: Where to write the figure; its ending says how (`.png`, `.svg`).
+
+        Returns:
+            Matplotlib figure.
+        """
+        from keras_psp.benchmarks._plots import plot_retention
+        from keras_psp.benchmarks._tables import Entry
+        from keras_psp.benchmarks._tables import describe_system
+
+        figure = plot_retention([Entry(describe_system(self), [self])])
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -223,6 +252,7 @@ _DEVICE = {
 _CONFIG = {
     **dict.fromkeys(("source", "context", "head", "norm", "context_over"), _is_word),
     **dict.fromkeys(("assignment", "consolidation", "optimizer"), _is_word),
+    **dict.fromkeys(("model", "training"), _is_word),
     **dict.fromkeys(("learnable", "complex_valued", "separate", "joint"), _is_flag),
     **dict.fromkeys(("tasks", "steps", "cycles", "units"), _is_positive),
     **dict.fromkeys(("strength", "learning_rate", "width"), _is_amount),

@@ -1,5 +1,6 @@
 """A run: config -> `model.fit` over the stream of tasks -> result."""
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -22,6 +23,7 @@ from keras_psp.benchmarks._checkpoint import Checkpoint
 from keras_psp.benchmarks._checkpoint import check_same_run
 from keras_psp.benchmarks._checkpoint import describe
 from keras_psp.benchmarks._checkpoint import has_checkpoint
+from keras_psp.benchmarks._parts import TRAININGS
 from keras_psp.benchmarks.config import Config
 from keras_psp.benchmarks.fresh_start import FreshStart
 from keras_psp.benchmarks.result import FILE_NAME
@@ -129,7 +131,8 @@ def find_result(config: Config, output: str | os.PathLike) -> RunResult | None:
     if has_checkpoint(output) or not path.exists():
         return None
     result = RunResult.load(output)
-    check_same_run(path, vars(result), describe(config))
+    fields = dataclasses.fields(config)
+    check_same_run(path, vars(result), describe(config), fields)
     return result
 
 
@@ -171,7 +174,8 @@ def _run(
         callbacks.append(FreshStart())
     if checkpoint is not None:
         callbacks.append(checkpoint)
-    model.fit(
+    TRAININGS[config.training](
+        model,
         stream,
         initial_epoch=first,
         epochs=tasks.num_visits,

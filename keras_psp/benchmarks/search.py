@@ -13,6 +13,7 @@ from keras_psp._core.files import open_atomically
 from keras_psp.benchmarks._checkpoint import check_same_run
 from keras_psp.benchmarks._tables import format_bytes
 from keras_psp.benchmarks._tables import in_percent
+from keras_psp.benchmarks.config import Config
 from keras_psp.benchmarks.result import FILE_NAME as RESULT_NAME
 from keras_psp.benchmarks.result import RunResult
 from keras_psp.benchmarks.suites import EXPERIMENTS
@@ -86,7 +87,8 @@ class Search:
             del search["trials"]
             space = {f"choices of {k}": v for k, v in search.pop("space").items()}
             search["config"] |= {"tuner": search["tuner"], **space}
-        check_same_run(Path(folder) / FILE_NAME, found, wanted)
+        fields = dataclasses.fields(EXPERIMENTS.get(self.experiment, Config))
+        check_same_run(Path(folder) / FILE_NAME, found, wanted, fields)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Search":

@@ -9,6 +9,7 @@ import keras
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.checks import check_number
+from keras_psp._core.table import Shown
 from keras_psp._reading.task_layers import find_superposed_layers
 from keras_psp.contexts import Identity
 from keras_psp.diagnostics import _plots as plots
@@ -41,7 +42,7 @@ class LayerCapacity:
 
 
 @dataclass(frozen=True)
-class Capacity:
+class Capacity(Shown):
     """How many tasks a model has room for; as text, a table.
 
     Attributes:
@@ -57,6 +58,14 @@ class Capacity:
         """How many tasks the layer has room for that has least."""
         return min(layer.num_tasks(self.tolerance) for layer in self.layers)
 
+    @property
+    def rows(self):
+        """A dictionary for each layer: width M and how many tasks have room."""
+        return [
+            {"layer": x.name, "M": x.width, "tasks": x.num_tasks(self.tolerance)}
+            for x in self.layers
+        ]
+
     def plot(self, path=None):
         """Draws the number of tasks against the tolerance, for each width.
 
@@ -69,10 +78,7 @@ class Capacity:
         return plots.save(plots.draw_capacity(self), path)
 
     def __str__(self):
-        rows = [
-            (each.name, each.width, each.num_tasks(self.tolerance))
-            for each in self.layers
-        ]
+        rows = [tuple(row.values()) for row in self.rows]
         width = max(len(name) for name, *_ in rows)
         lines = [f"{'':{width}}       M   tasks"]
         lines += [f"{name:{width}}  {m:6}  {number:6}" for name, m, number in rows]

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_psp._core.checks import check_list
 from keras_psp._core.data import read_inputs
+from keras_psp._core.table import Shown
 from keras_psp._reading.counterparts import leaf_layers
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import read_model
@@ -50,13 +51,29 @@ class LayerInterference:
         return self.energies.sum(axis=1) - self.signal
 
     @property
+    def share(self):
+        """The interference as a share of the signal, means over the tasks."""
+        signal = float(self.signal.mean())
+        return float(self.interference.mean()) / signal if signal else 0.0
+
+    @property
+    def verdict(self):
+        """`"low"`, `"noticeable"` from 0.05 of the signal, or `"large"` from 0.5.
+
+        `diagnostics.capacity` says what such shares cost in accuracy.
+        """
+        return ("low", "noticeable", "large")[
+            (self.share >= 0.05) + (self.share >= 0.5)
+        ]
+
+    @property
     def predicted(self):
         """The interference of random orthogonal contexts, `(K - 1) / M`."""
         return (len(self.energies) - 1) / self.width
 
 
 @dataclass(frozen=True, eq=False)
-class Interference:
+class Interference(Shown):
     """What the tasks of a model read of one another; as text, a table of the layers.
 
     Attributes:
@@ -64,6 +81,27 @@ class Interference:
     """
 
     layers: tuple
+
+    @property
+    def rows(self):
+        """A dictionary for each layer: means over the tasks, and the prediction."""
+        return [
+            {
+                "layer": layer.name,
+                "M": layer.width,
+                "signal": float(layer.signal.mean()),
+                "interference": float(layer.interference.mean()),
+                "(K-1)/M": layer.predicted,
+                "verdict": layer.verdict,
+            }
+            for layer in self.layers
+        ]
+
+    @property
+    def verdict(self):
+        """What the layer with most interference, for its signal, makes of the tasks."""
+        worst = max(self.layers, key=lambda layer: layer.share)
+        return f"{worst.verdict}: {worst.name} reads {worst.share:.2g} of its signal"
 
     def plot(self, path=None):
         """Draws the energies of each layer, beside the prediction.
@@ -78,10 +116,10 @@ class Interference:
 
     def __str__(self):
         width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{'':{width}}       M     signal  interference  (K-1)/M"]
+        lines = [f"{'':{width}}       M     signal  interference  (K-1)/M  verdict"]
         lines += [
             f"{layer.name:{width}}  {layer.width:6}  {layer.signal.mean():9.2e}  "
-            f"{layer.interference.mean():12.2e}  {layer.predicted:.1e}"
+            f"{layer.interference.mean():12.2e}  {layer.predicted:.1e}  {layer.verdict}"
             for layer in self.layers
         ]
         return "\n".join(lines)

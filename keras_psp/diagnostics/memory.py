@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from keras_psp._core.memory import count_bytes
+from keras_psp._core.table import Shown
 from keras_psp._reading.task_layers import find_holders
 from keras_psp._reading.within import weights_of
 from keras_psp.diagnostics import _plots as plots
@@ -44,7 +45,7 @@ class LayerMemory:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Shown):
     """The bytes of a model's weights; as text, a table.
 
     Attributes:
@@ -75,6 +76,20 @@ class Memory:
         """How many times as much the K models take."""
         return self.separate / self.total
 
+    @property
+    def rows(self):
+        """A dictionary of bytes for each layer, and one for the model."""
+        rows = [(layer.name, layer) for layer in self.layers] + [("all", self)]
+        return [
+            {
+                "layer": name,
+                **row.parts,
+                "total": row.total,
+                f"{self.num_tasks} models": row.separate,
+            }
+            for name, row in rows
+        ]
+
     def plot(self, path=None):
         """Draws the parts of the model beside the K models, and layer by layer.
 
@@ -87,14 +102,12 @@ class Memory:
         return plots.save(plots.draw_memory(self), path)
 
     def __str__(self):
-        rows = [(layer.name, layer) for layer in self.layers] + [("all", self)]
-        width = max(len(name) for name, _ in rows)
-        titles = (*PARTS, "total", f"{self.num_tasks} models")
+        width = max(len(row["layer"]) for row in self.rows)
+        titles = list(self.rows[0])[1:]
         lines = [" " * width + "".join(f"  {title:>12}" for title in titles)]
-        for name, row in rows:
-            counts = (*row.parts.values(), row.total, row.separate)
-            counts = "".join(f"  {count:12,}" for count in counts)
-            lines.append(f"{name:{width}}{counts}")
+        for row in self.rows:
+            counts = "".join(f"  {row[title]:12,}" for title in titles)
+            lines.append(f"{row['layer']:{width}}{counts}")
         return "\n".join(lines)
 
 

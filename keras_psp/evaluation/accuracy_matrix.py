@@ -2,18 +2,24 @@
 
 import time
 from typing import TYPE_CHECKING
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_psp._core.figures import draw_matrix
+from keras_psp._core.figures import new_figure
+from keras_psp._core.table import Shown
 from keras_psp.evaluation.task_accuracy import TaskAccuracy
 from keras_psp.models import TaskModel
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from keras_psp.datasets import TaskSequence
 
 
-class AccuracyMatrix(keras.callbacks.Callback):
+class AccuracyMatrix(Shown, keras.callbacks.Callback):
     """Measures the accuracy on all tasks seen so far at the end of each task.
 
     For a `fit()` in which an epoch is a visit to a task. One pass over the test
@@ -100,6 +106,28 @@ class AccuracyMatrix(keras.callbacks.Callback):
         if logs is not None:
             logs["average_accuracy"] = float(row[:seen].mean())
 
+    @property
+    def rows(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """A dictionary for each visit so far: its number, and the accuracy by task."""
+        return matrix_rows(self.matrix[: len(self.test_seconds)])
+
+    def plot(self, path: Any = None) -> "Figure":
+        """Draws the matrix.
+
+        Args:
+            path: Where to write the figure; its ending says how (`.png`, `.svg`).
+
+        Returns:
+            Matplotlib figure.
+        """
+        figure = new_figure(5.5, 4.2)
+        axis = figure.subplots()
+        image = draw_matrix(axis, 100 * self.matrix)
+        figure.colorbar(image, ax=axis, label="test accuracy (%)")
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
     def state(self) -> dict[str, list]:
         """Returns what has been measured, for a JSON file; see `restore()`."""
         return {
@@ -128,6 +156,14 @@ class AccuracyMatrix(keras.callbacks.Callback):
         self.matrix, self.ahead = matrix, ahead
         self.train_seconds = [float(x) for x in state["train_seconds"]]
         self.test_seconds = [float(x) for x in state["test_seconds"]]
+
+
+def matrix_rows(matrix: np.ndarray) -> list[dict[str, Any]]:
+    """Returns an accuracy matrix as a dictionary for each row, to show as a table."""
+    return [
+        {"visit": i, **{f"task {j}": float(x) for j, x in enumerate(row)}}
+        for i, row in enumerate(matrix)
+    ]
 
 
 def to_lists(array: np.ndarray) -> list:

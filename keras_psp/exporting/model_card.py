@@ -8,7 +8,7 @@ import keras
 from keras_psp.exporting._card import describe
 from keras_psp.exporting.export import _output_names
 from keras_psp.exporting.export import _with_named_inputs
-from keras_psp.models import TaskModel
+from keras_psp.models._takes_tasks import TakesTasks
 
 _CARD = """\
 ---
@@ -67,14 +67,14 @@ def model_card(model: keras.Model) -> str:
     >>> model.save(folder, zipped=False)
     >>> count = (folder / "README.md").write_text(keras_psp.exporting.model_card(model))
     >>> keras.saving.load_model(folder).task_names
-    ['paris', 'tokyo']
+    ('paris', 'tokyo')
     """
-    model = _with_named_inputs(model)
-    if not isinstance(model, TaskModel):
+    if not isinstance(model, TakesTasks):
         raise TypeError(
             "`model` must be a `TaskModel`, which takes a task. Received: "
             f"model={model!r} (of type {type(model).__name__})"
         )
+    model = _with_named_inputs(model)
     card = describe(model, None, _output_names(model), [])
     names = getattr(model, "task_names", None)
     families = Counter(context["class_name"] for context in card["contexts"].values())

@@ -19,6 +19,7 @@ from keras_psp.benchmarks._plots import draw
 from keras_psp.benchmarks._tables import group
 from keras_psp.benchmarks.report import _csv
 from keras_psp.benchmarks.report import _describe_run
+from keras_psp.benchmarks.report import _line
 from keras_psp.benchmarks.report import _markdown
 
 # It reads results and writes files: no backend computes anything.
@@ -233,9 +234,9 @@ def test_lines_are_the_means_of_the_runs():
     np.testing.assert_allclose(task_0.lines[0].get_ydata(), [80, 79, 78])
     np.testing.assert_allclose(mean.lines[0].get_ydata(), [80, 79.5, 79])
     np.testing.assert_allclose(mean.lines[1].get_ydata(), [50, 49.5, 49])
-    (point, other) = figures["memory"].axes[0].lines
-    np.testing.assert_allclose([*point.get_xdata(), *point.get_ydata()], [1.1, 79])
-    np.testing.assert_allclose(other.get_ydata(), [49])
+    point, other = (x.lines[0] for x in figures["memory"].axes[0].containers)
+    np.testing.assert_allclose(point.get_xydata(), [[1.1, 79]])
+    np.testing.assert_allclose(other.get_xydata(), [[1.1, 49]])
 
 
 def test_long_names_stay_in_the_picture():
@@ -335,7 +336,7 @@ def test_an_odd_result_is_damaged_or_reported(tmp_path):
         published = {name: config.published for name, config in EXPERIMENTS.items()}
         (one,) = group([("a", result)], published)
         assert one.rows() and re.fullmatch(r"[a-z0-9_-]+", one.slug), what
-        assert _csv([("a", result)]) and _describe_run(result)
+        assert _csv([_line("a", result)]) and _describe_run(result)
         assert _markdown([], [("a", _describe_run(result))], [])
     for what in ("config={}", "backend=None", "experiment=None", "device=None"):
         assert what in refused
@@ -415,3 +416,63 @@ def test_what_a_result_says_is_text(tmp_path):
             assert "\n" not in cell
             if cell.startswith(("=", "+", "-", "@")):
                 float(cell)  # It is a number.
+
+
+def test_a_report_for_a_paper(tmp_path):
+    """Vectors, LaTeX and pandas; a band of one standard deviation around each line."""
+    runs = [
+        save(tmp_path / f"{context}-{seed}", permuted(context=context, seed=seed), best)
+        for context in ("binary", "identity")
+        for seed, best in enumerate((0.9, 0.8, 0.7))
+    ]
+    found = report(runs, tmp_path / "out", paper=True)
+    names = {path.name for path in found.paths}
+    for plot in ("retention", "matrices", "memory"):
+        for kind, start in (("pdf", b"%PDF"), ("svg", b"<?xml"), ("png", b"\x89PNG")):
+            path = tmp_path / "out" / f"permuted-digits-{plot}.{kind}"
+            assert path.name in names and path.read_bytes().startswith(start)
+    tex = (tmp_path / "out" / "report.tex").read_text()
+    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
+    assert r"superposed (binary) & 3 & \textbf{75.0 $\pm$ 10.0} & " in tex
+    assert r"average \%" in tex and "1.1 MB \\\\\n" in tex
+    command = (
+        "keras-psp run permuted --tasks 11 --steps 100 --context identity "
+        "--seeds 0,1,2 --backend jax --output runs/permuted-digits"
+    )
+    for name in ("report.tex", "report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert command in text and "keras-psp report runs/permuted-digits" in text
+    frame = found.to_pandas()
+    assert len(frame) == 6 and frame["average_accuracy"].max() == pytest.approx(0.85)
+    assert "75.0 ± 10.0" in found._repr_html_()
+
+
+def test_bands_are_standard_deviations_and_lines_do_not_overlap(tmp_path):
+    results = [
+        (tmp_path, make_result(permuted(context=context, seed=seed), best))
+        for context in ("binary", "identity")
+        for seed, best in enumerate((0.9, 0.8, 0.7))
+    ]
+    (found,) = group(results, {})
+    figure = draw(found)["retention"]
+    axis = figure.axes[0]
+    lines = [line.get_xydata() for line in axis.get_lines()]
+    np.testing.assert_allclose(lines[0][:, 1], lines[1][:, 1])  # Equal, and yet:
+    assert (abs(lines[0][:, 0] - lines[1][:, 0]) > 0.1).all()
+    band = axis.collections[0].get_paths()[0].vertices[:, 1]
+    mean = lines[0][0, 1]
+    np.testing.assert_allclose([mean - 10, mean + 10], [70, 90])
+    assert 90.0 in band.round(6) and 70.0 in band.round(6)
+    memory = draw(found)["memory"].axes[0]
+    low, high = memory.get_xlim()  # Of sizes that are equal.
+    assert high / low > 2
+
+
+def test_latex_is_escaped(tmp_path):
+    result = make_result(permuted())
+    result.config["source"] = r"50% of a_b & {c}~^\x"
+    result.save(tmp_path)
+    report([tmp_path], paper=True)
+    tex = (tmp_path / "report.tex").read_text()
+    assert r"50\% of a\_b \& \{c\}\textasciitilde{}\textasciicircum{}" in tex
+    assert r"\textbackslash{}x" in tex

@@ -30,7 +30,7 @@ def test_a_folder_loads_as_from_the_hub(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
         *(each.predict(x, verbose=0) for each in (model, loaded))
     )
-    assert loaded.task_names == ["paris", "tokyo"]
+    assert list(loaded.task_names) == ["paris", "tokyo"]
 
 
 def test_the_card_says_what_the_card_of_an_export_says():

@@ -61,12 +61,11 @@ def test_superpose_says_how_large_the_noise_is():
     assert "3 others as noise, of 3 times the squared size" in message
     # It is so: of the first layer's kernel, for each task.
     one = keras_psp.superpose(models)
-    layer = one.get_layer("first")
     for task, model in enumerate(models):
-        own = model.layers[0].get_weights()[0]
-        read = keras_psp.extract(one, task).layers[0].get_weights()[0]
+        own = model.get_layer("first").get_weights()[0]
+        read = keras_psp.extract(one, task).get_layer("first").get_weights()[0]
         noise = np.square(read - own).sum() / np.square(own).sum()
-        assert noise == pytest.approx(3, rel=0.2), layer.name
+        assert noise == pytest.approx(3, rel=0.2)
     for options in ({"base": models[0]}, {"data": [x] * 4}, {"bits": 8}):
         assert (
             told(lambda options=options: keras_psp.superpose(models, **options)) == []
@@ -75,7 +74,7 @@ def test_superpose_says_how_large_the_noise_is():
 
 def test_a_warning_can_be_switched_off():
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         warnings.simplefilter("ignore", keras_psp.InterferenceWarning)
         keras_psp.convert(small(), num_tasks=5)
         keras_psp.superpose([small(), small()])
