@@ -1,5 +1,6 @@
 """The interface of every context family."""
 
+from collections.abc import Sequence
 from typing import Any
 from typing import Self
 
@@ -75,7 +76,7 @@ class Context(TaskLayer, keras.layers.Layer):
         self.supports_masking = True
         # By which number each task's context is drawn, and the least number that no
         # task has had. What a removed task has written is read with its number alone.
-        self._numbers = tuple(range(self.num_tasks))
+        self._numbers: Sequence[int] = range(self.num_tasks)
         self._next_number = self.num_tasks
 
     def build(self, input_shape: Any) -> None:
@@ -217,7 +218,7 @@ class Context(TaskLayer, keras.layers.Layer):
                 bank = ops.convert_to_numpy(self.contexts)
                 self._replace_contexts(np.concatenate([bank, more]))
         self.num_tasks = total
-        self._numbers += numbers
+        self._numbers = _compact((*self._numbers, *numbers))
         self._next_number += n
         return self
 
@@ -243,7 +244,10 @@ class Context(TaskLayer, keras.layers.Layer):
         self.num_tasks = total
         # It undoes `add_tasks()`, unless one of them is gone or has had another number.
         last = tuple(range(self._next_number - n, self._next_number))
-        if self._numbers[total:] == last and max(self.removed_tasks, default=0) < total:
+        if (
+            tuple(self._numbers[total:]) == last
+            and max(self.removed_tasks, default=0) < total
+        ):
             self._next_number -= n
         self._numbers = self._numbers[:total]
         self.removed_tasks = [k for k in self.removed_tasks if k < total]
@@ -285,7 +289,7 @@ class Context(TaskLayer, keras.layers.Layer):
             self._set_row(index, self._next_number)
             numbers = list(self._numbers)
             numbers[index] = self._next_number
-            self._numbers = tuple(numbers)
+            self._numbers = _compact(numbers)
             self._next_number += 1
             self.removed_tasks = [k for k in self.removed_tasks if k != index]
         return self
@@ -359,7 +363,7 @@ class Context(TaskLayer, keras.layers.Layer):
             "seed": self.seed,
             "learnable": self.learnable,
         }
-        if self._numbers != tuple(range(self._next_number)):
+        if self._numbers != range(self._next_number):
             config["numbers"] = [*self._numbers, self._next_number]
         return config
 
@@ -412,7 +416,7 @@ class Context(TaskLayer, keras.layers.Layer):
         Returns:
             int32 array or tensor like `index`.
         """
-        if index is not None and self._numbers == tuple(range(self.num_tasks)):
+        if index is not None and isinstance(self._numbers, range):
             return index
         numbers = np.array(self._numbers, "int32")
         if index is None or isinstance(index, int):
@@ -421,13 +425,13 @@ class Context(TaskLayer, keras.layers.Layer):
 
     def _take_numbers(self, numbers):
         *own, self._next_number = numbers
-        self._numbers = tuple(own)
+        self._numbers = _compact(own)
 
     def _draw_numbers(self, numbers):
         """What the tasks of some numbers need; see `draw()`."""
         width = self.input_spec.axes[-1]
         first, n = numbers[0], len(numbers)
-        if tuple(numbers) == tuple(range(first, first + n)):
+        if isinstance(numbers, range) or tuple(numbers) == (*range(first, first + n),):
             return self.draw(range(first, first + n), width)
         rows = [self.draw(range(each, each + 1), width) for each in numbers]
         return None if rows[0] is None else np.concatenate(rows)
@@ -482,3 +486,9 @@ class Context(TaskLayer, keras.layers.Layer):
         # C W = (W^T C^T)^T
         mapped = ops.transpose(transform(ops.transpose(kernel), task.index))
         return task.mask(mapped)
+
+
+def _compact(numbers: Sequence[int]) -> Sequence[int]:
+    """Returns numbers as a range from 0, which takes no memory, if they are one."""
+    plain = range(len(numbers))
+    return plain if tuple(numbers) == tuple(plain) else tuple(numbers)
