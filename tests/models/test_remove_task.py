@@ -103,7 +103,11 @@ def check_refused(model, task=1):
         once({"context": "fast_rotation", "optimizer": EWC("sgd")}),
         once({"head": "multi", "optimizer": PerTask("adam")}),
     ],
-    ids=str,
+    # Objects by their class: workers must find the same names.
+    ids=lambda options: "-".join(
+        each if isinstance(each, str) else type(each).__name__
+        for each in options.values()
+    ),
 )
 def test_the_others_stay_and_the_index_is_given_out_again(options, tmp_path):
     model = compiled(**options)
