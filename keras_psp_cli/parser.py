@@ -81,7 +81,9 @@ class _Parser(argparse.ArgumentParser):
         for word in unknown:
             if word.startswith("--"):
                 name = word.split("=")[0]
-                check_name("option", name, re.findall(r"--[\w-]+", self.format_help()))
+                check_name(
+                    "option", name, {*re.findall(r"--[\w-]+", self.format_help())}
+                )
         return found, unknown
 
 

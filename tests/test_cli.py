@@ -167,7 +167,7 @@ def test_folder_is_overwritten_when_asked(tmp_path, capsys):
         ([*RUN, "--seeds", "2", "--seed", "3"], "--seed or --seeds"),
         ([*RUN, "--parts", "none.py"], "none.py"),
         ([*RUN, "--task", "3"], "Did you mean '--tasks'"),
-        ([*RUN, "--unit", "3"], "Did you mean '--units'"),
+        ([*RUN, "--unit", "3"], "--training, --units. Did you mean '--units'"),
     ],
 )
 def test_bad_input_is_told(arguments, message, capsys, tmp_path, monkeypatch):
