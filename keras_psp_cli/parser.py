@@ -220,6 +220,10 @@ def _known(what: str, names: Iterable[str]) -> Callable[[str], str]:
     return check
 
 
+def _index_or_name(text: str) -> int | str:
+    return int(text) if text.removeprefix("-").isdecimal() else text
+
+
 def _add_tune(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
     tuners = options["tuners"]
     experiments = parser.add_subparsers(metavar="EXPERIMENT", required=True)
@@ -290,10 +294,10 @@ def _add_export(parser: argparse.ArgumentParser, options: dict[str, Any]) -> Non
     )
     parser.add_argument(
         "--task",
-        type=int,
+        type=_index_or_name,
         action="append",
         default=[],
-        metavar="INT",
+        metavar="TASK",
         help="add an endpoint for this task to a SavedModel; may be repeated",
     )
     parser.add_argument(

@@ -154,7 +154,7 @@ def test_folder_is_overwritten_when_asked(tmp_path, capsys):
         ([*RUN, "--tasks", "1.5"], "invalid int value"),
         ([*RUN, "--batch-size", "100000"], "at most 1438"),
         (["report", "no-such-run"], "no-such-run"),
-        (["export", "no-such.keras", "model"], "no-such.keras"),
+        (["export", "no-such.keras", "model", "--task", "paris"], "no-such.keras"),
         (["export", "a.keras", "b", "--format", "onx"], "Did you mean 'onnx'"),
         (["run"], "Name an experiment, one of permuted, rotating"),
         (["run", "--suite", "papr"], "Did you mean 'paper'"),

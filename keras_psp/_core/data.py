@@ -165,8 +165,9 @@ class InputCheck:
         # A uint64 that is too large for int64 becomes negative: still no task.
         task = tensorflow.cast(given["task"], "int64")
         known = (task >= 0) & (task < self.num_tasks)
-        for k in self.removed:
-            known &= task != k
+        if self.removed:
+            gone = tensorflow.constant(self.removed, "int64")
+            known &= tensorflow.reduce_all(task[..., None] != gone, axis=-1)
         if self.unknown == "raise":
             wrong = tensorflow.boolean_mask(
                 given["task"], tensorflow.logical_not(known)

@@ -136,8 +136,10 @@ class Task:
             self.index = ops.cast(clipped, "int32")
             remember_source(self.index, given)
             self.known = ops.equal(clipped, task)
-        for k in removed:
-            self.known = ops.logical_and(self.known, ops.not_equal(task, k))
+        if removed:
+            gone = ops.cast(removed, task.dtype)
+            others = ops.not_equal(ops.expand_dims(task, -1), gone)
+            self.known = ops.logical_and(self.known, ops.all(others, axis=-1))
 
     @classmethod
     def of_index(cls, index: Any, num_tasks: int, known: Any = None) -> "Task":

@@ -218,6 +218,14 @@ def check_task(task: Any, num_tasks: int, removed: Removed = ()) -> Any:
     return task
 
 
+def check_task_index(task: Any, num_tasks: int, removed: Removed = ()) -> int:
+    """Returns one task's index as an `int`; see `check_task()`."""
+    index = check_task(task, num_tasks, removed)
+    if not isinstance(index, int):
+        raise TypeError(f"`task` must be the index of one task. Received: {task!r}")
+    return index
+
+
 def check_task_type(task: Any, num_tasks: int | None = None) -> Any:
     """Checks the dtype and the shape of a `task` argument; see `check_task`."""
     if isinstance(task, (list, tuple)):

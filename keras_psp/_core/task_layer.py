@@ -15,6 +15,7 @@ from keras_psp._core.task import Task
 from keras_psp._core.task import task_argument
 from keras_psp._core.task_index import Removed
 from keras_psp._core.task_index import TaskNames
+from keras_psp._core.task_index import check_task_index
 
 if TYPE_CHECKING:
     from typing import Any as KerasLayer  # What stands behind the mixin.
@@ -47,6 +48,30 @@ class TaskLayer(KerasLayer):
     @removed_tasks.setter
     def removed_tasks(self, removed: Iterable[int]) -> None:
         self._removed_tasks = tuple(sorted(set(removed)))
+
+    def mark_removed(self, index: int) -> int:
+        """Counts a task among `removed_tasks`, and returns its index, checked.
+
+        Raises:
+            TypeError: `index` is no integer.
+            ValueError: There is no such task.
+        """
+        index = check_task_index(index, self.num_tasks, self.removed_tasks)
+        self.removed_tasks = (*self.removed_tasks, index)
+        return index
+
+    def mark_reused(self, index: int) -> None:
+        """Counts a task no longer among `removed_tasks`.
+
+        Raises:
+            ValueError: It was not removed: it would lose what it has.
+        """
+        if index not in self.removed_tasks:
+            raise ValueError(
+                "`task` must be one that was removed, of "
+                f"{list(self.removed_tasks)}. Received: task={index!r}"
+            )
+        self.removed_tasks = [k for k in self.removed_tasks if k != index]
 
     def as_task(self, given: Any, inputs: Any = None) -> Task:
         """Returns the `Task` of a call, of the tasks that the layer has."""

@@ -1,6 +1,5 @@
 """The interface of every context family."""
 
-from collections.abc import Sequence
 from typing import Any
 from typing import Self
 
@@ -13,6 +12,7 @@ from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.private import replace_weight
 from keras_psp._core.task_index import check_task
+from keras_psp._core.task_index import check_task_index
 from keras_psp._core.task_index import is_soft
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_rows import mark_task_rows
@@ -76,7 +76,8 @@ class Context(TaskLayer, keras.layers.Layer):
         self.supports_masking = True
         # By which number each task's context is drawn, and the least number that no
         # task has had. What a removed task has written is read with its number alone.
-        self._numbers: Sequence[int] = range(self.num_tasks)
+        # A range takes no memory; it is an int32 array once an index was reused.
+        self._numbers: Any = range(self.num_tasks)
         self._next_number = self.num_tasks
 
     def build(self, input_shape: Any) -> None:
@@ -211,14 +212,17 @@ class Context(TaskLayer, keras.layers.Layer):
         """
         total = self.num_tasks + check_integer("n", n)
         self.check_can_hold(total)
-        numbers = tuple(range(self._next_number, self._next_number + n))
+        numbers = range(self._next_number, self._next_number + n)
         if self.built:
             more = self._draw_numbers(numbers)
             if more is not None:
                 bank = ops.convert_to_numpy(self.contexts)
                 self._replace_contexts(np.concatenate([bank, more]))
+        if self._are_plain():
+            self._numbers = range(total)
+        else:
+            self._numbers = np.array([*self._numbers, *numbers], "int32")
         self.num_tasks = total
-        self._numbers = _compact((*self._numbers, *numbers))
         self._next_number += n
         return self
 
@@ -243,9 +247,9 @@ class Context(TaskLayer, keras.layers.Layer):
             self._replace_contexts(ops.convert_to_numpy(self.contexts)[:total])
         self.num_tasks = total
         # It undoes `add_tasks()`, unless one of them is gone or has had another number.
-        last = tuple(range(self._next_number - n, self._next_number))
+        last = range(self._next_number - n, self._next_number)
         if (
-            tuple(self._numbers[total:]) == last
+            np.array_equal(self._numbers[total:], last)
             and max(self.removed_tasks, default=0) < total
         ):
             self._next_number -= n
@@ -263,8 +267,15 @@ class Context(TaskLayer, keras.layers.Layer):
 
         Returns:
             The context itself.
+
+        Raises:
+            TypeError: `index` is no integer.
+            ValueError: There is no such task.
         """
-        if index not in self.removed_tasks:
+        if (
+            index not in self.removed_tasks
+        ):  # Or another layer, which shares it, did it.
+            index = check_task_index(index, self.num_tasks)
             self._set_row(index, None)
             self.removed_tasks = (*self.removed_tasks, index)
         return self
@@ -287,9 +298,9 @@ class Context(TaskLayer, keras.layers.Layer):
         if index in self.removed_tasks:  # Or another layer's, which shares it, did it.
             self.check_can_hold(self.num_tasks + 1)
             self._set_row(index, self._next_number)
-            numbers = list(self._numbers)
+            numbers = np.array(self._numbers, "int32")
             numbers[index] = self._next_number
-            self._numbers = _compact(numbers)
+            self._numbers = numbers
             self._next_number += 1
             self.removed_tasks = [k for k in self.removed_tasks if k != index]
         return self
@@ -363,8 +374,8 @@ class Context(TaskLayer, keras.layers.Layer):
             "seed": self.seed,
             "learnable": self.learnable,
         }
-        if self._numbers != range(self._next_number):
-            config["numbers"] = [*self._numbers, self._next_number]
+        if not self._are_plain():
+            config["numbers"] = [*map(int, self._numbers), self._next_number]
         return config
 
     @classmethod
@@ -404,7 +415,7 @@ class Context(TaskLayer, keras.layers.Layer):
         if numbers in store.keys():
             self._take_numbers(np.array(store[numbers]).tolist())
         else:
-            self._take_numbers(range(self.num_tasks + 1))
+            self._numbers, self._next_number = range(self.num_tasks), self.num_tasks
 
     def numbers_of(self, index: Any = None) -> Any:
         """Returns the numbers that contexts without rows are drawn by.
@@ -418,22 +429,29 @@ class Context(TaskLayer, keras.layers.Layer):
         """
         if index is not None and isinstance(self._numbers, range):
             return index
-        numbers = np.array(self._numbers, "int32")
-        if index is None or isinstance(index, int):
-            return numbers if index is None else int(numbers[index])
+        if isinstance(index, int):
+            return int(self._numbers[index])
+        numbers = np.asarray(self._numbers, "int32")
+        if index is None:
+            return numbers
         return ops.take(ops.convert_to_tensor(numbers), index, axis=0)
 
     def _take_numbers(self, numbers):
         *own, self._next_number = numbers
-        self._numbers = _compact(own)
+        self._numbers = np.array(own, "int32")
+
+    def _are_plain(self) -> bool:
+        """Whether the tasks have the numbers that they have in a new context."""
+        return isinstance(self._numbers, range) and (
+            len(self._numbers) == self._next_number
+        )
 
     def _draw_numbers(self, numbers):
         """What the tasks of some numbers need; see `draw()`."""
         width = self.input_spec.axes[-1]
-        first, n = numbers[0], len(numbers)
-        if isinstance(numbers, range) or tuple(numbers) == (*range(first, first + n),):
-            return self.draw(range(first, first + n), width)
-        rows = [self.draw(range(each, each + 1), width) for each in numbers]
+        if isinstance(numbers, range):
+            return self.draw(numbers, width)
+        rows = [self.draw(range(each, each + 1), width) for each in map(int, numbers)]
         return None if rows[0] is None else np.concatenate(rows)
 
     def _set_row(self, index, number):
@@ -486,9 +504,3 @@ class Context(TaskLayer, keras.layers.Layer):
         # C W = (W^T C^T)^T
         mapped = ops.transpose(transform(ops.transpose(kernel), task.index))
         return task.mask(mapped)
-
-
-def _compact(numbers: Sequence[int]) -> Sequence[int]:
-    """Returns numbers as a range from 0, which takes no memory, if they are one."""
-    plain = range(len(numbers))
-    return plain if tuple(numbers) == tuple(plain) else tuple(numbers)

@@ -59,7 +59,7 @@ class Check:
             first, *others_unknown = _unknown_tasks(model)
             self._add({**others, "task": given}, (7,), {3: first})
             self._add({**others, "task": given}, (1,), {0: first})
-            unknown = dict(zip((0, 5, 6, 9), others_unknown, strict=False))
+            unknown = dict(zip((0, 5, 6, 9, 11), others_unknown, strict=False))
             self._add({**others, "task": given}, (64,), unknown)
         for task in tasks:
             given = np.full(SIZE, task, model.input["task"].dtype)

@@ -76,11 +76,11 @@ def model_card(model: keras.Model) -> str:
         )
     model = _with_named_inputs(model)
     card = describe(model, None, _output_names(model), [])
-    names = getattr(model, "task_names", None)
+    names, present = model.task_names, model.present_tasks
     families = Counter(context["class_name"] for context in card["contexts"].values())
     shapes: dict[str, Any] = {**card["inputs"], **card["outputs"]}
     rows = {
-        "tasks": card["num_tasks"] if names is None else ", ".join(names),
+        "tasks": ", ".join(str(k if names is None else names[k]) for k in present),
         "inputs": ", ".join(f"`{x}` {_say(shapes[x])}" for x in card["inputs"]),
         "outputs": ", ".join(f"`{x}` {_say(shapes[x])}" for x in card["outputs"]),
         "contexts": ", ".join(f"{x} in {n} layers" for x, n in families.items())
@@ -89,7 +89,7 @@ def model_card(model: keras.Model) -> str:
     }
     return _CARD.format(
         name=card["name"],
-        num_tasks=card["num_tasks"],
+        num_tasks=len(present),
         url=_URL,
         example=", ".join(f'"{x}": {x}' for x in card["inputs"]),
         rows="\n".join(f"| {what} | {text} |" for what, text in rows.items()),

@@ -201,7 +201,7 @@ class Superposed(TaskLayer, LeafLayer):
 
         See `TaskRows.remove_task()`; it returns the layer itself.
         """
-        self.removed_tasks = (*self.removed_tasks, index)
+        index = self.mark_removed(index)
         for part in self._parts_by_task():
             part.remove_task(index)
         return self
@@ -211,9 +211,9 @@ class Superposed(TaskLayer, LeafLayer):
 
         See `Context.reuse_task()`; it returns the layer itself.
         """
+        self.mark_reused(index)
         for part in self._parts_by_task():
             part.reuse_task(index)
-        self.removed_tasks = [k for k in self.removed_tasks if k != index]
         return self
 
     def can_quantize(self, mode: Any) -> bool:

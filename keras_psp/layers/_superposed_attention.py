@@ -163,8 +163,8 @@ class SuperposedAttention(TaskLayer):
 
         See `TaskRows.remove_task()`; it returns the layer itself.
         """
-        self.removed_tasks = (*self.removed_tasks, index)
-        for each in self._by_task:
+        index = self.mark_removed(index)
+        for each in self._parts_by_task():
             each.remove_task(index)
         return self
 
@@ -173,13 +173,13 @@ class SuperposedAttention(TaskLayer):
 
         See `Context.reuse_task()`; it returns the layer itself.
         """
-        for each in self._by_task:
+        self.mark_reused(index)
+        for each in self._parts_by_task():
             each.reuse_task(index)
-        self.removed_tasks = [k for k in self.removed_tasks if k != index]
         return self
 
-    @property
-    def _by_task(self):
+    # A method, as in `Superposed`: Keras would visit what a property holds.
+    def _parts_by_task(self):
         context = [] if self.context is None else [self.context]
         return [*context, *projections(self)]
 

@@ -155,7 +155,7 @@ class TaskRows(TaskLayer):
         A model that contains the layer must be told: see `TaskModel.remove_task()`. It
         returns the layer itself.
         """
-        self.removed_tasks = (*self.removed_tasks, index)
+        index = self.mark_removed(index)
         self._replace_rows(lambda old, rows: _with_row(old, index, 0))
         return self
 
@@ -164,7 +164,7 @@ class TaskRows(TaskLayer):
 
         It returns the layer itself.
         """
-        self.removed_tasks = [k for k in self.removed_tasks if k != index]
+        self.mark_reused(index)
 
         def change(old: np.ndarray, rows: Any) -> np.ndarray:
             new = ops.convert_to_numpy(rows(1, old.dtype.name))

@@ -201,10 +201,12 @@ class TakesTasks(KerasModel):
             check_task_names((*filter(None, names), *(new or ())))
         self._check_can_change(number)
         self.check_can_hold(self.num_tasks + number)
-        places, removed = self.next_tasks(number), self.removed_tasks
-        reused = [k for k in places if k in removed]
+        places = self.next_tasks(number)
+        reused = [k for k in places if k < self.num_tasks]
         total = max(self.num_tasks, places[-1] + 1)
-        rows = [k if k not in places else None for k in range(total)]
+        rows: list[int | None] = list(range(total))
+        for k in places:
+            rows[k] = None
 
         def change() -> None:
             for layer in self._task_layers():

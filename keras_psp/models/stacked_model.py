@@ -15,7 +15,7 @@ from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_batches import TaskBatches
 from keras_psp.models.task_model import TaskModel
-from keras_psp.optimizers.per_task import present_tasks
+from keras_psp.optimizers.per_task import tell_present
 
 _MEANS = ("sum_over_batch_size", "mean")
 
@@ -122,7 +122,7 @@ class StackedModel(TaskModel):
             present = task.sum_by_task(ops.cast(counted, "float32"))
         with (
             in_blocks(are, None if weight is None else counted),
-            present_tasks(ops.greater(present, 0)),
+            tell_present(ops.greater(present, 0)),
         ):
             return super().train_step(*args, **kwargs)
 

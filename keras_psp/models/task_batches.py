@@ -119,7 +119,13 @@ class TaskBatches(keras.utils.PyDataset):
             self._order = self._draw_order()
 
     def check_model(self, model: Any) -> None:
-        """Raises a `ValueError` if a model has another number of tasks."""
+        """Raises a `ValueError` if a model has another number of tasks, or too few."""
+        if model.removed_tasks:
+            raise ValueError(
+                "`TaskBatches` hold all tasks in order. A model from which tasks were "
+                "removed takes other batches, or `add_tasks()` fills their places. "
+                f"Received: {model.name!r} without its tasks {model.removed_tasks}"
+            )
         if model.num_tasks != self.num_tasks:
             raise ValueError(
                 f"There must be examples of each of the {model.num_tasks} tasks of "

@@ -34,7 +34,7 @@ _present: contextvars.ContextVar[Any] = contextvars.ContextVar("present", defaul
 
 
 @contextlib.contextmanager
-def present_tasks(present: Any) -> Iterator[None]:
+def tell_present(present: Any) -> Iterator[None]:
     """Tells `PerTask` which tasks have examples in the batch, without gradients.
 
     Args:
@@ -88,7 +88,8 @@ class PerTask(Around):
 
     Raises:
         TypeError: `rates` holds something else than numbers.
-        ValueError: There is no such optimizer; a rate is negative or not finite.
+        ValueError: There is no such optimizer; a rate is negative or not finite. When
+            it is built: there are more or fewer rates than tasks.
 
     Example:
 
@@ -127,6 +128,10 @@ class PerTask(Around):
     def add_own_variables(self, variables: list) -> None:
         """Adds, for each weight with rows, how many steps each row has taken."""
         self.steps = self._add_counters(variables, "steps")
+        # After tasks were added or removed, `carry_over()` gives each its rate.
+        if isinstance(self.rates_given, list) and not hasattr(self, "rates"):
+            for rows in {v.shape[0] for v in variables if is_task_rows(v)}:
+                self._check_number(self.rates_given, rows)
         self.rates: Any = None
         if self.rates_given is not None:
             self.rates = self._add_counters(variables, "rates", self._first_rates)
@@ -211,11 +216,7 @@ class PerTask(Around):
                 changed[check_task(task, len(now))] = check_number("rates", rate)
         elif isinstance(rates, (Sequence, np.ndarray)):
             changed = np.array([check_number("rates", rate) for rate in rates])
-            if len(changed) != len(now):
-                raise ValueError(
-                    f"`rates` must hold one number for each of {len(now)} tasks. "
-                    f"Received: {len(changed)}"
-                )
+            self._check_number(changed, len(now))
         else:
             changed = np.full(len(now), check_number("rates", rates))
         for each in self.rates:
@@ -229,6 +230,18 @@ class PerTask(Around):
             if each is not None:
                 return ops.convert_to_numpy(each)
         raise ValueError(f"{self.name!r} has no rates, or no task has weights.")
+
+    def carry_over(self, old: dict[str, Any], origins: list, rows: list) -> None:
+        """Keeps the rates of the tasks that there are as the argument."""
+        if isinstance(self.rates_given, list):
+            self.rates_given = self.task_rates.tolist()
+
+    def _check_number(self, rates: Any, number: int) -> None:
+        if len(rates) != number:
+            raise ValueError(
+                f"`rates` must hold one number for each of {number} tasks. Received: "
+                f"{len(rates)}"
+            )
 
     def _first_rates(self, shape: tuple, dtype: Any = None) -> Any:
         rates = np.ones(shape, "float32")  # Of tasks that came later.

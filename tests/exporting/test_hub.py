@@ -43,6 +43,8 @@ def test_the_card_says_what_the_card_of_an_export_says():
     assert "| contexts | Binary in 4 layers |" in body
     assert f"{model.count_params():,}" in body and keras_psp.__version__ in body
     assert json.dumps(text)
+    text = keras_psp.exporting.model_card(model.remove_task("paris"))
+    assert "| tasks | tokyo |" in text
 
 
 def test_a_model_without_tasks_is_refused():

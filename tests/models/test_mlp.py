@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_psp import contexts
 from keras_psp.layers import PSPDense
+from keras_psp.layers import PSPMultiHeadAttention
 from keras_psp.models import TaskModel
 from keras_psp.models import mlp
 
@@ -253,6 +254,20 @@ def test_weights_bring_their_seed_or_are_refused(tmp_path):
     np.testing.assert_array_equal(first.predict(x, verbose=0), before)
     first.save_weights(path)
     first.load_weights(path)
+
+
+@pytest.mark.once
+def test_attention_of_another_seed_is_refused(tmp_path):
+    def make(seed):
+        x = keras.Input((3, 4), name="x")
+        task = keras.Input((), dtype="int32", name="task")
+        context = contexts.Binary(2, seed=seed, storage="seed")
+        attend = PSPMultiHeadAttention(2, 2, 2, context)
+        return TaskModel({"x": x, "task": task}, attend(x, x, task=task))
+
+    make(1).save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(ValueError, match="another seed"):
+        make(2).load_weights(tmp_path / "model.weights.h5")
 
 
 def find_contexts(model):

@@ -383,3 +383,11 @@ def test_bad_input():
     full.remove_task(1)
     with pytest.raises(ValueError, match="at most 4 tasks"):
         full.reuse_task(1)
+    layer = keras_psp.layers.TaskDense(2, 3)
+    layer.build((None, 4))
+    for bad, error in ((3, ValueError), (1.0, TypeError)):
+        with pytest.raises(error, match="`task`"):
+            layer.remove_task(bad)
+    with pytest.raises(ValueError, match="must be one that was removed"):
+        layer.reuse_task(1)
+    assert layer.removed_tasks == ()

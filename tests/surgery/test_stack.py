@@ -218,6 +218,9 @@ def test_each_task_has_its_rate():
             np.testing.assert_allclose(rows, each, atol=1e-5)
     many.add_tasks(1)
     np.testing.assert_array_equal(many.optimizer.task_rates, [1, 0, 5, 1])
+    many.remove_tasks(n=2)
+    config = many.optimizer.get_config()
+    assert config["rates"] == [1, 0]
 
 
 def test_a_task_that_is_done_stands_still():
@@ -379,7 +382,14 @@ def test_bad_batches_losses_and_rates():
         with pytest.raises(ValueError):
             many.optimizer.set_rates(bad)
     np.testing.assert_array_equal(many.optimizer.task_rates, [1, 1])
+    many.compile(PerTask("sgd", rates=[1.0] * 3), "mse")
+    with pytest.raises(ValueError, match="each of 2 tasks"):
+        many.fit(batches, verbose=0)
     with pytest.raises(TypeError, match="TaskBatches"):
         task_losses(many, data)
     with pytest.raises(ValueError, match="loss="):
         task_losses(many, batches, 3)
+    many.compile("sgd", "mse")
+    many.remove_task(0)
+    with pytest.raises(ValueError, match=r"without its tasks \(0,\)"):
+        many.fit(batches, verbose=0)
