@@ -220,10 +220,7 @@ def check_task(task: Any, num_tasks: int, removed: Removed = ()) -> Any:
 
 def check_task_index(task: Any, num_tasks: int, removed: Removed = ()) -> int:
     """Returns one task's index as an `int`; see `check_task()`."""
-    index = check_task(task, num_tasks, removed)
-    if not isinstance(index, int):
-        raise TypeError(f"`task` must be the index of one task. Received: {task!r}")
-    return index
+    return check_integer("task", check_task(task, num_tasks, removed), least=0)
 
 
 def check_task_type(task: Any, num_tasks: int | None = None) -> Any:
