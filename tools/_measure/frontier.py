@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_network_arguments(parser)
     parser.add_argument("--examples", type=int, default=500, help="of each task")
+    parser.add_argument("--tests", type=int, default=10000, help="of each task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     budgets = [0.15, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 1.0, 1.5, 2.0]
     parser.add_argument("--budgets", type=float, nargs="+", default=budgets)
@@ -152,8 +153,9 @@ def read_networks(
         return trained.copy()
 
     def test(task: int) -> tuple[np.ndarray, np.ndarray]:
-        images = found[f"t{task}"].astype("float32")
-        return images.reshape(-1, *tasks.image_shape), found[f"y{task}"]
+        images = found[f"t{task}"][: args.tests].astype("float32")
+        labels = found[f"y{task}"][: args.tests]
+        return images.reshape(-1, *tasks.image_shape), labels
 
     models = [read(f"m{k}_") for k in range(args.tasks)]
     examples = [found[f"x{k}"][-args.examples :] for k in range(args.tasks)]
