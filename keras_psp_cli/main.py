@@ -1,10 +1,13 @@
 """Reads the command line, chooses the backend, and calls a command."""
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +17,11 @@ from keras_psp_cli.parser import ENTRY_POINTS
 from keras_psp_cli.parser import build_parser
 from keras_psp_cli.parser import check_name
 from keras_psp_cli.parser import read_options
+
+# Information and warnings of TensorFlow's, and what is said of them.
+_LOG_LINE = re.compile(
+    r"^(WARNING: All log messages before absl::InitializeLog|[IW]\d{4} ).*\n", re.M
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_words(argv, options)
         args = build_parser(options).parse_args(argv)
         _choose_backend(args.backend, argv)
-        from keras_psp import cli
-
+        cli = _import_cli(args.command)
         args.argv = argv
         cli.COMMANDS[args.command](args)
     except ModuleNotFoundError as error:
@@ -72,10 +79,41 @@ def _find_options(argv: list[str]) -> dict[str, Any]:
         return read_options()
     if found.backend in BACKENDS:  # What is none is told later.
         _choose_backend(found.backend, argv)
-    from keras_psp import cli
-
+    cli = _import_cli(argv[0])
     cli.load_parts(found.parts)
     return cli.describe_options()
+
+
+def _import_cli(command: str) -> Any:
+    """Imports what a command needs, and returns `keras_psp.cli`."""
+    names = ["keras_psp.cli"]
+    if command in ("run", "tune") and importlib.util.find_spec("tensorflow"):
+        names.append("tensorflow")  # It reads the data on every backend.
+    if not all(name in sys.modules for name in names):
+        import_quietly(names)
+    return importlib.import_module(names[0])
+
+
+def import_quietly(names: list[str]) -> None:
+    """Imports modules, without TensorFlow's words about the machine.
+
+    Its C++ code writes them to the process's stderr before it reads
+    `TF_CPP_MIN_LOG_LEVEL`. What else is written there, is written afterwards.
+    """
+    with tempfile.TemporaryFile() as caught:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+        try:
+            for name in names:
+                importlib.import_module(name)
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            caught.seek(0)
+            said = caught.read().decode(errors="replace")
+            print(_LOG_LINE.sub("", said), end="", file=sys.stderr)
 
 
 def _check_words(argv: list[str], options: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from keras_psp import cli
 from keras_psp.benchmarks import PermutedConfig
 from keras_psp.benchmarks import run
 from keras_psp.benchmarks._progress import RunProgress
+from keras_psp_cli.main import import_quietly
 from keras_psp_cli.parser import read_options
 
 RUN = ["run", "permuted", "--tasks", "2", "--steps", "6", "--units", "8"]
@@ -327,3 +328,25 @@ def test_progress_on_a_terminal_and_none_elsewhere():
     assert "task 2/2" in text and "step 6/6" in text
     assert re.search(r"\d+\.\d % on tasks seen", text)
     assert shown(force_terminal=False).strip() == ""
+
+
+@pytest.mark.once
+def test_tensorflows_words_about_the_machine_are_not_shown(
+    tmp_path, monkeypatch, capfd
+):
+    said = [
+        "WARNING: All log messages before absl::InitializeLog() is called are ...",
+        "I0000 00:00:1796025005.877128     455 port.cc:153] oneDNN operations are on.",
+        "what else is said",
+    ]
+    code = "import os\n" + "\n".join(f"os.write(2, {x.encode()!r})" for x in said)
+    code = code.replace("')", "\\n')")
+    (tmp_path / "talks_on_import.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    import_quietly(["talks_on_import"])
+    assert capfd.readouterr().err == "what else is said\n"
+    (tmp_path / "fails_on_import.py").write_text(code + "\n1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        import_quietly(["fails_on_import"])
+    os.write(2, b"and after it\n")
+    assert capfd.readouterr().err == "what else is said\nand after it\n"

@@ -1,10 +1,14 @@
 """Metrics of a compiled model, task by task."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 
 import keras_psp
+from keras_psp.evaluation import AccuracyMatrix
+from keras_psp.evaluation import average_accuracy
 
 X = np.random.default_rng(0).normal(size=(30, 4)).astype("float32")
 Y = np.arange(30) % 3
@@ -99,3 +103,93 @@ def test_bad_models():
     model = keras_psp.models.mlp((4,), num_classes=3, num_tasks=2)
     with pytest.raises(ValueError, match="must be compiled"):
         keras_psp.evaluate(model, {0: (X, Y)})
+
+
+def test_a_matrix_of_own_arrays():
+    """A row for each `fit()`, which is what `evaluate()` finds then."""
+    model = make_model(["paris", "tokyo"])
+    data = {"paris": (X, Y), "tokyo": ({"image": X[:20]}, Y[:20])}
+    matrix = AccuracyMatrix(data, batch_size=8)
+    rows = []
+
+    def learn(task):
+        inputs = {"image": X, "task": np.full(30, task)}
+        model.fit(inputs, Y, callbacks=[matrix], epochs=2, verbose=0)
+        found = keras_psp.evaluate(model, data, batch_size=8)
+        rows.append([row["accuracy"] for row in found.rows])
+
+    for task in range(2):
+        learn(task)
+    np.testing.assert_array_equal(matrix.matrix, rows)
+    np.testing.assert_array_equal(matrix.ahead, [np.nan, rows[0][1]])
+    assert len(matrix.train_seconds) == len(matrix.test_seconds) == 2
+    assert average_accuracy(matrix.matrix) == np.mean(rows[1])
+    # A task more: it has no accuracy in the rows that there are.
+    model.add_tasks(["lima"])
+    data["lima"] = [(X[:10], Y[:10]), (X[10:], Y[10:])]
+    matrix.add_tasks({"lima": data["lima"]})
+    learn(2)
+    expected = np.array([[*rows[0], np.nan], [*rows[1], np.nan], rows[2]])
+    np.testing.assert_array_equal(matrix.matrix, expected)
+    assert list(matrix.to_pandas()) == ["visit", "paris", "tokyo", "lima"]
+    # It goes on from a file.
+    other = AccuracyMatrix(data)
+    other.restore(json.loads(json.dumps(matrix.state())))
+    assert other.rows[2] == matrix.rows[2] and len(other.rows) == 3
+
+
+@pytest.mark.once
+def test_a_matrix_of_own_arrays_is_a_table_and_a_plot(tmp_path):
+    model = make_model()
+    matrix = AccuracyMatrix([(X, Y), (X, Y)], metric="loss")
+    assert "<table>" in matrix._repr_html_()  # Before anything was measured, too.
+    x = {"image": X, "task": np.zeros(30, int)}
+    model.fit(x, Y, callbacks=[matrix], verbose=0)
+    assert matrix.rows[0]["task 1"] == matrix.matrix[0, 1] > 0
+    shown = matrix._repr_html_()
+    assert shown.count("<tr>") == 2 and "<th>task 1</th>" in shown and "<img" in shown
+    axis = matrix.plot(tmp_path / "matrix.svg").axes[0]
+    assert [x.get_text() for x in axis.get_xticklabels()] == ["task 0", "task 1"]
+    assert axis.get_ylabel() == "after fit()"
+    assert (tmp_path / "matrix.svg").stat().st_size > 1000
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "tasks, options, error, message",
+    [
+        ({}, {}, ValueError, "dictionary of examples by task"),
+        (X, {}, TypeError, "TaskSequence"),
+        ({0: X}, {}, ValueError, "must have labels. Received: 0"),
+        ([(X, Y)], {"separate": True}, ValueError, "separate=True"),
+        ([(X, Y)], {"batch_size": 0}, ValueError, "batch_size=0"),
+        ({"pari": (X, Y)}, {}, ValueError, "Did you mean 'paris'"),
+        ([(X, Y)], {"metric": "acuracy"}, ValueError, "Did you mean 'accuracy'"),
+        ([(X[:, :2], Y)], {}, ValueError, "image"),
+    ],
+)
+def test_bad_matrices_are_told_before_anything_is_trained(
+    tasks, options, error, message
+):
+    model = make_model(["paris", "tokyo"])
+    before = model.get_weights()
+    with pytest.raises(error, match=message):
+        matrix = AccuracyMatrix(tasks, **options)
+        x = {"image": X, "task": np.zeros(30, int)}
+        model.fit(x, Y, callbacks=[matrix], verbose=0)
+    for weight, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+@pytest.mark.once
+def test_tasks_are_added_to_a_matrix_once_and_to_no_sequence():
+    matrix = AccuracyMatrix([(X, Y)])
+    matrix.add_tasks([(X, Y)])
+    assert list(matrix.tasks) == [0, 1]
+    with pytest.raises(ValueError, match="Received: 1, which is there"):
+        matrix.add_tasks({1: (X, Y)})
+    with pytest.raises(ValueError, match="shape"):
+        matrix.restore(AccuracyMatrix([(X, Y)] * 3).state())
+    sequence = AccuracyMatrix(keras_psp.datasets.permuted("digits", num_tasks=2))
+    with pytest.raises(TypeError, match="TaskSequence"):
+        sequence.add_tasks([(X, Y)])

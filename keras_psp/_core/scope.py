@@ -179,6 +179,12 @@ def tensor() -> Any:
     return None if _is_of_no_use(opened) else opened.value
 
 
+def known() -> "int | np.ndarray | Named | None":
+    """Returns the scope's task if it is known now, and no tensor; or `None`."""
+    opened = _innermost()
+    return opened.value if opened and isinstance(opened.value, KNOWN) else None
+
+
 def current(
     inputs: Any,
     num_tasks: int | None = None,

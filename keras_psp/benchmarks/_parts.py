@@ -51,6 +51,11 @@ def add_part(kind: str, name: str, value: Any) -> None:
     _added[kind, name] = value
 
 
+def is_added(kind: str, name: str) -> bool:
+    """Whether a part was added under this name, and is not built in."""
+    return (kind, name) in _added
+
+
 def find_name(kind: str, value: Any) -> str:
     """Returns the name of a part that is given as an object, and enters it.
 

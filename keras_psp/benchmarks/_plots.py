@@ -115,6 +115,8 @@ def _plot_memory(entries: Sequence[Entry]) -> "Figure":
             color=COLORS[i % len(COLORS)],
             linestyle="",
             markersize=8,
+            markerfacecolor="none",  # What lies at one place is seen.
+            markeredgewidth=2,
             capsize=3,
             label=_literal(entry.name),
         )

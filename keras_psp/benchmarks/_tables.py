@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_psp.benchmarks._parts import PARTS
+from keras_psp.benchmarks._parts import is_added
 from keras_psp.benchmarks.result import RunResult
 from keras_psp.benchmarks.suites import EXPERIMENTS
 
@@ -52,6 +54,22 @@ class Entry:
 
     name: str
     results: Sequence[RunResult]
+
+    @property
+    def own_parts(self) -> list[str]:
+        """What the runs name that is not built in, quoted."""
+        first = self.results[0]
+        known = EXPERIMENTS.get(first.experiment)
+        defaults = {} if known is None else {f.name: f.default for f in fields(known)}
+        named = {kind: first.config.get(kind) for kind in PARTS}
+        own = [
+            name
+            for kind, name in named.items()
+            if name is not None
+            and name != defaults.get(kind)
+            and (name not in PARTS[kind] or is_added(kind, name))
+        ]
+        return [f"{x!r}" for x in ([first.experiment] if known is None else []) + own]
 
     @property
     def is_bound(self) -> bool:
@@ -120,7 +138,9 @@ class Group:
     def commands(self) -> list[str]:
         """The commands that make the runs and the report again."""
         made = [f"{entry.command} --output runs/{self.slug}" for entry in self.entries]
-        return [*made, f"keras-psp report runs/{self.slug}"]
+        own = {name: None for entry in self.entries for name in entry.own_parts}
+        note = [f"# Add --parts and the file that registers {', '.join(own)}"]
+        return [*(note if own else ()), *made, f"keras-psp report runs/{self.slug}"]
 
 
 def describe_system(result: RunResult) -> str:

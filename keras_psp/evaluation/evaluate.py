@@ -116,7 +116,7 @@ def evaluate(
         raise ValueError(f"`data` must hold a task's examples. Received: data={data!r}")
     tasks = [model.task_index(task) for task in data]
     names = model.task_names
-    examples = [_read(task, each) for task, each in data.items()]
+    examples = [read_task(task, each) for task, each in data.items()]
     bar = keras.utils.Progbar(len(tasks), verbose=int(verbose))
     rows = []
     for i, (task, (x, y, weight)) in enumerate(zip(tasks, examples, strict=True)):
@@ -135,7 +135,8 @@ def evaluate(
     return Evaluation(tuple(rows))
 
 
-def _read(task, data):
+def read_task(task: int | str, data: Any) -> tuple[Any, Any, Any]:
+    """Returns a task's `(x, y, sample_weight)` as arrays; weights may be `None`."""
     if isinstance(data, tuple) and is_text(data[:1]):
         data = (as_arrays(data[0]), *data[1:])
     x, y, weight = read_examples(data, sys.maxsize, name=f"data[{task!r}]")

@@ -5,6 +5,7 @@ from typing import Any
 from typing import Literal
 
 import keras
+import numpy as np
 
 from keras_psp._core import scope
 from keras_psp._core.data import BesideInputs
@@ -96,6 +97,12 @@ class OwnModel(TakesTasks, Block):
 
     def _task_in(self, inputs: Any) -> Any:
         return inputs.get("task") if isinstance(inputs, dict) else None
+
+    def _tasks_in(self, x: Any) -> set[int]:
+        found, task = super()._tasks_in(x), scope.known()
+        if found or task is None:
+            return found
+        return set(np.unique(named_index(task, self.task_names)).tolist())
 
     def _without_task(self, inputs: dict[str, Any]) -> Any:
         rest = {name: value for name, value in inputs.items() if name != "task"}

@@ -24,6 +24,7 @@ from keras_psp._core.data import check_batch
 from keras_psp._core.data import check_lengths
 from keras_psp._core.data import checked
 from keras_psp._core.data import is_empty
+from keras_psp._core.data import to_numpy
 from keras_psp._core.distribution import check_built_under_strategy
 from keras_psp._core.one_thread import one_thread
 from keras_psp._core.private import children
@@ -41,6 +42,8 @@ from keras_psp._core.task_layer import find_task_layers
 from keras_psp.layers._task_units import TaskUnits
 from keras_psp.models._whole_steps import WholeSteps
 from keras_psp.optimizers._advise import advise
+from keras_psp.optimizers._advise import advise_of_earlier_tasks
+from keras_psp.optimizers._advise import note_trained
 from keras_psp.optimizers._grow import check_can_grow
 from keras_psp.optimizers._grow import grow_optimizer
 
@@ -327,12 +330,16 @@ class TakesTasks(KerasModel):
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks = [*(keras.tree.flatten(callbacks or [])), steps]
         given["callbacks"] = callbacks
-        advise(self, getattr(self, "optimizer", None))
+        optimizer, tasks = getattr(self, "optimizer", None), self._tasks_in(given["x"])
+        advise(self, optimizer)
+        advise_of_earlier_tasks(self, optimizer, tasks)
         try:
             with check.plain_errors(), self._guarded():
-                return super().fit(**given)
+                history = super().fit(**given)
         finally:
             steps.restore()
+        note_trained(self, tasks)
+        return history
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         check = self._check(self._unknown)
@@ -527,6 +534,13 @@ class TakesTasks(KerasModel):
     def _task_in(self, inputs: Any) -> Any:
         """Returns the task in what the model is called with, or `None`."""
         raise NotImplementedError
+
+    def _tasks_in(self, x: Any) -> set[int]:
+        """Returns the indices of the tasks in arrays; none, where that is not known."""
+        task = self._task_in(x) if isinstance(x, dict) else None
+        if task is None or self._is_soft():
+            return set()
+        return set(np.unique(to_numpy(task)).tolist())
 
     def _check(self, unknown: Literal["raise", "mark"]) -> InputCheck:
         """Returns what checks the inputs before the model sees them."""

@@ -2,13 +2,13 @@
 
 import warnings
 
+from keras_psp._core.advice import OFF
 from keras_psp._core.advice import InterferenceWarning
 from keras_psp.contexts import Identity
 from keras_psp.layers._superposed import Superposed
 
 # A task keeps about three quarters of its accuracy there; see `diagnostics.capacity`.
 LARGE = 0.2
-OFF = 'Off: `warnings.simplefilter("ignore", keras_psp.InterferenceWarning)`.'
 
 
 def advise_of_narrow_layers(layers, num_tasks):

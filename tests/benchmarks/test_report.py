@@ -1,9 +1,12 @@
 import copy
 import csv
 import dataclasses
+import html
 import json
 import os
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -21,6 +24,9 @@ from keras_psp.benchmarks.report import _csv
 from keras_psp.benchmarks.report import _describe_run
 from keras_psp.benchmarks.report import _line
 from keras_psp.benchmarks.report import _markdown
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 # It reads results and writes files: no backend computes anything.
 pytestmark = pytest.mark.once
@@ -447,6 +453,20 @@ def test_a_report_for_a_paper(tmp_path):
     assert "75.0 ± 10.0" in found._repr_html_()
 
 
+def test_commands_say_which_parts_are_not_built_in(tmp_path):
+    runs = [
+        save(tmp_path / "a", permuted(context="identity")),
+        save(tmp_path / "b", permuted()),
+    ]
+    path = runs[0] / "result.json"
+    path.write_text(path.read_text().replace('"identity"', '"fl\\nips"'))
+    report(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert r"# Add --parts and the file that registers &#39;fl\nips&#39;" in text
+    report([runs[1]], tmp_path / "alone")
+    assert "--parts" not in (tmp_path / "alone" / "report.html").read_text()
+
+
 def test_bands_are_standard_deviations_and_lines_do_not_overlap(tmp_path):
     results = [
         (tmp_path, make_result(permuted(context=context, seed=seed), best))
@@ -476,3 +496,66 @@ def test_latex_is_escaped(tmp_path):
     tex = (tmp_path / "report.tex").read_text()
     assert r"50\% of a\_b \& \{c\}\textasciitilde{}\textasciicircum{}" in tex
     assert r"\textbackslash{}x" in tex
+
+
+# What a browser says of a page in a window of each width.
+MEASURE = """<script>
+onload = () => {
+  const found = [...document.querySelectorAll("iframe")].map((frame) => {
+    const page = frame.contentDocument;
+    const edge = page.documentElement.clientWidth;
+    const isInside = (x) => x.closest(".table, .plot") === null;
+    return {
+      window: edge,
+      page: page.documentElement.scrollWidth,
+      beyond: [...page.body.querySelectorAll("*")].filter(
+        (x) => isInside(x) && x.getBoundingClientRect().right > edge + 1
+      ).length,
+      scrolled: [...page.querySelectorAll(".table, .plot")].filter(
+        (x) => x.scrollWidth > x.clientWidth
+      ).length,
+      pictures: [...page.images].filter((x) => x.naturalWidth > 0).length,
+    };
+  });
+  document.body.textContent = `found ${JSON.stringify(found)} end`;
+};
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason=f"None is installed of {BROWSERS}.")
+def test_the_page_fits_a_phone_and_a_screen(tmp_path):
+    """In a headless browser, at 420 and 1280 pixels: nothing is wider than the window.
+
+    What is wide, tables and plots, scrolls within it.
+    """
+    options = {"consolidation": "gram", "schedule": "cosine", "learning_rate": 1e-3}
+    runs = [
+        save(tmp_path / "runs" / f"{i}-{seed}", permuted(seed=seed, **config))
+        for i, config in enumerate(({}, {"context": "identity"}, options))
+        for seed in range(2)
+    ]
+    (tmp_path / ("left-out-" * 20)).mkdir()
+    report([*runs, tmp_path / ("left-out-" * 20)], output=tmp_path / "made")
+    page = html.escape((tmp_path / "made" / "report.html").read_text())
+    # Windows of browsers are not narrower than 500 pixels; frames are.
+    frames = "".join(
+        f'<iframe width="{width}" height="900" srcdoc="{page}"></iframe>'
+        for width in (420, 1280)
+    )
+    (tmp_path / "both.html").write_text(f"<body>{frames}{MEASURE}</body>")
+    done = subprocess.run(
+        [
+            *(BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,2000"),
+            *("--virtual-time-budget=10000", str(tmp_path / "both.html")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = json.loads(re.search("found (.*) end", done.stdout)[1])
+    for each, width in zip(found, (420, 1280), strict=True):
+        assert width - 30 < each["window"] <= width  # But for a scroll bar.
+        assert each["page"] <= each["window"] and not each["beyond"], found
+        assert each["pictures"] == 3
+    assert found[0]["scrolled"] == 4 and found[1]["scrolled"] <= 1
