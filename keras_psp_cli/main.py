@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
+from keras_psp_cli.names import check_name
 from keras_psp_cli.parser import BACKENDS
 from keras_psp_cli.parser import COMMANDS
 from keras_psp_cli.parser import ENTRY_POINTS
 from keras_psp_cli.parser import build_parser
-from keras_psp_cli.parser import check_name
 from keras_psp_cli.parser import read_options
 
 # Information and warnings of TensorFlow's, and what is said of them.

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from keras_psp_cli.names import check_name
+
 BACKENDS = ("jax", "tensorflow", "torch")
 ENTRY_POINTS = "keras_psp.benchmarks"  # Modules of packages that register parts.
 OPTIONS = Path(__file__).with_name("options.json")
@@ -37,16 +39,6 @@ Completion in bash and zsh: eval "$(register-python-argcomplete keras-psp)"
 def read_options() -> dict[str, Any]:
     """Returns what `options.json` says: version, experiments and their options."""
     return json.loads(OPTIONS.read_text(encoding="utf-8"))
-
-
-def check_name(what: str, name: str, known: Iterable[str]) -> str:
-    """Returns a name if it is known, else raises and tells the nearest."""
-    if name in known:
-        return name
-    # Where there is no hurry: this imports Keras.
-    from keras_psp._core import checks
-
-    return checks.check_name(what, name, known)
 
 
 def build_parser(options: dict[str, Any]) -> argparse.ArgumentParser:

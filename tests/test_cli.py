@@ -219,13 +219,15 @@ def test_interrupted(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.once
-def test_help_imports_no_keras():
+def test_help_and_words_that_are_not_known_import_no_keras():
     code = (
-        "import sys, keras_psp_cli; keras_psp_cli.main([]); "
+        "import sys; from keras_psp_cli import main; "
+        "main([]); main(['rnu']); main(['run', 'permuted', '--task']); "
         "print({'keras', 'keras_psp', 'numpy', 'rich'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("set()\n"), done.stdout + done.stderr
+    assert "Did you mean 'run'" in done.stderr and "'--tasks'" in done.stderr
 
 
 @pytest.mark.once

@@ -59,8 +59,8 @@ def html_figure(plot: Callable[[], "Figure"]) -> str:
     except ModuleNotFoundError as error:
         return f"<p>{error}</p>"
     content = base64.b64encode(save(figure, "png")).decode()
-    style = "max-width: 100%; background: white"
-    return f'<p><img style="{style}" src="data:image/png;base64,{content}"></p>'
+    said = 'alt="The same as a plot" style="max-width: 100%; background: white"'
+    return f'<p><img {said} src="data:image/png;base64,{content}"></p>'
 
 
 def draw_matrix(axis: Any, matrix: np.ndarray) -> Any:

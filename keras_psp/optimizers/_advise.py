@@ -64,11 +64,13 @@ def advise_of_earlier_tasks(model: Any, optimizer: Any, tasks: set[int]) -> None
     names = model.task_names
     (task,) = tasks
     words = [f"{k if names is None else names[k]!r}" for k in (*earlier[:3], task)]
+    tasks_before = "tasks" if len(earlier) > 1 else "task"
     others = f" and {len(earlier) - 3} others" if len(earlier) > 3 else ""
     warnings.warn(
         f"Tasks will disturb each other: task {words[-1]} is trained alone, after "
-        f"{', '.join(words[:-1])}{others}, by weights that these share. They stay near "
-        "what earlier tasks need with `keras_psp.consolidation.Gram(optimizer)` and "
+        f"{tasks_before} {', '.join(words[:-1])}{others}, by weights that these share. "
+        "They stay near what earlier tasks need with "
+        "`keras_psp.consolidation.Gram(optimizer)` and "
         "`model.optimizer.end_task(model, (x, y))` after each task. If the data of all "
         "tasks are at hand, train on mixed batches in one `fit()`. "
         f"`keras_psp.evaluate` measures what is kept. {OFF}",

@@ -39,7 +39,7 @@ def test_a_task_alone_after_another_is_told_once():
     model = make_model()
     assert told(model, "paris", "paris") == []
     (message,) = told(model, "tokyo")
-    assert "task 'tokyo' is trained alone, after 'paris', by weights" in message
+    assert "task 'tokyo' is trained alone, after task 'paris', by weights" in message
     assert "`keras_psp.consolidation.Gram(optimizer)`" in message
     assert "mixed batches in one `fit()`" in message and "Off:" in message
     assert told(model, "lima", "paris") == []
