@@ -94,6 +94,9 @@ class AccuracyMatrix(Shown, keras.callbacks.Callback):
     True
     """
 
+    matrix: np.ndarray
+    ahead: np.ndarray
+
     def __init__(
         self,
         tasks: "TaskSequence | Mapping[int | str, Any] | Sequence[Any]",
@@ -105,24 +108,24 @@ class AccuracyMatrix(Shown, keras.callbacks.Callback):
         self.batch_size = check_integer("batch_size", batch_size)
         self.separate = separate
         self.metric = metric
-        self._is_own = isinstance(tasks, (Mapping, list, tuple))
-        if not self._is_own:
-            if not hasattr(tasks, "test_all"):
-                raise TypeError(
-                    "`tasks` must be a dictionary of examples by task, a list of them, "
-                    "or a `keras_psp.datasets.TaskSequence`. Received: tasks of type "
-                    f"{type(tasks).__name__}"
+        self.tasks: Any = tasks
+        self._is_own = False
+        if isinstance(tasks, (Mapping, list, tuple)):
+            if separate:
+                raise ValueError(
+                    "`separate` is for a `keras_psp.datasets.TaskSequence`. Received: "
+                    "separate=True and examples by task"
                 )
-            self.tasks: Any = tasks
-            return
-        if separate:
-            raise ValueError(
-                "`separate` is for a `keras_psp.datasets.TaskSequence`. Received: "
-                "separate=True and examples by task"
+            self._is_own = True
+            self.tasks = {}
+            self._begin(0, 0)
+            self.add_tasks(tasks)
+        elif not hasattr(tasks, "test_all"):
+            raise TypeError(
+                "`tasks` must be a dictionary of examples by task, a list of them, or "
+                "a `keras_psp.datasets.TaskSequence`. Received: tasks of type "
+                f"{type(tasks).__name__}"
             )
-        self.tasks = {}
-        self._begin(0, 0)
-        self.add_tasks(tasks)
 
     def add_tasks(self, tasks: Mapping[int | str, Any] | Sequence[Any]) -> None:
         """Adds your own examples of more tasks; NaN in the rows that there are.
