@@ -124,7 +124,7 @@ def _run_all(
             _print_result(console, config, result, output / config.folder_name)
             of_seeds = accuracies.setdefault(dataclasses.replace(config, seed=0), [])
             of_seeds.append(result.average_accuracy)
-            if args.seeds and len(of_seeds) == len(args.seeds):
+            if args.seeds and len(of_seeds) == len(args.seeds) > 1:
                 console.print(
                     f"{in_percent(of_seeds)} % on average over {len(of_seeds)} seeds"
                 )
