@@ -43,10 +43,11 @@ from keras_psp.surgery._kernel import RIDGE
 from keras_psp.surgery._kernel import InputProbes
 from keras_psp.surgery._kernel import Kernel
 from keras_psp.surgery._parts import Form
+from keras_psp.surgery.extract import extract
 
 
 def superpose(
-    models: Sequence[Any] | Mapping[str, Any],
+    models: TaskModel | Sequence[Any] | Mapping[str, Any],
     context: str | Context = "binary",
     base: keras.Model | None = None,
     data: Sequence[Any] | Mapping[str, Any] | None = None,
@@ -130,7 +131,8 @@ def superpose(
             of a class of their own must be ones that `from_config(get_config())` makes
             again. Or a dictionary of them by the names that their tasks are to have.
             With a `base`, one may be the path of a LoRA adapter of the base: see
-            `keras_psp.surgery.with_adapter()`.
+            `keras_psp.surgery.with_adapter()`. Or a model that holds all tasks, such as
+            one of `keras_psp.stack()`: those that it has are extracted, in their order.
         context: Name of a context family, or a `keras_psp.contexts.Context` for as many
             tasks as there are models. Each layer gets a context like it with a seed of
             its own. Defaults to `"binary"`.
@@ -208,7 +210,7 @@ def superpose(
         shared factors are those of Compress then Serve ([Brüel-Gabrielsson et al.,
         2024](https://arxiv.org/abs/2407.00066)), fitted to the layers' inputs.
     """
-    models, names = split_names("models", models)
+    models, names = split_names("models", _each_task(models))
     models = as_models(models, base)
     graphs, heads = read_models(models, base)
     if ridge is not None:
@@ -303,6 +305,15 @@ def superpose(
             kernel.fit(probes, examples, RIDGE if ridge is None else ridge)
         one.fitted_to_data = True
     return _with_names(one, names, models)
+
+
+def _each_task(models):
+    """Returns the tasks of a model that holds them, by their names if they have any."""
+    if not isinstance(models, TaskModel):
+        return models
+    every = {k: extract(models, k) for k in models.present_tasks}
+    names = models.task_names
+    return {names[k]: each for k, each in every.items()} if names else [*every.values()]
 
 
 def _with_names(one, names, models):
