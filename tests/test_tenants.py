@@ -4,10 +4,13 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
+import filelock
 import keras
 import numpy as np
 import pytest
@@ -192,6 +195,70 @@ def test_what_is_refused(tenants_module, tmp_path, monkeypatch):
         other = packed([weight + 1 for weight in weights])
         assert status_of(tenants.put, "a", other, hash_) == 507
         assert status_of(tenants.delete, "a") == 507
+
+    def full_later(path, content):  # There is room for the file, not for the index.
+        if path.name == "index.json":
+            full()
+        path.write_bytes(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tenants_module, "_write", full_later)
+        assert status_of(tenants.put, "a", other, hash_) == 507
     assert sorted(os.listdir(tmp_path / "f")) == files
     assert tenants.names == ["a"]
     np.testing.assert_array_equal(tenants.predict("a", X), answer)
+
+
+@pytest.mark.once
+def test_a_kill_leaves_the_old_version_or_the_new(tenants_module, tmp_path):
+    base = build()
+    tenants = tenants_module.Tenants(base, tmp_path, max_batch=1)
+    hash_, weights = tenants.card["architecture"], base.get_weights()
+    versions = [packed([weight + i for weight in weights]) for i in range(2)]
+    answers = []
+    for body in versions:
+        tenants.put("a", body, hash_)
+        tenants.put("b", body, hash_)
+        answers.append(tenants.predict("a", X))
+
+    def put_until(number):
+        """Replaces `a` in a fork of this process, which ends at an operation."""
+        count = 0
+
+        def watch(operation):
+            def watched(*args, **kwargs):
+                nonlocal count
+                count += 1
+                if count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return operation(*args, **kwargs)
+
+            return watched
+
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for name in ("fdopen", "fsync", "replace"):
+            setattr(os, name, watch(getattr(os, name)))
+        try:
+            # Of its own, as those of a process that starts are.
+            tenants._other_processes = filelock.FileLock(tmp_path / ".lock")
+            tenants._refresh = lambda: None  # No thread of the model's is here.
+            tenants.put("a", packed([weight + 7 for weight in weights]), hash_)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+
+    for number in range(1, 7):
+        assert put_until(number) == -signal.SIGKILL
+        np.testing.assert_array_equal(tenants.predict("a", X), answers[1])
+        np.testing.assert_array_equal(tenants.predict("b", X), answers[1])
+        tenants.put("b", versions[0], hash_)
+        tenants.put("b", versions[1], hash_)
+        names = {path.name for path in tmp_path.iterdir()} - {".lock", "index.json"}
+        assert len(names) == 2 and all(name.endswith(".npz") for name in names)
+    assert put_until(99) == 0
+    assert abs(tenants.predict("a", X) - answers[1]).max() > 0.1
+    np.testing.assert_array_equal(tenants.predict("b", X), answers[1])

@@ -11,9 +11,10 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 import time
+import unicodedata
 from typing import Any
-from urllib.parse import unquote
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Nothing leaves this machine.
 # A machine that is busy takes more than Ray's five seconds to start its proxy.
@@ -27,6 +28,7 @@ from fastapi.responses import JSONResponse  # noqa: E402
 from fastapi.responses import PlainTextResponse  # noqa: E402
 from ray import serve  # noqa: E402
 from tenants import TenantError  # noqa: E402
+from tenants import Tenants  # noqa: E402
 
 MOST_INPUT = 1 << 20  # Bytes of a request for answers.
 app = FastAPI()
@@ -62,11 +64,13 @@ def parse(body: bytes) -> np.ndarray:
 class Server:
     """Answers for all tenants; every replica has the same folder."""
 
-    def __init__(self, model: str, folder: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self, kind: type, model: str, folder: str, options: dict[str, Any]
+    ) -> None:
         import keras
-        from tenants import Tenants
 
-        self.tenants = Tenants(keras.models.load_model(model), folder, **options)
+        self.tenants = kind(keras.models.load_model(model), folder, **options)
+        self.labels: set[str] = set()
         self.registry = prometheus.CollectorRegistry()
         self.requests = prometheus.Counter(
             "tenant_requests", "Requests", ("tenant", "status"), registry=self.registry
@@ -78,13 +82,14 @@ class Server:
     @app.post("/tenants/{name:path}/predict")
     async def predict(self, name: str, request: Request) -> JSONResponse:
         """Answers `{"inputs": [...]}` with `{"outputs": [...]}`."""
-        start, status, label = time.perf_counter(), 200, "(unknown)"
+        start, status, label = time.perf_counter(), 500, "(unknown)"
         try:
             x = parse(await read_body(request, MOST_INPUT))
-            answer = await self.answer((unquote(name), x))
+            answer = await self.answer((name, x))
             if isinstance(answer, TenantError):
                 raise answer
-            label = name
+            status, label = 200, unicodedata.normalize("NFC", name)
+            self.labels.add(label)
             return JSONResponse({"outputs": answer.tolist()})
         except TenantError as error:
             status = error.status
@@ -127,19 +132,46 @@ class Server:
     @app.get("/metrics")
     async def metrics(self) -> PlainTextResponse:
         """Counters and latencies of this replica, in Prometheus' format."""
+        names = await asyncio.to_thread(lambda: set(self.tenants.names))
+        for gone in self.labels - names:  # Tenants come and go; series must too.
+            for metric in (self.requests, self.seconds):
+                metric.remove_by_labels({"tenant": gone})
+        self.labels &= names
         text = prometheus.generate_latest(self.registry)
         return PlainTextResponse(text, media_type=prometheus.CONTENT_TYPE_LATEST)
 
 
 def start(
-    model: str, folder: str, port: int, replicas: int = 1, **options: Any
+    model: str,
+    folder: str,
+    port: int,
+    replicas: int = 1,
+    direct: bool = False,
+    kind: type = Tenants,
+    **options: Any,
 ) -> None:
-    """Starts Ray and the server, on the loopback interface."""
+    """Starts Ray and the server, on the loopback interface.
+
+    Args:
+        model: Path of a `.keras` file, which tells the architecture.
+        folder: Where the tenants' weights are.
+        port: Of Ray's proxy.
+        replicas: How many processes answer.
+        direct: Whether each replica also listens itself, on the ports behind `port`:
+            for a load balancer. Ray's proxy costs several times what an answer does.
+        kind: `Tenants`, or another class that answers as it does.
+        **options: Of the class.
+    """
     import ray
 
-    here = os.path.dirname(os.path.abspath(__file__))
-    path = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
-    variables = {"PYTHONPATH": path}
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if direct:
+        os.environ |= {
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(port + 1),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(port + 100),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        }
     ray.init(
         num_cpus=replicas + 1,
         include_dashboard=False,
@@ -148,7 +180,7 @@ def start(
     )
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     server = Server.options(num_replicas=replicas).bind(
-        os.path.abspath(model), os.path.abspath(folder), options
+        kind, os.path.abspath(model), os.path.abspath(folder), options
     )
     serve.run(server, route_prefix="/")
 
@@ -161,8 +193,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--room", type=int, default=16, help="for so many tenants")
-    args = parser.parse_args()
-    start(args.model, args.folder, args.port, args.replicas, room=args.room)
+    listens = "each replica listens itself too, on the ports behind PORT"
+    parser.add_argument("--direct", action="store_true", help=listens)
+    start(**vars(parser.parse_args()))
     try:
         while True:
             time.sleep(3600)

@@ -13,6 +13,8 @@ import os
 import tempfile
 import threading
 import unicodedata
+import zipfile
+import zlib
 from pathlib import Path
 
 import filelock
@@ -21,6 +23,9 @@ import numpy as np
 from keras import ops
 
 import keras_psp
+
+_NEW = ".new."  # Begins the name of a file that is being written.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, MemoryError)
 
 
 class TenantError(Exception):
@@ -127,9 +132,13 @@ class Tenants:
             task = np.repeat(slots, [len(x) for _, x in there]).astype("int32")
             outputs = self._compute(x, task)
         shares = iter(np.split(outputs, np.cumsum([len(x) for _, x in there])[:-1]))
-        return [
-            each if isinstance(each, TenantError) else next(shares) for each in answers
-        ]
+        for i, each in enumerate(answers):
+            if not isinstance(each, TenantError):
+                answers[i] = next(shares)
+                if not np.isfinite(answers[i]).all():
+                    message = "the model's answers to these inputs are not finite"
+                    answers[i] = TenantError(422, message)
+        return answers
 
     def put(self, name: str, body: bytes, architecture: str | None = None) -> int:
         """Adds a tenant, or replaces its weights.
@@ -230,14 +239,19 @@ class Tenants:
                         _write(self.folder / file, content)
                 _write(self.folder / "index.json", json.dumps(index).encode())
             except OSError as error:
+                self._remove_what_does_not_count(self._read_index())
                 raise TenantError(507, f"nothing was saved: {error}") from error
-            counted = {file for each in index["tenants"].values() for file in each}
-            for path in self.folder.glob("*.npz"):
-                if path.name not in counted:
-                    path.unlink(missing_ok=True)
+            self._remove_what_does_not_count(index)
         with self._lock:
             self._refresh()
         return index["generation"]
+
+    def _remove_what_does_not_count(self, index: dict) -> None:
+        """Removes versions that are gone, and what a kill or a full disk left."""
+        counted = {file for each in index["tenants"].values() for file in each}
+        for path in [*self.folder.glob("*.npz"), *self.folder.glob(f"{_NEW}*")]:
+            if path.name not in counted:
+                path.unlink(missing_ok=True)
 
     def _refresh(self) -> None:
         """Takes over what has changed in the folder; the lock is held."""
@@ -335,7 +349,7 @@ class Tenants:
     def _read_upload(self, body, architecture):
         if architecture is not None and architecture != self.architecture:
             raise TenantError(409, f"the architecture must be {self.architecture}")
-        names = _names_in(body)
+        names = _names_in(body, self.max_bytes)
         if "config.json" in names:
             weights = self._read_model(body).get_weights()
         else:
@@ -358,6 +372,13 @@ class Tenants:
                 # Nothing in the file is run: `safe_mode` refuses code.
                 model = keras.models.load_model(path, compile=False, safe_mode=True)
             except Exception as error:  # Keras raises whatever its reader meets.
+                version = _keras_version(body)
+                if version not in (None, keras.__version__):
+                    raise TenantError(
+                        409,
+                        f"a file of Keras {version}, which Keras {keras.__version__} "
+                        f"cannot read: {error}",
+                    ) from error
                 raise TenantError(422, f"not a .keras file: {error}") from error
         try:
             keras_psp.stack([self.base, model])
@@ -385,34 +406,45 @@ def _check_name(name: str) -> str:
     """Returns a tenant's name in one form, or raises a `TenantError`."""
     name = unicodedata.normalize("NFC", name)
     fits = 0 < len(name.encode("utf-8", "replace")) <= 200 and name.isprintable()
-    if not fits or "/" in name or "\\" in name:
+    if not fits or set(name) & set("/\\\ufffd"):  # The last: it was no UTF-8.
         raise TenantError(
             422, "a name must have 1 to 200 bytes that can be printed, without slashes"
         )
     return name
 
 
-def _names_in(body: bytes) -> set[str]:
-    import zipfile
-
+def _names_in(body: bytes, most: int) -> set[str]:
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as file:
+            if sum(each.file_size for each in file.infolist()) > most:
+                raise TenantError(
+                    413, f"unpacked, a file must have at most {most} bytes"
+                )
             return set(file.namelist())
     except zipfile.BadZipFile as error:
         raise TenantError(422, "the body must be a .keras or an .npz file") from error
+
+
+def _keras_version(body: bytes) -> str | None:
+    """Returns the version of Keras that wrote a file, if the file tells."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as file:
+            return json.loads(file.read("metadata.json"))["keras_version"]
+    except (KeyError, ValueError, zipfile.BadZipFile):
+        return None
 
 
 def _read_arrays(body: bytes) -> list[np.ndarray]:
     try:
         with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
             return [np.asarray(arrays[str(i)]) for i in range(len(arrays))]
-    except (KeyError, ValueError, OSError) as error:
+    except (*_UNREADABLE, KeyError, ValueError, OSError) as error:
         raise TenantError(422, f"not an .npz file of weights: {error}") from error
 
 
 def _write(path: Path, content: bytes) -> None:
     """Writes a file beside and renames it, so that it is there whole or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".new.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_NEW)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
