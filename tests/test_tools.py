@@ -19,7 +19,11 @@ pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "keras_psp").glob("*/README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "keras_psp").glob("*/README.md")),
+    ROOT / "examples" / "tenants" / "README.md",
+]
 
 
 def call(*arguments, status=0, backend=BACKEND):

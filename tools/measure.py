@@ -34,6 +34,8 @@ COMMANDS = {
     "exact": "how exactly convert() and extract() keep what a model computes",
     "stack": "time of training 1000 models together, and ensembles for tables",
     "hub": "how much of KerasHub's models convert() makes tasks' own, and how exactly",
+    "tenants": "memory and requests a second of 1000 tenants in one model",
+    "machines": "a small autoencoder for each of 1000 machines, and all in a tenth",
     "tables": "write the READMEs' tables from the results",
     "plots": "draw the plots of the READMEs from the results",
 }

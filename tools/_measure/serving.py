@@ -190,15 +190,15 @@ def _serve(paths: list[str]) -> None:
     import tensorflow as tf
 
     tf.function(tf.matmul)(tf.ones((64, 64)), tf.ones((64, 64)))
-    before, start = _resident_memory(), time.perf_counter()
+    before, start = resident_memory(), time.perf_counter()
     loaded = [tf.saved_model.load(path) for path in paths]
     calls = [model.signatures["serve"] for model in loaded]
     seconds = time.perf_counter() - start
-    found = {"rss_before": before, "rss_loaded": _resident_memory(), "load": seconds}
+    found = {"rss_before": before, "rss_loaded": resident_memory(), "load": seconds}
     print(json.dumps(found), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
-        result = _resident_memory() if order.get("rss") else _answer(calls, **order)
+        result = resident_memory() if order.get("rss") else _answer(calls, **order)
         print(json.dumps(result), flush=True)
 
 
@@ -232,6 +232,7 @@ def _answer(
     return output.tolist() if answers else seconds
 
 
-def _resident_memory() -> int:
+def resident_memory() -> int:
+    """Returns the bytes that this process has in memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

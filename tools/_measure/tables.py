@@ -145,6 +145,63 @@ def draw_stack_curve(result: Result) -> Cells:
     return [*titles, "a step, 8 examples a task, ms"], rows
 
 
+def draw_tenants_memory(result: Result) -> Cells:
+    """What a process grows by, for one model and for loaded ones."""
+    one, many = (row for row in result["rows"] if row["part"] == "memory")
+    tenants = one["loaded"]
+    names = {
+        f"one model, {tenants} tenants": one,
+        f"Keras models, {many['loaded']} loaded": many,
+    }
+    rows = []
+    for name, row in names.items():
+        measured, scaled = (f"{row[key] / 1e6:.0f}" for key in ("grown", "scaled"))
+        share = f"{row['scaled'] / many['scaled']:.1%}"
+        whole = f"{(row['process'] + row['scaled']) / 1e6:.0f}"
+        rows.append([name, measured, scaled, share, whole])
+    titles = ["", "MB measured", f"MB for {tenants}", "share", "with Keras itself, MB"]
+    return titles, rows
+
+
+def draw_tenants(result: Result) -> Cells:
+    """Requests a second and latencies, by server and by how many tenants are asked."""
+    rows = []
+    for row in result["rows"]:
+        if row["part"] != "requests":
+            continue
+        cells = [row["system"], str(row["asked"]), str(row["size"])]
+        cells.append(f"{row['rate']:.0f}" if row["rate"] > 10 else f"{row['rate']:.1f}")
+        cells += [f"{row[key]:.0f}" for key in ("p50", "p95", "p99")]
+        cells.append(f"{row['wrong']} / {row['failed']} of {row['requests']}")
+        rows.append([*cells, str(row["changes"] or "")])
+    titles = ["server", "tenants asked", "batch", "requests a second"]
+    titles += ["p50, ms", "p95", "p99", "wrong / failed", "changes"]
+    return titles, rows
+
+
+def draw_machines(result: Result) -> Cells:
+    """Areas under the curve over the machines, memory and times."""
+    digits = {row["what"]: 2 if "lost" in row["what"] else 4 for row in result["rows"]}
+    rows = [
+        [what, *(f"{row[key]:.{digits[what]}f}" for key in ("mean", "least", "most"))]
+        for what, row in zip(digits, result["rows"], strict=True)
+    ]
+    config = result["config"]
+    within = config["within_half_a_point"] / config["machines"]
+    rows += [
+        ["machines that lose at most 0.5 points", f"{within:.1%}", "", ""],
+        ["memory, as a share of all networks", f"{config['memory']:.3f}", "", ""],
+        ["training together, s", f"{config['seconds_together']:.0f}", "", ""],
+        [
+            f"in a loop, s ({config['loop_of']} machines, scaled)",
+            f"{config['seconds_loop']:.0f}",
+            "",
+            "",
+        ],
+    ]
+    return ["", "mean", "least", "most"], rows
+
+
 def draw_tabular(result: Result) -> Cells:
     """Accuracy or error of ensembles and of the package's, by data set."""
     found: dict[tuple[str, str], dict[tuple[str, str], list[Row]]] = {}
@@ -661,6 +718,7 @@ _BENCHMARKS, _CONSOLIDATION, _CONTEXTS, _EXPORTING, _MODELS, _SURGERY = (
         "surgery",
     )
 )
+_TENANTS = "examples/tenants/README.md"
 _CAPACITY = "keras_psp/diagnostics/capacity.py"
 _MERGE = ("merge-mlp-8-tasks-jax", "merge-resnet18-8-tasks-tensorflow")
 _HEADLINE = functools.partial(
@@ -724,6 +782,8 @@ TABLES = {
     "stack": Table(_SURGERY, draw_stack, _each("stack")),
     "stack-curve": Table(_SURGERY, draw_stack_curve, ("stack-curve-jax",)),
     "stack-tables": Table(_MODELS, draw_tabular, ("stack-tables-torch",)),
+    "tenants-memory": Table(_TENANTS, draw_tenants_memory, ("tenants-jax",)),
+    "tenants": Table(_TENANTS, draw_tenants, ("tenants-jax",)),
     "export": Table(_EXPORTING, draw_export, _each("export")),
     "serving": Table(_EXPORTING, draw_serving, ("serving-tensorflow",)),
     "capacity": Table(_CAPACITY, draw_capacity, ("capacity",)),
