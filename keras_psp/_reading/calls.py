@@ -25,7 +25,8 @@ class Calls(NamedTuple):
     """What is known of the calls of layers, by their `id`.
 
     Attributes:
-        safe: The layers whose weights nobody uses but by calling them.
+        safe: The layers whose weights nobody uses but by calling them. Some are never
+            called: a block may make more layers than it needs.
         batched: Those that are always called on tensors whose first dimension is that
             of the batch, or has one entry for all examples.
     """
@@ -59,7 +60,7 @@ def record_calls(
         except Exception:  # noqa: S112  Too short or too long, in any words.
             continue
         return Calls(
-            frozenset(set(listener.called) - listener.read),
+            frozenset(set(map(id, layers)) - listener.read),
             frozenset(each for each, fits in listener.called.items() if fits),
         )
     return None

@@ -81,7 +81,8 @@ def get_config(layer: keras.layers.Layer) -> dict[str, Any]:
     registered, and cannot tell two functions of one name apart.
     """
     kind: Any = type(layer)
-    held = {name: getattr(layer, name, None) for name in _arguments(kind)}
+    defaults = _arguments(kind)
+    held = {name: getattr(layer, name, None) for name in defaults}
     functions = {
         name: value
         for name, value in held.items()
@@ -94,7 +95,11 @@ def get_config(layer: keras.layers.Layer) -> dict[str, Any]:
     finally:
         for name, value in functions.items():
             setattr(layer, name, value)
-    return {**config, **functions}
+    for name, value in functions.items():
+        config[name] = value
+        if value is defaults[name]:  # Such a layer may take none but names for others.
+            del config[name]
+    return config
 
 
 def own_functions(layer: keras.layers.Layer) -> dict[str, Callable]:
@@ -183,8 +188,11 @@ def _of_every_layer():
 
 @functools.cache
 def _arguments(kind):
+    """Returns the defaults of a class's arguments, and of those of its bases."""
     return {
-        name for base in kind.__mro__ for name in inspect.signature(base).parameters
+        name: parameter.default
+        for base in reversed(kind.__mro__)
+        for name, parameter in inspect.signature(base).parameters.items()
     }
 
 

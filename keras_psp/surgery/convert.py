@@ -91,8 +91,9 @@ def convert(
         shared: What becomes of weights in layers without a counterpart. `"warn"`: all
             tasks share and train them, and a warning says how many there are.
             `"freeze"`: what tasks share is not trained. `"copy"`: each task has a copy
-            of its own; of embeddings, this is a `TaskEmbedding`. Defaults to `"warn"`,
-            or to `"freeze"` without a context.
+            of its own; of embeddings, this is a `TaskEmbedding`. What cannot be copied
+            is not trained, and a warning says what it is. Defaults to `"warn"`, or to
+            `"freeze"` without a context.
         rank: Positive integer, the rank of a kernel `A_k B_k` that each task has of its
             own in every layer with a kernel, as in LoRA; less where a layer is smaller,
             and none where a convolution has groups of filters. Or `None`.
@@ -151,7 +152,9 @@ def convert(
         )
     read = read_model(model)
     holding, calls = _find_holders(read, shared == "copy")
-    chosen, left = _choose(read, holding, calls, layers, shared, context is None)
+    chosen, copied, kept = _choose(
+        read, holding, calls, layers, shared, context is None
+    )
     contexts = [None] * len(chosen)
     if context is not None:
         contexts = series(context, num_tasks, len(chosen), seed=seed)
@@ -162,7 +165,7 @@ def convert(
             layer, num_tasks, contexts.pop, True, context_over, rank=most
         )
 
-    plan = Plan.of(chosen, left if shared == "copy" else [], calls)
+    plan = Plan.of(chosen, copied, calls)
     converted, pairs = build_superposed(read, plan, new_layer, num_tasks)
     for layer, superposed in pairs:
         if isinstance(superposed, Superposed):
@@ -176,7 +179,7 @@ def convert(
             copy_weights(layer, superposed)
     if rank is None:
         advise_of_narrow_layers([layer for _, layer in pairs], num_tasks)
-    if shared == "freeze":
+    if shared == "freeze" or (shared == "copy" and kept):
         for layer in read_parts(converted):
             freeze_shared(layer)
     if names is not None:
@@ -203,9 +206,9 @@ def _find_holders(read, copy):
 
 
 def _choose(read, layers, calls, wanted, shared, in_parts):
-    """Returns the layers to convert, and those to copy.
+    """Returns the layers to convert, those to copy, and those that all tasks share.
 
-    Warns of others if all tasks go on sharing and training them. A layer whose weights
+    Warns of the last, unless they are to be frozen. A layer whose weights
     a block uses without calling it is one of these: its code would not see the task.
     """
     named = isinstance(wanted, (list, tuple))
@@ -261,10 +264,14 @@ def _choose(read, layers, calls, wanted, shared, in_parts):
     if kept and shared != "freeze":
         count = sum(count_numbers(weights_of(layer)) for layer in kept)
         share = count / max(read.model.count_params(), 1)
-        warnings.warn(
-            f"{message}. All tasks share their weights, {share:.1%} of the model's, "
-            'and train them. Use `shared="freeze"` to keep them as they are, or '
-            '`shared="copy"` to give each task its own.',
-            stacklevel=3,
-        )
-    return chosen, [layer for layer in left if layer not in kept]
+        message += f". All tasks share their weights, {share:.1%} of the model's, "
+        if shared == "copy":
+            message += "which cannot be copied and are not trained."
+        else:
+            message += (
+                'and train them. Use `shared="freeze"` to keep them as they are, or '
+                '`shared="copy"` to give each task its own.'
+            )
+        warnings.warn(message, stacklevel=3)
+    copied = [each for each in left if each not in kept] if shared == "copy" else []
+    return chosen, copied, kept

@@ -6,9 +6,11 @@ for a batch of each task, and for a batch of all. `warn %` and `copy %` are how 
 the model's numbers are superposed or each task's own with `shared="warn"` and
 `shared="copy"`. `moved` and `others` are how far a step of `fit` on task 1 moves what
 the task answers, and what the others do; once with superposed kernels and once with
-adapters (`context=None, rank=2`), which must leave the others alone. `file` and
-`extract` are the largest difference of a `.keras` file from the trained model, and of
-`extract()` from the task it was trained on. `error` says what fails, and where.
+adapters (`context=None, rank=2`), which must leave the others alone. `mixed later` is
+the largest difference of a batch of all tasks from the tasks alone, after that step.
+`file` and `extract` are the largest difference of a `.keras` file from the trained
+model, and of `extract()` from the task it was trained on. `error` says what fails, and
+where.
 """
 
 import argparse
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "choices": list(hub_models.MODELS),
     }
     parser.add_argument("--only", **names, help="which models; all by default")
-    keep = "measure the models that the result lacks"
+    keep = "keep the result's other rows; without --only, measure those it lacks"
     parser.add_argument("--resume", action="store_true", help=keep)
     results.add_output(parser)
 
@@ -66,13 +68,12 @@ def run(args: argparse.Namespace) -> None:
         return results.save(args, name, what, rows, environment, tasks=NUM_TASKS)
 
     have = {row["model"] for row in rows}
-    for name in args.only or hub_models.MODELS:
-        if name in have:
-            continue
+    for name in args.only or [name for name in hub_models.MODELS if name not in have]:
         print(f"{name} ...", file=sys.stderr)
         keras.utils.set_random_seed(SEED)
-        rows.append(measure(name))
-        print(f"  {rows[-1]}", file=sys.stderr)
+        row = measure(name)
+        rows[:] = [each for each in rows if each["model"] != name] + [row]
+        print(f"  {row}", file=sys.stderr)
         keras.utils.clear_session()
         save()  # After each model: all of them take long.
     result = save()
@@ -107,7 +108,7 @@ def measure(name: str) -> Row:
         found = attempt("call, copy", _compare, copy, x, expected)
         if found is not None:
             row["each"], row["mixed"] = found
-        moved = attempt("fit", _train, copy, x, expected)
+        moved = attempt("fit", _train, copy, x)
         if moved is not None:
             row["moved"], row["others"], row["mixed later"] = moved
         read = attempt("file", _save, copy, x)
@@ -118,7 +119,7 @@ def measure(name: str) -> Row:
             row["extract"] = plain
     adapters = attempt("convert, adapters", _convert, model, "copy", None, 2)
     if adapters is not None:
-        moved = attempt("fit, adapters", _train, adapters, x, expected)
+        moved = attempt("fit, adapters", _train, adapters, x)
         if moved is not None:
             row["adapters moved"], row["adapters others"] = moved[:2]
             row["adapters mixed later"] = moved[2]
@@ -126,13 +127,16 @@ def measure(name: str) -> Row:
 
 
 def own_share(converted: Any, model: keras.Model) -> float:
-    """Returns which share of a model's numbers tasks do not train in common.
+    """Returns which share of a model's numbers tasks do not have in common.
 
     Constants, such as frequencies, are nobody's.
     """
     layers = find_task_layers(converted)
     own = {id(weight) for layer in layers for weight in layer.weights}
-    shared = [w for w in converted.trainable_weights if id(w) not in own]
+    constant = {weight.path for weight in model.non_trainable_weights}
+    shared = [
+        w for w in converted.weights if id(w) not in own and w.path not in constant
+    ]
     return 1 - sum(_count(weight) for weight in shared) / model.count_params()
 
 
@@ -167,14 +171,19 @@ def _compare(model, x, expected):
     return each, _differ(_ask(model, x, TASKS), expected)
 
 
-def _train(model, x, expected):
+def _train(model, x):
     """How far a step on task 1 moves it, and the others; and a mixed batch later."""
     rng = np.random.default_rng(SEED)
-    y = keras.tree.map_structure(
-        lambda each: rng.normal(size=each.shape).astype("float32"), expected
-    )
-    loss = keras.tree.map_structure(lambda each: "mse", expected)
     before = _ask(model, x, 1)  # As the others, which have started alike.
+    y = keras.tree.map_structure(
+        lambda each: rng.normal(
+            size=each.shape if _has_batch(each) else len(TASKS)
+        ).astype("float32"),
+        before,
+    )
+    loss: Any = "mse"
+    if not all(map(_has_batch, keras.tree.flatten(before))):  # Losses, for example.
+        loss = {key: "mse" for key, each in before.items() if _has_batch(each)}
     # KerasHub's tasks bring metrics for labels.
     model.compile(keras.optimizers.Adam(0.01), loss, metrics=[], weighted_metrics=[])
     model.fit(_with_task(model, x, 1), y, verbose=0, batch_size=len(TASKS))
@@ -183,12 +192,24 @@ def _train(model, x, expected):
     mixed = keras.tree.map_structure(
         lambda *each: (
             np.stack([each[k][i] for i, k in enumerate(TASKS)])
-            if len(each[0]) == len(TASKS)
+            if _has_batch(each[0])
             else each[0]
         ),
         *after,
     )
-    return moved[1], max(moved[0], moved[2]), _differ(_ask(model, x, TASKS), mixed)
+    found = _ask(model, x, TASKS)
+    for key in _OF_PAIRS & set(mixed if isinstance(mixed, dict) else ()):
+        same = TASKS[:, np.newaxis] == TASKS
+        mixed[key] = np.where(same, mixed[key], found[key])
+    return moved[1], max(moved[0], moved[2]), _differ(found, mixed)
+
+
+# How near each text of a batch is to each image: two tasks alone never meet there.
+_OF_PAIRS = {"text_logits", "vision_logits"}
+
+
+def _has_batch(output):
+    return len(np.shape(output)) > 0 and len(output) == len(TASKS)
 
 
 def _save(model, x):
@@ -227,6 +248,8 @@ def _differ(given, expected):
 
 def _largest(given, expected):
     given, expected = (np.asarray(each, "float64") for each in (given, expected))
+    if expected.shape[:1] == (1,):  # The same for all examples; not for all tasks.
+        expected = np.broadcast_to(expected, given.shape[:1] + expected.shape[1:])
     if given.shape != expected.shape:
         raise ValueError(f"{given.shape} in place of {expected.shape}")
     if not given.size:
