@@ -25,6 +25,16 @@ def without_branches():
         _branches.reset(token)
 
 
+def outside_functions():
+    """Returns a scope in which variables are made as if nothing was being traced.
+
+    XLA compiles no `tf.function` that makes variables of the values of others.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    return sys.modules["tensorflow"].init_scope()
+
+
 @contextlib.contextmanager
 def compiled_with(xla):
     """Says whether XLA compiles what is traced in this scope, which nobody else tells.

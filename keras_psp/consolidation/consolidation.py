@@ -3,6 +3,7 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_psp._core.checks import check_number
@@ -209,6 +210,18 @@ class Consolidation(Around):
             self.add_variable_from_reference(v, name) if self.protects(v) else None
             for v in variables
         ]
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the variables, and when the last task has ended."""
+        super().save_own_variables(store)
+        store["ended"] = np.array(self._ended)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Takes what a file holds; see `Around`. Earlier releases left `ended` out."""
+        values = {name: store[name] for name in store.keys()}
+        ended = int(np.array(values.pop("ended", 0)))
+        super().load_own_variables(values)
+        self._ended = ended
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, by their names."""

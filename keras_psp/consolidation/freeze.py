@@ -24,8 +24,7 @@ class Freeze(Consolidation):
         name: Name of the optimizer.
 
     Raises:
-        ValueError: There is no such optimizer. When the optimizer is built, if there is
-            no `PerTask` in it.
+        ValueError: There is no such optimizer, or it has no `PerTask` in it.
 
     Example:
 
@@ -44,18 +43,18 @@ class Freeze(Consolidation):
 
     def __init__(
         self,
-        optimizer: "keras.optimizers.Optimizer | str" = "rmsprop",
+        optimizer: keras.optimizers.Optimizer,
         name: str = "freeze",
     ) -> None:
         super().__init__(optimizer, name=name)
-
-    def add_own_variables(self, variables: list) -> None:
-        """Adds whether a task has ended."""
         if self._per_task is None:
             raise ValueError(
                 "`Freeze` trains what each task has of its own, around a "
-                f"`keras_psp.optimizers.PerTask`. Received: {self.optimizer!r}"
+                f"`keras_psp.optimizers.PerTask`. Received: optimizer={optimizer!r}"
             )
+
+    def add_own_variables(self, variables: list) -> None:
+        """Adds whether a task has ended."""
         self.frozen = self.add_variable((), dtype="bool", name="frozen")
 
     def rise(self, i: int) -> Any:

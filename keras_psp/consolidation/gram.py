@@ -159,8 +159,9 @@ class Gram(Consolidation):
             data: The task's training data, in any form that `fit()` takes: batches
                 `(x, y)` or `(x, y, sample_weight)`, as a `tf.data.Dataset`, a
                 `PyDataset`, a list or a generator; or a tuple of arrays, or of lists
-                or dictionaries of arrays. With `labels="model"` the targets matter
-                only where the loss ignores a class.
+                or dictionaries of arrays. Of a dataset or a generator the first
+                examples are taken: shuffle them. With `labels="model"` the targets
+                matter only where the loss ignores a class.
 
         Raises:
             TypeError: `data` is in no such form.

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.backend import outside_functions
 from keras_psp._core.distribution import assign_in_replicas
 from keras_psp._core.distribution import count_replicas
 from keras_psp._core.distribution import sum_gradients
@@ -42,13 +43,14 @@ class Around(keras.optimizers.Optimizer):
         """Makes the variables, for the trainable variables of a model."""
         if self.built:
             return
-        if not self.optimizer.built:
-            self.optimizer.build(variables)
-        self.add_own_variables(variables)
-        super().build(variables)
-        if self._loaded is not None:
-            self._assign(self._loaded)
-            self._loaded = None
+        with outside_functions():
+            if not self.optimizer.built:
+                self.optimizer.build(variables)
+            self.add_own_variables(variables)
+            super().build(variables)
+            if self._loaded is not None:
+                self._assign(self._loaded)
+                self._loaded = None
 
     def add_own_variables(self, variables: list) -> None:
         """Adds what this optimizer keeps beside what the other one does."""

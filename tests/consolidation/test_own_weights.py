@@ -88,7 +88,7 @@ def test_freeze_trains_own_weights_alone(tmp_path):
 
 
 @pytest.mark.once
-def test_a_task_ends_once():
+def test_a_task_ends_once(tmp_path):
     makers = (Gram, EWC, SynapticIntelligence, Freeze)
     for make in makers:
         model = build(make(PerTask("sgd")))
@@ -101,6 +101,12 @@ def test_a_task_ends_once():
             model.optimizer.end_task(model, data)
         for old, variable in zip(before, model.optimizer.variables, strict=True):
             np.testing.assert_array_equal(to_numpy(variable), old)
-        model.optimizer.end_task(model, fit(model, 1, epochs=1))
+        model.save_weights(tmp_path / "model.weights.h5")
+        again = build(make(PerTask("sgd")))
+        again.load_weights(tmp_path / "model.weights.h5")
+        with pytest.raises(ValueError, match="no step since the last task ended"):
+            again.optimizer.end_task(again, data)
+        for each in (model, again):
+            each.optimizer.end_task(each, fit(each, 1, epochs=1))
     with pytest.raises(ValueError, match="around a `keras_psp.optimizers.PerTask`"):
-        build(Freeze("sgd")).fit({"image": X, "task": 0 * Y}, Y, verbose=0)
+        Freeze(keras.optimizers.SGD())

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import BACKEND
 from conftest import once
 from conftest import pairs_once
 from conftest import some_once
@@ -244,6 +245,19 @@ def test_losses_that_the_model_adds_itself():
     (found,) = importances(model, {"inputs": X}["inputs"])
     expected = np.mean((2 * X.sum(1, keepdims=True) * X) ** 2, axis=0)[:, None]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="It compiles nothing by itself.")
+def test_a_step_that_xla_compiles_builds_the_optimizer():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(Gram("adam", every=2), crossentropy(), jit_compile=True)
+    before = [to_numpy(v) for v in model.trainable_variables]
+    model.fit(X, Y, batch_size=8, verbose=0)
+    for old, variable, anchor in zip(
+        before, model.trainable_variables, model.optimizer.anchors, strict=True
+    ):
+        np.testing.assert_array_equal(to_numpy(anchor), old)
+        assert np.abs(to_numpy(variable) - old).max() > 0
 
 
 def test_data_sorted_by_class_are_drawn():
