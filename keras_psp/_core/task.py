@@ -17,6 +17,8 @@ from keras_psp._core.backend import is_readable
 from keras_psp._core.backend import remember_source
 from keras_psp._core.backend import take_rows
 from keras_psp._core.backend import to_numpy
+from keras_psp._core.private import mask_of
+from keras_psp._core.private import set_mask
 from keras_psp._core.task_index import Removed
 from keras_psp._core.task_index import TaskNames
 from keras_psp._core.task_index import as_index
@@ -343,7 +345,7 @@ def mask_outputs(outputs: Any, task: Any, num_tasks: int, removed: Removed = ())
         return outputs  # The layers have checked it.
     parsed = Task(task, num_tasks, removed=removed)
 
-    def mask(each: Any) -> Any:
+    def mark(each: Any) -> Any:
         dtype = keras.backend.standardize_dtype(each.dtype)
         if keras.backend.is_float_dtype(dtype):
             return parsed.mask(each)
@@ -352,7 +354,15 @@ def mask_outputs(outputs: Any, task: Any, num_tasks: int, removed: Removed = ())
             known = ops.reshape(known, (-1,) + (1,) * (len(each.shape) - 1))
         return ops.where(known, each, ops.cast(sentinel(dtype), each.dtype))
 
-    return outputs if parsed.known is None else keras.tree.map_structure(mask, outputs)
+    def mark_and_keep_mask(each: Any) -> Any:
+        marked, mask = mark(each), mask_of(each)
+        if mask is not None:  # The loss reads it.
+            set_mask(marked, mask)
+        return marked
+
+    if parsed.known is None:
+        return outputs
+    return keras.tree.map_structure(mark_and_keep_mask, outputs)
 
 
 def sentinel(dtype: str) -> int:

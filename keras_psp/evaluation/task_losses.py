@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core import private
 from keras_psp._core.checks import check_boolean
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_number
@@ -32,7 +33,7 @@ def task_losses(model: Any, batches: TaskBatches, loss: Any = None) -> np.ndarra
     Raises:
         TypeError: `batches` are no `TaskBatches`.
         ValueError: They are of another number of tasks; there is no `loss`, or one that
-            has no value for each example.
+            has no value for each example; the model has several outputs.
 
     Example:
 
@@ -51,13 +52,21 @@ def task_losses(model: Any, batches: TaskBatches, loss: Any = None) -> np.ndarra
         )
     batches.check_model(model)
     measure = _function_of(model.loss if loss is None and model.compiled else loss)
-    outputs = model.predict(batches, batch_size=None, verbose=0)
+    outputs = keras.tree.flatten(model.predict(batches, batch_size=None, verbose=0))
+    if len(outputs) > 1:
+        raise ValueError(
+            "`model` must have one output. Received: "
+            f"{model.name!r}, with {len(outputs)}"
+        )
+    (output,) = outputs
     sums = np.zeros((2, model.num_tasks))
     start = 0
     for i in range(batches.num_batches):
         x, y, *weight = batches[i]
         task = x["task"]
-        found = ops.convert_to_numpy(measure(y, outputs[start : start + len(task)]))
+        (y,) = keras.tree.flatten(y)
+        values = measure(y, output[start : start + len(task)])
+        there, found = private.mask_of(values), ops.convert_to_numpy(values)
         start += len(task)
         if found.shape[:1] != task.shape:
             raise ValueError(
@@ -66,6 +75,8 @@ def task_losses(model: Any, batches: TaskBatches, loss: Any = None) -> np.ndarra
             )
         values = found.astype("float64").reshape(len(task), -1)
         weights = np.ones(values.shape)
+        if there is not None:  # Of the other places the loss ignores the label.
+            weights *= ops.convert_to_numpy(there).reshape(values.shape)
         if weight:
             weights *= np.reshape(weight[0], (len(task), -1))
         sums[0] += np.bincount(task, (weights * values).sum(1), model.num_tasks)
@@ -77,7 +88,8 @@ class StopEachTask(keras.callbacks.Callback):
     """Stops the training of each task when its own loss no longer improves.
 
     A task that is done stands still: its rate in the optimizer becomes 0, and its
-    weights become the best that it had. `fit()` ends when all tasks are done.
+    weights and statistics become the best that it had. `fit()` ends when all tasks are
+    done.
 
     Args:
         validation: `keras_psp.models.TaskBatches` to measure each task's loss on.
@@ -146,30 +158,33 @@ class StopEachTask(keras.callbacks.Callback):
         self._weights = [ops.convert_to_numpy(v).copy() for v in self._rows]
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self._put_back(self.stopped >= 0)  # Their statistics have moved on.
         found = task_losses(self.model, self.validation, self.loss)
         self.losses.append(found)
         goes_on = self.stopped < 0
         better = goes_on & (found < self.best - self.min_delta)
         self.best[better] = found[better]
         self._waited = np.where(better, 0, self._waited + 1)
-        for best, variable in zip(self._weights, self._rows, strict=True):
-            best[better] = ops.convert_to_numpy(variable)[better]
+        newest = goes_on & ~(np.isfinite(self.best) & self.restore_best)
+        for kept, variable in zip(self._weights, self._rows, strict=True):
+            kept[better | newest] = ops.convert_to_numpy(variable)[better | newest]
         done = goes_on & (self._waited >= self.patience)
         self.stopped[done] = epoch
-        self._restore(done)
+        self._put_back(done)
         self._per_task.set_rates(dict.fromkeys(np.flatnonzero(done).tolist(), 0.0))
         if (self.stopped >= 0).all():
             self.model.stop_training = True
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        self._restore((self.stopped < 0) & np.isfinite(self.best))
+        if self.restore_best:
+            self._put_back(self.stopped < 0)
 
-    def _restore(self, tasks: np.ndarray) -> None:
-        if not self.restore_best or not tasks.any():
+    def _put_back(self, tasks: np.ndarray) -> None:
+        if not tasks.any():
             return
-        for best, variable in zip(self._weights, self._rows, strict=True):
+        for kept, variable in zip(self._weights, self._rows, strict=True):
             values = ops.convert_to_numpy(variable).copy()
-            values[tasks] = best[tasks]
+            values[tasks] = kept[tasks]
             variable.assign(values)
 
     @property

@@ -8,6 +8,7 @@ from typing import Self
 import keras
 from keras import ops
 
+from keras_psp._core import private
 from keras_psp._core.task import Task
 from keras_psp._core.task import in_blocks
 from keras_psp._core.task_index import check_num_tasks
@@ -32,10 +33,11 @@ class StackedModel(TaskModel):
     ```
 
     so that the gradient by a task's weights is that of its own loss, whoever else is in
-    the batch. With a `keras_psp.optimizers.PerTask` around the optimizer, the weights
-    are those of the task trained alone on the same batches. The `"loss"` that `fit()`
-    shows is this sum; divide by the number of tasks for a mean. `evaluate()` and
-    `"val_loss"` give Keras' mean over the examples.
+    the batch. Of an example's places, those count that are not masked and whose label
+    the loss does not ignore. With a `keras_psp.optimizers.PerTask` around the
+    optimizer, the weights are those of the task trained alone on the same batches. The
+    `"loss"` that `fit()` shows is this sum; divide by the number of tasks for a mean.
+    `evaluate()` and `"val_loss"` give Keras' mean over the examples, without padding.
 
     `fit()` takes any batches. Those of `keras_psp.models.TaskBatches` are by far the
     fastest: they hold all tasks in order, so that each layer is one product of all
@@ -52,8 +54,8 @@ class StackedModel(TaskModel):
 
     Raises:
         ValueError: See `TaskModel`. In `fit()` and `train_on_batch()`: a loss has
-            another reduction than `"sum_over_batch_size"`, or `TaskBatches` are of
-            another number of tasks.
+            another reduction than `"sum_over_batch_size"`, layers add losses of their
+            own, or `TaskBatches` are of another number of tasks.
 
     Example:
 
@@ -70,6 +72,8 @@ class StackedModel(TaskModel):
         super().__init__(inputs, outputs, name=name, **kwargs)
         # Which of Keras' functions are given batches `in_blocks()`.
         self._in_blocks = dict.fromkeys(("train", "test", "predict"), False)
+        # Of the batches that the loss is measured on: all places, by examples in them.
+        self._padding = 1.0
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments
@@ -142,9 +146,19 @@ class StackedModel(TaskModel):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Returns the loss: in training the sum of each task's own mean."""
-        if training:
-            sample_weight = self._weights(self._task_in(x), sample_weight)
+        """Returns the loss: in training the sum of each task's own mean.
+
+        Raises:
+            ValueError: In training, layers add losses of their own.
+        """
+        regularizers = [v.regularizer for v in self.trainable_variables]
+        if training and len(self.losses) > len([r for r in regularizers if r]):
+            raise ValueError(
+                "A stacked model cannot be trained with losses that layers add, by "
+                "`add_loss()` or `activity_regularizer`: they are of all tasks' "
+                f"examples together. Received: {self.name!r}, with such losses"
+            )
+        sample_weight = self._weights(x, y, y_pred, sample_weight, training)
         return super().compute_loss(x, y, y_pred, sample_weight, training)
 
     def add_tasks(self, n: int | Sequence[str]) -> Self:
@@ -155,24 +169,48 @@ class StackedModel(TaskModel):
                 layer.draw_rows(new)
         return self
 
-    def _weights(self, task, given):
-        """Returns weights with which the mean over the batch is the sum of means."""
-        task = Task(task, self.num_tasks)
+    def _weights(self, x, y, y_pred, given, training):
+        """Returns the weights with which Keras' mean is the loss that is wanted."""
+        if given is None and not training:
+            return None
+        task = Task(self._task_in(x), self.num_tasks)
+        outputs = keras.tree.flatten(y_pred)
+        weights = [given] if given is None else keras.tree.flatten(given)
+        labels, losses = keras.tree.flatten(y), self._losses_of(y_pred)
+        if len(weights) == 1:
+            weights = weights * len(outputs)
+        if len(labels) != len(outputs):  # Some outputs have no loss.
+            labels = [None] * len(outputs)
+        found = []
+        for loss, label, output, weight in zip(
+            losses, labels, outputs, weights, strict=True
+        ):
+            (counted,) = self._counted(task, weight)
+            there = _find_places(loss, label, output)
+            if training:
+                places = ops.reshape(there, (ops.shape(there)[0], -1))
+                places = ops.mean(places, axis=1)
+                numbers = task.sum_by_task(places * counted)
+                numbers = ops.where(ops.equal(numbers, 0), 1.0, numbers)
+                scale = ops.sum(places) / task.rows(numbers, counted)
+            else:
+                scale = ops.full_like(counted, self._padding)
+            if weight is not None:
+                weight = ops.convert_to_tensor(weight, counted.dtype)
+                scale = _of_rank(scale, weight) * weight
+            found.append(_of_rank(scale, there) * ops.ones_like(there))
+        return keras.tree.pack_sequence_as(y_pred, found)
 
-        def weigh(weight, counted):
-            numbers = ops.maximum(task.sum_by_task(counted), 1.0)
-            total = ops.cast(ops.shape(counted)[0], counted.dtype)
-            scale = total / task.rows(numbers, counted)
-            if weight is None:
-                return scale
-            weight = ops.convert_to_tensor(weight, counted.dtype)
-            return weight * ops.reshape(scale, (-1,) + (1,) * (len(weight.shape) - 1))
-
-        counted = self._counted(task, given)
-        if given is None:
-            return weigh(None, counted[0])
-        weights = map(weigh, keras.tree.flatten(given), counted)
-        return keras.tree.pack_sequence_as(given, list(weights))
+    def _losses_of(self, y_pred):
+        """Returns the loss of each output, or `None`."""
+        losses = self.loss
+        if isinstance(losses, dict):
+            names = sorted(y_pred) if isinstance(y_pred, dict) else self.output_names
+            losses = [losses.get(name) for name in names]
+        losses = keras.tree.flatten(losses)
+        if len(losses) == 1:
+            losses = losses * len(keras.tree.flatten(y_pred))
+        return losses
 
     def _counted(self, task, given):
         """Returns which examples count, as 1 and 0, for each array of weights."""
@@ -198,11 +236,41 @@ class StackedModel(TaskModel):
     def _is_given(self, function: str, data: Any) -> None:
         """Notes whether one of Keras' functions is given batches in blocks."""
         blocks = isinstance(data, TaskBatches)
+        padding = self._padding
+        if function == "test":
+            padding = data.padding if blocks else 1.0
         if blocks:
             data.check_model(self)
         strategy = getattr(self, "distribute_strategy", None)
         if getattr(strategy, "num_replicas_in_sync", 1) > 1:
             blocks = False  # Each device has a part of the batch.
-        if blocks != self._in_blocks[function]:
-            self._in_blocks[function] = blocks
+        if (blocks, padding) != (self._in_blocks[function], self._padding):
+            self._in_blocks[function], self._padding = blocks, padding
             setattr(self, f"{function}_function", None)  # To be traced anew.
+
+
+def _find_places(loss, labels, output):
+    """Returns which places of an output have a loss: 1 and 0, of the losses' shape."""
+    shape = ops.shape(output)[:-1] or ops.shape(output)
+    if _is_users_own(loss) and labels is not None:
+        function = getattr(loss, "call", loss)
+        shape = ops.shape(function(ops.cast(labels, output.dtype), output))
+    there = ops.ones(shape)
+    mask, ignored = private.mask_of(output), getattr(loss, "ignore_class", None)
+    if mask is not None and len(mask.shape) == len(shape):
+        there = there * ops.cast(mask, there.dtype)
+    if ignored is not None and labels is not None:
+        counts = ops.not_equal(labels, ops.cast(ignored, labels.dtype))
+        there = there * ops.reshape(ops.cast(counts, there.dtype), shape)
+    return there
+
+
+def _is_users_own(loss):
+    kind = loss if inspect.isfunction(loss) else type(loss)
+    return callable(loss) and not kind.__module__.startswith("keras.")
+
+
+def _of_rank(tensor, like):
+    """Returns a tensor with as many dimensions as another one, or its own if more."""
+    more = (1,) * (len(like.shape) - len(tensor.shape))
+    return ops.reshape(tensor, (*ops.shape(tensor), *more))

@@ -22,8 +22,9 @@ class TaskBatches(keras.utils.PyDataset):
     In an epoch every task sees each of its examples once, in an order of its own that
     is drawn anew for each epoch. It takes as many steps as the longest task needs. A
     task with fewer examples is done earlier: in its place stand examples of weight 0,
-    which train nothing. The last batch of a task may hold fewer examples, as in Keras'
-    own `fit()`.
+    which train nothing. As all that has no weight, they are no part of
+    `weighted_metrics`, and are of `metrics`. The last batch of a task may hold fewer
+    examples, as in Keras' own `fit()`.
 
     Args:
         data: List of the examples of each task, in the order of the tasks; or a
@@ -117,6 +118,12 @@ class TaskBatches(keras.utils.PyDataset):
         if self.shuffle:
             self._epoch += 1
             self._order = self._draw_order()
+
+    @property
+    def padding(self) -> float:
+        """How many places for examples there are in an epoch, for each example."""
+        places = self.num_tasks * self.num_batches * self.batch_size
+        return places / int(self.lengths.sum())
 
     def check_model(self, model: Any) -> None:
         """Raises a `ValueError` if a model has another number of tasks, or too few."""

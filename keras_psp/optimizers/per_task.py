@@ -63,8 +63,9 @@ class PerTask(Around):
     - An average of the weights (`use_ema=True`) begins at a row's first step.
     - With `gradient_accumulation_steps` a row is in a step if its task had an example
       in any of the accumulated batches.
-    - Lamb, Adafactor and Muon scale a step by the size of the whole weight, which the
-      rows of all tasks are part of.
+    - Lamb, Adafactor and Muon scale a step by the size of the whole weight, and
+      `clipnorm` and `global_clipnorm` by that of the whole gradient, which the rows of
+      all tasks are part of.
 
     Weights that all tasks share are trained as they are without `PerTask`, at the same
     cost.

@@ -452,3 +452,19 @@ def test_threads_may_predict_at_once():
     assert len(found) == 9
     for answers in found:
         np.testing.assert_allclose(answers, expected, atol=1e-6)
+
+
+def test_the_loss_reads_the_mask_of_an_output():
+    x = keras.Input((4,), dtype="int32", name="x")
+    y = keras.layers.Embedding(5, 3, mask_zero=True)(x)
+    plain = keras.Model(x, keras.layers.Dense(6)(y))
+    rng = np.random.default_rng(0)
+    words, labels = rng.integers(0, 5, (6, 4)), rng.integers(0, 6, (6, 4))
+    given = {"x": words, "task": np.arange(6) % 2}
+    copied = keras_psp.convert(plain, 2, shared="copy")
+    models = copied, keras_psp.stack([plain, plain])
+    found = []
+    for model, inputs in ((plain, words), *((model, given) for model in models)):
+        model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        found.append(model.evaluate(inputs, labels, verbose=0))
+    np.testing.assert_allclose(found[1:], found[0], rtol=1e-5)

@@ -171,6 +171,80 @@ def test_any_batch_trains_each_task_by_its_own_mean():
     np.testing.assert_allclose(loss, losses, rtol=1e-5)
 
 
+def tagger():
+    x = keras.Input((4,), dtype="int32", name="x")
+    y = layers.Embedding(5, 3, mask_zero=True)(x)
+    return keras.Model(x, layers.Dense(6)(y))
+
+
+def test_places_that_are_masked_or_ignored_do_not_count():
+    models = shaken(tagger)
+    many = keras_psp.stack(models)
+    rng = np.random.default_rng(0)
+    data = [(rng.integers(1, 5, (n, 4)), rng.integers(0, 6, (n, 4))) for n in (4, 2, 4)]
+    data[0][0][:, 2:] = 0  # Masked.
+    data[2][1][:3, 1:] = -1  # Ignored.
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    many.compile(PerTask("sgd"), loss)
+    many.fit(TaskBatches(data, many, shuffle=False), verbose=0)
+    losses = task_losses(many, TaskBatches(data, many))
+    for k, (model, (x, y)) in enumerate(zip(models, data, strict=True)):
+        model.compile("sgd", loss, run_eagerly=True)
+        model.train_on_batch(x, y)
+        found = keras_psp.extract(many, k).get_weights()
+        for each, rows in zip(model.get_weights(), found, strict=True):
+            np.testing.assert_allclose(rows, each, atol=1e-5)
+    # Of labels alone: `predict()` gives no mask.
+    np.testing.assert_allclose(losses[2], models[2].evaluate(*data[2], verbose=0), 1e-5)
+
+
+def test_padding_is_no_part_of_a_loss():
+    models = shaken(encoder)
+    many = keras_psp.stack(models)
+    many.compile(PerTask("sgd"), "mse")
+    data = examples(models[0], [7, 3, 5])
+    batches = TaskBatches(data, many, batch_size=4)
+    wanted = np.average(task_losses(many, batches, "mse"), weights=[7, 3, 5])
+    np.testing.assert_allclose(many.evaluate(batches, verbose=0), wanted, rtol=1e-5)
+    (x, y), *_ = data
+    mixed = {"x": x, "task": np.arange(7) % 3}
+    alone = many.evaluate(mixed, y, sample_weight=np.ones(7), verbose=0)
+    np.testing.assert_allclose(alone, many.evaluate(mixed, y, verbose=0), rtol=1e-6)
+
+
+@pytest.mark.once
+def test_losses_of_the_users_own_and_of_layers():
+    def whole(y, y_pred):
+        return ops.mean(ops.square(y - y_pred), axis=(1, 2))
+
+    models = shaken(
+        lambda: keras.Sequential([keras.Input((3, 2), name="x"), layers.Dense(6)])
+    )
+    many = keras_psp.stack(models)
+    x = np.random.default_rng(0).normal(size=(4, 3, 2)).astype("float32")
+    y = np.ones((4, 3, 6))
+    for loss in (whole, "mse"):  # One number for an example, and one for each place.
+        many.compile("sgd", loss)
+        models[1].compile("sgd", loss)
+        many.fit({"x": x, "task": np.full(4, 1)}, y, verbose=0)
+        models[1].fit(x, y, verbose=0)
+        found = keras_psp.extract(many, 1).get_weights()
+        for each, rows in zip(models[1].get_weights(), found, strict=True):
+            np.testing.assert_allclose(rows, each, atol=1e-5)
+    adds = layers.ActivityRegularization(0.1)
+    many = keras_psp.stack(
+        keras.Sequential([keras.Input((2,), name="x"), layers.Dense(6), adds]), 2
+    )
+    many.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="losses that layers add"):
+        many.fit({"x": x[:, 0], "task": np.zeros(4, int)}, y[:, 0])
+    x = keras.Input((6,), name="x")
+    many = keras_psp.stack(keras.Model(x, [layers.Dense(6)(x), layers.Dense(6)(x)]), 2)
+    every = [(x, [y, y]) for x, y in examples(encoder(), [4, 4])]
+    with pytest.raises(ValueError, match="one output. Received: .*with 2"):
+        task_losses(many, TaskBatches(every, many), "mse")
+
+
 def test_batches_may_come_in_blocks_or_not_in_turn():
     models = shaken(encoder)
     many = keras_psp.stack(models)
@@ -243,6 +317,33 @@ def test_a_task_that_is_done_stands_still():
     assert np.all(np.diff(losses[:, 0]) < 0)
     after = keras_psp.extract(many, 1).get_weights()
     assert max(abs(a - b).max() for a, b in zip(before, after, strict=True)) < 0.05
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("best", [True, False])
+def test_statistics_of_a_task_that_is_done_stand_still(best):
+    many = keras_psp.stack(shaken(with_norms))
+    many.compile(PerTask("sgd", rates=1.0), "mse")
+    train = examples(many, [8, 8, 8])
+    x, y = train[1]
+    # The second task can only become worse, and the third is not measured.
+    answers = many.predict({"x": x, "task": np.full(8, 1)}, verbose=0)
+    held_out = [(*each, np.ones(8)) for each in (train[0], (x, answers), train[2])]
+    held_out[2][2][:] = 0
+    validation = TaskBatches(held_out, many)
+    start = keras_psp.extract(many, 2).get_weights()
+    stop = StopEachTask(validation, patience=1, restore_best=best)
+    with np.errstate(invalid="ignore"):  # Of the third task.
+        batches = TaskBatches([train[0], (x + 5, y), train[2]], many)
+        many.fit(batches, epochs=5, callbacks=[stop], verbose=0)
+        assert stop.stopped[1] in (1, 2)
+        after = np.array(stop.losses)[stop.stopped[1] + 1 :, 1]
+        np.testing.assert_allclose(after, after[0], rtol=1e-5)
+        np.testing.assert_allclose(
+            task_losses(many, validation)[1], after[0], rtol=1e-5
+        )
+    end = keras_psp.extract(many, 2).get_weights()
+    assert max(abs(a - b).max() for a, b in zip(start, end, strict=True)) > 1e-3
 
 
 def test_it_is_saved_and_grows_and_goes_on(tmp_path):
