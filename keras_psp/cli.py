@@ -70,6 +70,15 @@ def _run(args: argparse.Namespace) -> None:
     if "experiment" not in args:
         _run_suite(args)
         return
+    if args.suite is not None:
+        raise ValueError(
+            "Give an experiment or a suite. Received: "
+            f"{args.experiment} and --suite {args.suite}"
+        )
+    if not args.seeds and (args.workers or args.ray_address):
+        raise ValueError(
+            "--workers and --ray-address go with --suite or --seeds. Received: neither"
+        )
     kind = benchmarks.EXPERIMENTS[args.experiment]
     names = {field.name for field in dataclasses.fields(kind)}
     # Those that were given: they win over a recipe's.

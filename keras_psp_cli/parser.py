@@ -164,13 +164,14 @@ def _add_seeds(parser: Any) -> None:
 
 def _read_seeds(text: str) -> list[int]:
     words = text.split(",")
-    if not all(word.isdecimal() for word in words) or len({*words}) < len(words):
+    seeds = [int(word) for word in words if word.isdecimal()]
+    if len({*seeds}) < len(words):
         raise argparse.ArgumentTypeError(
             f"seeds must be a number, or different numbers as in 0,1,2: {text!r}"
         )
-    if len(words) == 1 and int(text) < 1:
+    if seeds == [0]:
         raise argparse.ArgumentTypeError(f"there must be a seed: {text!r}")
-    return [int(x) for x in words] if len(words) > 1 else [*range(int(text))]
+    return seeds if len(seeds) > 1 else [*range(seeds[0])]
 
 
 def _add_parts(parser: Any) -> None:

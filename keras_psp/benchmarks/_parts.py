@@ -56,6 +56,18 @@ def is_added(kind: str, name: str) -> bool:
     return (kind, name) in _added
 
 
+def added_parts() -> dict[tuple[str, str], Any]:
+    """Returns what is yours, by kind and name."""
+    return dict(_added)
+
+
+def add_missing_parts(parts: dict[tuple[str, str], Any]) -> None:
+    """Enters parts of another process that are not here yet."""
+    for (kind, name), value in parts.items():
+        if (kind, name) not in _added:
+            add_part(kind, name, value)
+
+
 def find_name(kind: str, value: Any) -> str:
     """Returns the name of a part that is given as an object, and enters it.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_psp.benchmarks._parts import PARTS
 from keras_psp.benchmarks._parts import is_added
+from keras_psp.benchmarks.protocols import named_settings
 from keras_psp.benchmarks.result import RunResult
 from keras_psp.benchmarks.suites import EXPERIMENTS
 
@@ -193,14 +194,17 @@ def describe_command(
 ) -> str:
     """Returns the command that makes runs of a config with these seeds.
 
-    It names the options that differ from the experiment's defaults. Those of an
-    experiment of your own, which is not registered, are all named.
+    It names the options that differ from the experiment's defaults, or from what a
+    recipe or a protocol among them sets. Those of an experiment of your own, which is
+    not registered, are all named.
     """
     words = ["keras-psp", "run", experiment]
     known = EXPERIMENTS.get(experiment)
     defaults = {} if known is None else {f.name: f.default for f in fields(known)}
+    settings = named_settings(config.get("recipe"), config.get("protocol"))
     for name, value in config.items():
-        if name == "seed" or value == defaults.get(name) or value is False:
+        is_default = value == defaults.get(name) == settings.get(name, value)
+        if name == "seed" or is_default or value is False:
             continue
         words.append("--" + name.replace("_", "-"))
         words += [] if value is True else [str(value)]

@@ -20,6 +20,7 @@ from keras_psp.benchmarks._parts import find_name
 from keras_psp.benchmarks.protocols import NONE
 from keras_psp.benchmarks.protocols import PROTOCOLS
 from keras_psp.benchmarks.protocols import RECIPES
+from keras_psp.benchmarks.protocols import named_settings
 from keras_psp.consolidation import EWC
 from keras_psp.consolidation import CosineEachTask
 from keras_psp.consolidation import Freeze
@@ -91,6 +92,7 @@ class Config:
 
     `recipe` and `protocol` name settings of several fields. Fields that are given win
     over a recipe's. They must not contradict what a protocol fixes.
+    `dataclasses.replace()` gives all fields, so it cannot bring a recipe in.
 
     Raises:
         TypeError, ValueError: A field is not what its help says, or contradicts the
@@ -226,11 +228,9 @@ class Config:
         """Sets fields that are not given to those of the recipe and the protocol."""
         check_name("recipe", self.recipe, (NONE, *RECIPES))
         check_name("protocol", self.protocol, (NONE, *self.protocols))
-        settings = dict(RECIPES.get(self.recipe, {}))
+        settings = named_settings(self.recipe, self.protocol)
         if self.protocol != NONE:
-            protocol = PROTOCOLS[self.protocol]
-            settings |= {**protocol.training, **protocol.fixed}
-            for name, value in protocol.fixed.items():
+            for name, value in PROTOCOLS[self.protocol].fixed.items():
                 if name in self._given and getattr(self, name) != value:
                     raise ValueError(
                         f"The protocol {self.protocol!r} has {name}={value!r}. "

@@ -66,3 +66,14 @@ RECIPES: dict[str, Options] = {
     },
 }
 NONE = "none"
+
+
+def named_settings(recipe: Any, protocol: Any) -> Options:
+    """Returns the options that a recipe and a protocol set together.
+
+    Unknown names set nothing.
+    """
+    settings = dict(RECIPES.get(recipe, {}))
+    if protocol in PROTOCOLS:
+        settings |= PROTOCOLS[protocol].training | PROTOCOLS[protocol].fixed
+    return settings

@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from keras_psp._core.checks import check_list
@@ -18,7 +19,7 @@ from keras_psp.benchmarks.suites import SUITES
 from keras_psp_cli.parser import ENTRY_POINTS
 
 _TABLES = {**PARTS, "experiment": EXPERIMENTS, "suite": SUITES}
-_loaded: set[Path] = set()
+_loaded: dict[Path, ModuleType] = {}  # Files of registrations.
 
 
 def register(kind: str, name: str, value: Any) -> None:
@@ -107,12 +108,22 @@ def load_parts(files: Iterable[str | Path] = ()) -> None:
     for path in (Path(file).resolve() for file in files):
         if path in _loaded:
             continue
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        name = f"keras_psp_parts_{len(_loaded)}"  # That no other module has.
+        spec = importlib.util.spec_from_file_location(name, path)
         if not path.is_file() or spec is None or spec.loader is None:
             raise FileNotFoundError(
                 f"There is no such Python file. Received: {str(path)!r}"
             )
         module = importlib.util.module_from_spec(spec)
-        sys.modules[path.stem] = module  # Where dataclasses look for it.
-        spec.loader.exec_module(module)
-        _loaded.add(path)
+        sys.modules[name] = module  # Where dataclasses look for it.
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        _loaded[path] = module
+
+
+def loaded_files() -> list[ModuleType]:
+    """Returns the modules of the files of registrations that were read."""
+    return list(_loaded.values())

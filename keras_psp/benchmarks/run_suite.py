@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pickle
 import socket
 from collections.abc import Iterable
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ from typing import Any
 import keras
 
 from keras_psp._core.checks import check_integer
+from keras_psp.benchmarks._parts import add_missing_parts
+from keras_psp.benchmarks._parts import added_parts
 from keras_psp.benchmarks.config import Config
+from keras_psp.benchmarks.register import loaded_files
 from keras_psp.benchmarks.result import RunResult
 from keras_psp.benchmarks.run import find_result
 from keras_psp.benchmarks.run import run
@@ -33,7 +37,8 @@ def run_suite(
 
     A run whose worker dies, or is out of memory, is started again, on another machine
     if there is one. It continues after its last finished task. Runs that have their
-    result are not run again, so an interrupted suite continues where it was.
+    result are not run again, so an interrupted suite continues where it was. Parts of
+    your own, registered or given as objects, are sent along.
 
     Args:
         configs: The configs, such as one of `keras_psp.benchmarks.SUITES`.
@@ -66,7 +71,8 @@ def run_suite(
         )
     if address is not None:
         _check_answers(address)
-    return _run_suite(list(configs), Path(output).absolute(), workers, address)
+    each = [*dict.fromkeys(configs)]  # Two runs cannot share a folder.
+    return _run_suite(each, Path(output).absolute(), workers, address)
 
 
 def _run_suite(
@@ -86,6 +92,9 @@ def _run_suite(
         max_retries=RESTARTS,
         runtime_env={"env_vars": {"KERAS_BACKEND": backend}},
     )
+    for module in loaded_files():  # Which no worker could import.
+        ray.cloudpickle.register_pickle_by_value(module)
+    parts = ray.put(ray.cloudpickle.dumps(added_parts()))
     waiting, failures = list(configs), []
     working: dict[Any, Config] = {}
     try:
@@ -93,7 +102,8 @@ def _run_suite(
             while waiting and len(working) < workers:
                 config = waiting.pop(0)
                 folder = str(output / config.folder_name)
-                working[remote.remote(config, folder, _important())] = config
+                content = ray.cloudpickle.dumps(config)
+                working[remote.remote(content, parts, folder, _important())] = config
             (done,), _ = ray.wait(list(working))
             config = working.pop(done)
             try:
@@ -121,7 +131,7 @@ def _run_suite(
         )
 
 
-def _work(config: Config, folder: str, wanted: dict[str, str]) -> None:
+def _work(config: bytes, parts: bytes, folder: str, wanted: dict[str, str]) -> None:
     """Runs one experiment, or what is left of it; called in a worker."""
     found = _important()
     if found != wanted:
@@ -129,7 +139,8 @@ def _work(config: Config, folder: str, wanted: dict[str, str]) -> None:
             f"A worker on {socket.gethostname()} has other versions of the libraries. "
             f"Received: {found}, where {wanted} is needed"
         )
-    run(config, folder, resume=True)
+    add_missing_parts(pickle.loads(parts))
+    run(pickle.loads(config), folder, resume=True)
 
 
 def _important() -> dict[str, str]:

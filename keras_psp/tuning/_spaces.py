@@ -20,11 +20,11 @@ CHOICES = {
     "learning_rate": (1e-4, 3e-4, 1e-3, 3e-3),
     "schedule": ("constant", "cosine"),
 }
-# These fields say what is learned, and how much; accuracies of runs that differ in one
-# of them cannot be compared.
+# These fields say what is learned, and how much: accuracies of runs that differ in one
+# of them cannot be compared. Or they set other fields.
 FIXED = (
     *("source", "tasks", "steps", "cycles", "classes_per_task", "seed"),
-    *("separate", "joint"),
+    *("separate", "joint", "recipe", "protocol"),
 )
 
 
@@ -62,8 +62,8 @@ def check_space(config: Config, space: Mapping[str, Sequence]) -> dict[str, list
     for name, choices in space.items():
         if name in FIXED:
             raise ValueError(
-                f"`{name}` cannot be searched, because it changes what is learned. "
-                f"Received: {name}"
+                f"`{name}` cannot be searched: it changes what is learned, or "
+                f"other fields. Received: {name}"
             )
         check_name("hyperparameter", name, fields)
         if isinstance(choices, str) or not isinstance(choices, Sequence):

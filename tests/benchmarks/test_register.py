@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -122,10 +123,13 @@ benchmarks.register("source", "numbers", (x, y))
 
 
 def test_parts_from_a_file_and_from_a_package(tmp_path, capsys):
-    (tmp_path / "parts.py").write_text(PARTS)
+    (tmp_path / "mine").mkdir()
+    parts = tmp_path / "mine" / "random.py"  # As a module of Python's own.
+    parts.write_text(PARTS)
     words = ["run", "permuted", "--tasks", "2", "--steps", "6", "--source", "numbers"]
-    with_file = [*words, "--parts", str(tmp_path / "parts.py")]
+    with_file = [*words, "--parts", str(parts)]
     assert cli.main([*with_file, "--output", str(tmp_path / "one")]) == 0
+    assert sys.modules["random"] is random
     assert cli.main([*with_file[:-1], "no.py"]) == 2
     assert "no.py" in capsys.readouterr().err
     # An installed package, in a process of its own.

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from keras_psp._core.memory import count_bytes
 from keras_psp.benchmarks import PermutedConfig
 from keras_psp.benchmarks import RunResult
 from keras_psp.benchmarks import run
+from keras_psp.benchmarks._tables import describe_command
 from keras_psp.consolidation import EWC
 from keras_psp.contexts import Binary
+from keras_psp_cli.parser import build_parser
+from keras_psp_cli.parser import read_options
 
 SMALL = PermutedConfig(tasks=3, steps=40, units=64, depth=2, learning_rate=1e-3)
 
@@ -234,7 +238,15 @@ def test_named_settings():
     best = PermutedConfig(recipe="best", seed=1)
     assert (best.rank, best.context, best.head) == (4, "fast_rotation", "multi")
     assert best.recipe == "best" and best.seed == 1 and best.tasks == 10
-    assert PermutedConfig(recipe="best", context="binary").context == "binary"
+    other = PermutedConfig(recipe="best", context="binary")
+    assert other.context == "binary"
+    names = {field.name for field in dataclasses.fields(best)}
+    for config in (best, other):  # The command for it makes it again.
+        fields = dataclasses.asdict(config)
+        command = describe_command("permuted", fields, [config.seed])
+        args = build_parser(read_options()).parse_args(shlex.split(command)[1:])
+        given = {name: value for name, value in vars(args).items() if name in names}
+        assert PermutedConfig(**given) == config
     assert dataclasses.replace(best, seed=2).context == "fast_rotation"
     assert PermutedConfig(recipe="paper").learning_rate == 1e-4
     for name in PermutedConfig.protocols:

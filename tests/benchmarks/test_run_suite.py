@@ -1,4 +1,5 @@
 import importlib
+import pickle
 import socket
 
 import numpy as np
@@ -6,26 +7,53 @@ import pytest
 
 from keras_psp import benchmarks
 from keras_psp.benchmarks import PermutedConfig
+from keras_psp.benchmarks.register import load_parts
 
 SMALL = {"tasks": 2, "steps": 4, "units": 8, "depth": 1}
+PARTS = """
+import dataclasses
+import numpy as np
+from keras_psp import benchmarks, datasets
+
+rng = np.random.default_rng(0)
+x, y = rng.normal(size=(300, 6)).astype("float32"), rng.integers(0, 3, 300)
+benchmarks.register("source", "numbers", (x, y))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(benchmarks.PermutedConfig):
+    experiment = "mine"
+    shift: int = benchmarks.option(1, "how far seeds are shifted")
+
+    def build_tasks(self):
+        return datasets.permuted(self.source, self.tasks, seed=self.seed + self.shift)
+
+
+benchmarks.register("experiment", "mine", Mine)
+"""
 
 
 @pytest.mark.once
+@pytest.mark.usefixtures("built_in_parts")
 def test_runs_on_ray_are_those_of_one_process(tmp_path):
-    configs = [PermutedConfig(**SMALL, seed=seed) for seed in range(2)]
+    (tmp_path / "parts.py").write_text(PARTS)
+    load_parts([tmp_path / "parts.py"])
+    mine = benchmarks.EXPERIMENTS["mine"]("numbers", **SMALL, seed=2)
+    configs = [PermutedConfig(**SMALL, seed=seed) for seed in range(2)] + [mine, mine]
     taken = tmp_path / configs[1].folder_name
     benchmarks.run(configs[1], taken)  # It has its result already.
     before = (taken / "result.json").read_bytes()
     bad = PermutedConfig(**{**SMALL, "tasks": 10**9})
     found = {}
-    with pytest.raises(ChildProcessError, match="1 of 3 runs failed") as error:
+    with pytest.raises(ChildProcessError, match="1 of 4 runs failed") as error:
         for config, result in benchmarks.run_suite([*configs, bad], tmp_path, 2):
             found[config.seed] = result
     assert bad.folder_name in str(error.value)
     assert (taken / "result.json").read_bytes() == before
-    expected = benchmarks.run(configs[0])
-    np.testing.assert_array_equal(found[0].matrix, expected.matrix)
-    assert sorted(found) == [0, 1]
+    for seed in (0, 2):
+        expected = benchmarks.run(configs[seed])
+        np.testing.assert_array_equal(found[seed].matrix, expected.matrix)
+    assert sorted(found) == [0, 1, 2]
 
 
 @pytest.mark.once
@@ -46,5 +74,6 @@ def test_a_worker_of_other_versions(tmp_path):
     module = importlib.import_module("keras_psp.benchmarks.run_suite")
     wanted = {**module._important(), "keras": "2.0"}
     with pytest.raises(ValueError, match="other versions"):
-        module._work(PermutedConfig(**SMALL), str(tmp_path / "run"), wanted)
+        config = pickle.dumps(PermutedConfig(**SMALL))
+        module._work(config, pickle.dumps({}), str(tmp_path / "run"), wanted)
     assert not list(tmp_path.iterdir())

@@ -203,6 +203,7 @@ def test_a_failed_trial_is_told_and_the_next_one_run(tmp_path, capsys):
         ([*TUNE, *UNITS, "--trials", "1.5"], "invalid int value"),
         ([*TUNE, "--search", "unit=8"], "Did you mean 'units'"),
         ([*TUNE, "--search", "seed=1,2"], "`seed` cannot be searched"),
+        ([*TUNE, "--search", "recipe=gram,best"], "`recipe` cannot be searched"),
         ([*TUNE, "--search", "units=8,sixteen"], "'sixteen'"),
         ([*TUNE, "--search", "units=8,-1"], "units=-1"),
         ([*TUNE, "--search", "units=8,8"], "each of them once"),
