@@ -349,8 +349,9 @@ def test_exact_compares_with_the_original(tmp_path):
     assert f"| {name} | extract | {found['extract']:.3g} |" in printed
 
 
-HUB = ["BertBackbone", "T5Backbone", "ViTBackbone", "SwinTransformerBackbone"]
-HUB += ["Llama3Backbone", "MixtralBackbone", "RWKV7Backbone", "keras.io transformer"]
+# One of each kind; others, such as BERT and GPT-2, are tested with the blocks.
+HUB = ["T5Backbone", "SwinTransformerBackbone", "MixtralBackbone"]
+HUB += ["RWKV7Backbone", "keras.io transformer"]
 
 
 def test_models_of_keras_hub_are_converted(tmp_path):
@@ -378,7 +379,6 @@ def test_export_compares_with_the_model(tmp_path):
 
 def test_serving_compares_one_model_with_many(tmp_path):
     models = ("--folder", tmp_path, "--tasks", 2, "--models", "MLP 784-1024-1024-10")
-    call("serving", *models, "--export", backend="tensorflow")
     options = ("serving", *models, "--rounds", 2, "--requests", 32)
     name = "serving-tensorflow"  # Where exports are written.
     result, printed = measure(tmp_path, name, *options, backend="tensorflow")

@@ -153,6 +153,12 @@ def block():
     return keras.Model(x, layers.Flatten()(y)), words()
 
 
+def embedded():
+    x = keras.Input((4,), dtype="int32", name="x")
+    y = layers.Embedding(11, 8, name="embedding")(x)
+    return keras.Model(x, layers.Dense(3, name="head")(layers.Flatten()(y))), words()
+
+
 def odd_block():
     x = np.random.default_rng(0).normal(size=(6, 6, 3)).astype("float32")
     inputs = keras.Input((6, 3), name="x")
@@ -334,7 +340,7 @@ def tune(base, x, number):
         once(own_model, {"bits": 8}, 0.01),
         once(block, {}, 0.5),
         once(decoder, {}, 0.6),
-        (hub_classifier, {}, 0.05),
+        once(hub_classifier, {}, 0.05),
         once(hub_classifier, {"budget": 3.5}, 0.01),
     ],
 )
@@ -358,7 +364,7 @@ def test_fine_tuned_models_are_kept_in_one(make, options, allowed, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.compile... was not called as part")
 @pytest.mark.filterwarnings("ignore:.build... was called on layer 'block'")
-@pytest.mark.parametrize("make", [block, once(hub_classifier)])
+@pytest.mark.parametrize("make", [embedded, once(block), once(hub_classifier)])
 def test_embeddings_that_all_share_are_rounded_within_a_budget(make, tmp_path):
     base, x = make()
     draw_weights(base)
@@ -440,9 +446,12 @@ def test_embeddings_and_norms_of_each_task_are_layers_of_this_package():
 @pytest.mark.filterwarnings("ignore:These layers have no superposed counterpart")
 @pytest.mark.filterwarnings("ignore:.compile... was not called as part")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("mode", ["int8", once("int4")])
-def test_a_quantized_layer_in_a_block_is_so_in_its_file(mode, tmp_path):
-    base, x = hub_classifier()
+@pytest.mark.parametrize(
+    ("make", "mode"),
+    [(block, "int8"), once(hub_classifier, "int8"), once(hub_classifier, "int4")],
+)
+def test_a_quantized_layer_in_a_block_is_so_in_its_file(make, mode, tmp_path):
+    base, x = make()
     one = keras_psp.convert(base, 2, context=None, rank=1, shared="freeze")
     one.quantize(mode)
     before = ask(one, x, 1)

@@ -1,16 +1,16 @@
 """Serves one superposed model for 20 tasks, and 20 models, as SavedModels.
 
-    python tools/measure.py serving --folder models --export   # writes the models
-    python tools/measure.py serving --folder models            # measures
+    python tools/measure.py serving --folder models
 
-`--export` writes the superposed model with `keras_psp.export`, and each of its tasks,
-`keras_psp.extract`ed, with Keras' own `export`. Two fresh processes have TensorFlow
-alone, one with the superposed model and one with all 20 others. They tell how much
-their resident memory has grown since before loading (weights, graphs and whatever
-TensorFlow holds for them), how long they loaded, and requests a second. Each request is
-an example of a random task, alone or in batches of 32; of 20 models each answers its
-share of a batch. In every round both are timed on the same requests, the first of them
-in turns. A ratio is the median over the rounds. The machine must do nothing else.
+Models that the folder lacks are written first: the superposed one with
+`keras_psp.export`, and each of its tasks, `keras_psp.extract`ed, with Keras' own
+`export`. Two fresh processes have TensorFlow alone, one with the superposed model and
+one with all 20 others. They tell how much their resident memory has grown since before
+loading (weights, graphs and whatever TensorFlow holds for them), how long they loaded,
+and requests a second. Each request is an example of a random task, alone or in batches
+of 32; of 20 models each answers its share of a batch. In every round both are timed on
+the same requests, the first of them in turns. A ratio is the median over the rounds.
+The machine must do nothing else.
 """
 
 import argparse
@@ -51,22 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--requests", type=int, default=320, help="in a round")
-    parser.add_argument("--export", action="store_true", help="measure nothing")
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     results.add_output(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Exports; or measures, each system in a process of its own, and prints a table."""
+    """Measures each system in a process of its own, and prints a table."""
     # In this process and those that it starts.
     os.environ.update(KERAS_BACKEND="tensorflow", CUDA_VISIBLE_DEVICES="")
     if args.serve:
         _serve(args.serve)
         return
-    if args.export:
-        for name in args.models:
+    for name in args.models:
+        if not _paths(name, args)["many"][-1].exists():
             _export(name, args)
-        return
     rows = [row for name in args.models for row in _measure(name, args)]
     what = "one superposed model, and a model for each task"
     environment = results.describe_environment("tensorflow")
