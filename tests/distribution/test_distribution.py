@@ -1,6 +1,5 @@
 """Training on several devices, and by several processes."""
 
-import concurrent.futures
 import contextlib
 import os
 import socket
@@ -38,7 +37,7 @@ def run_tests(file, which, **environment):
 @pytest.mark.skipif(BACKEND != "jax", reason="Eight devices of JAX'.")
 def test_on_jax():
     flags = "--xla_force_host_platform_device_count=8"
-    which = "gram-True or encoder or holds or names or after"
+    which = "gram-True or (eighth and tasks) or names or after"
     run_tests("on_jax.py", which, XLA_FLAGS=flags)
 
 
@@ -56,19 +55,16 @@ def test_on_workers():
             free.bind(("127.0.0.1", 0))
             ports.append(free.getsockname()[1])
     path = os.pathsep.join([str(HERE), *sys.path])
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        printed = pool.map(
-            lambda index: run(HERE / "on_workers.py", *ports, index, PYTHONPATH=path),
-            range(2),
-        )
-        assert list(printed) == ["equal\n", "equal\n"]
+    assert run(HERE / "on_workers.py", *ports, PYTHONPATH=path) == "equal\n" * 2
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="Two processes of torch's.")
 def test_on_torch(tmp_path):
     path = os.pathsep.join([str(HERE), *sys.path])
-    printed = run(HERE / "on_torch.py", tmp_path / "file", "mlp", PYTHONPATH=path)
-    assert printed.split("\n")[:2] == ["mlp ewc: equal", "mlp gram: equal"]
+    names = ("mlp", "permuted")
+    printed = run(HERE / "on_torch.py", tmp_path / "file", *names, PYTHONPATH=path)
+    cases = ("mlp ewc", "mlp gram", "mlp per_task", "permuted sgd")
+    assert printed.splitlines() == [f"{each}: equal" for each in cases]
 
 
 def mesh(*shape, names=("batch", "model")):
