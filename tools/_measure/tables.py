@@ -781,6 +781,7 @@ TABLES = {
     "hub": Table(_SURGERY, draw_hub, ("hub-torch",)),
     "stack": Table(_SURGERY, draw_stack, _each("stack")),
     "stack-curve": Table(_SURGERY, draw_stack_curve, ("stack-curve-jax",)),
+    "machines": Table(_SURGERY, draw_machines, ("machines-jax",)),
     "stack-tables": Table(_MODELS, draw_tabular, ("stack-tables-torch",)),
     "tenants-memory": Table(_TENANTS, draw_tenants_memory, ("tenants-jax",)),
     "tenants": Table(_TENANTS, draw_tenants, ("tenants-jax",)),
