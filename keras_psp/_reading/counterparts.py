@@ -292,14 +292,16 @@ def set_task_weights(
     Args:
         layer: A layer that has a counterpart, or one of its `leaf_layers()`, built.
         plain: List of a Keras layer for each of the tasks.
-        tasks: These tasks; by default the first ones.
+        tasks: These tasks. By default the first ones, of a new layer, whose weights
+            are then trainable if the plain layer's are.
     """
     for weight, own, values in _pairs(layer, plain):
         if own:
             rows = ops.convert_to_numpy(weight).copy()
             rows[range(len(plain)) if tasks is None else tasks] = values
             weight.assign(rows)
-    copy_flags(plain[0].weights, _weights_of(layer))
+    if tasks is None:
+        copy_flags(plain[0].weights, _weights_of(layer))
 
 
 def set_new_rows(layer: keras.layers.Layer, plain: keras.layers.Layer) -> None:

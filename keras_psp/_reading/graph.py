@@ -17,6 +17,8 @@ from keras_psp._reading.describe import get_config
 from keras_psp._reading.describe import is_of_keras
 from keras_psp._reading.describe import plain_state
 from keras_psp._reading.same_value import same_value
+from keras_psp.layers._block import Block
+from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.models.task_model import TaskModel
 
 
@@ -309,10 +311,15 @@ def copy_weights(layer: Any, copy: Any) -> None:
 
 
 def pair_leaf_layers(made: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Returns the pairs of `leaf_layers()` of pairs of layers; models are left out."""
+    """Returns the pairs of `leaf_layers()` of pairs of layers; models are left out.
+
+    An attention that is kept as it was, with copies or as a block, is one layer.
+    """
     pairs: list[tuple[Any, Any]] = []
     for layer, copy in made:
-        if not is_graph(layer):
+        if isinstance(layer, (TaskCopies, Block)):
+            pairs.append((layer, copy))
+        elif not is_graph(layer):
             pairs += zip(leaf_layers([layer]), leaf_layers([copy]), strict=True)
     return pairs
 

@@ -135,13 +135,14 @@ def plan_models(
 
 
 def same_leaves(alike: Iterable[tuple]) -> dict[int, tuple]:
-    """Returns the leaf layers of all models by the `id` of the first model's.
+    """Returns the layers of all models, leaf layers too, by the `id` of the first's.
 
     Args:
         alike: What `plan_models()` returns.
     """
-    every = (leaf_layers(layers) for layers in zip(*alike, strict=True))
-    return {id(same[0]): same for same in zip(*every, strict=True)}
+    alike = list(alike)
+    leaves = (leaf_layers(layers) for layers in zip(*alike, strict=True))
+    return {id(same[0]): same for same in (*alike, *zip(*leaves, strict=True))}
 
 
 def alike_layers(

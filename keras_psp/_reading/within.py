@@ -74,7 +74,7 @@ def _holders_within(
 
 def weights_of(holder: keras.layers.Layer) -> list[Any]:
     """Returns the weights that one of `holders()` holds."""
-    if is_block(holder):
+    if is_block(holder) and not can_convert(holder):
         return own_weights(holder)
     return getattr(holder, "weights", [])  # An operation has none.
 

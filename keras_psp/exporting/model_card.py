@@ -78,11 +78,10 @@ def model_card(model: keras.Model) -> str:
     card = describe(model, None, _output_names(model), [])
     names, present = model.task_names, model.present_tasks
     families = Counter(context["class_name"] for context in card["contexts"].values())
-    shapes: dict[str, Any] = {**card["inputs"], **card["outputs"]}
     rows = {
         "tasks": ", ".join(str(k if names is None else names[k]) for k in present),
-        "inputs": ", ".join(f"`{x}` {_say(shapes[x])}" for x in card["inputs"]),
-        "outputs": ", ".join(f"`{x}` {_say(shapes[x])}" for x in card["outputs"]),
+        "inputs": _say(card["inputs"]),
+        "outputs": _say(card["outputs"]),
         "contexts": ", ".join(f"{x} in {n} layers" for x, n in families.items())
         or "none",
         "numbers": f"{model.count_params():,}",
@@ -99,6 +98,9 @@ def model_card(model: keras.Model) -> str:
     )
 
 
-def _say(tensor: dict[str, Any]) -> str:
-    sizes = ", ".join("any" if x is None else str(x) for x in tensor["shape"])
-    return f"{tensor['dtype']} ({sizes})"
+def _say(tensors: dict[str, dict[str, Any]]) -> str:
+    found = []
+    for name, tensor in tensors.items():
+        sizes = ", ".join("any" if x is None else str(x) for x in tensor["shape"])
+        found.append(f"`{name}` {tensor['dtype']} ({sizes})")
+    return ", ".join(found)

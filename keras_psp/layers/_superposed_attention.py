@@ -233,6 +233,28 @@ class SuperposedAttention(TaskLayer):
     def compute_output_spec(self, *args: Any, task: Any = None, **kwargs: Any) -> Any:
         return super().compute_output_spec(*args, **kwargs)
 
+    # Keras quantizes the projections, and neither saves nor reads that (3.15.1).
+
+    def get_build_config(self) -> Any:
+        """Returns what Keras' own returns, and how the projections are quantized."""
+        config = super().get_build_config()
+        serialize = keras.saving.serialize_keras_object
+        modes = [
+            (each.quantization_mode, serialize(each.quantization_config))
+            for each in projections(self)
+        ]
+        quantized = any(mode is not None for mode, _ in modes)
+        return {**config, "quantized": modes} if quantized else config
+
+    def build_from_config(self, config: Any) -> None:
+        """Builds the layer, and quantizes the projections as they were."""
+        super().build_from_config(config)
+        read = keras.saving.deserialize_keras_object
+        modes = config.get("quantized", ()) if config else ()
+        for each, (mode, details) in zip(projections(self), modes, strict=False):
+            if mode is not None:
+                each.quantize(mode, config=read(details))
+
     def get_config(self) -> dict[str, Any]:
         context = keras.saving.serialize_keras_object(self.context)
         config = {

@@ -59,7 +59,8 @@ class PerTask(Around):
     existed:
 
     - Adam, AdamW, Adamax and Lamb count the steps of each row apart, for their bias
-      correction. A learning rate schedule follows the steps of the whole model.
+      correction. A learning rate schedule follows the steps of the whole model, and so
+      do the momentum and bias correction of Nadam.
     - An average of the weights (`use_ema=True`) begins at a row's first step.
     - With `gradient_accumulation_steps` a row is in a step if its task had an example
       in any of the accumulated batches.

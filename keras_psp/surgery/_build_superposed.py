@@ -22,7 +22,6 @@ from keras_psp.layers._block import put_into
 from keras_psp.layers._original import as_it_is
 from keras_psp.layers._original import layers_within
 from keras_psp.layers._original import pairs_within
-from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._task_copies import make_copies
 from keras_psp.models._own_model import OwnModel
 from keras_psp.models.task_model import TaskModel
@@ -116,9 +115,11 @@ class _Builder:
 
         superposed = build(whole)
         pairs = []
-        for layer, copy in pair_leaf_layers(made.values()):
-            if isinstance(copy, (TaskLayer, Superposed)) or not self._takes_task(layer):
-                pairs.append((layer, copy))
+        for layer, copy in made.values():
+            if is_graph(layer):
+                continue
+            if isinstance(copy, TaskLayer) or not self._takes_task(layer):
+                pairs += pair_leaf_layers([(layer, copy)])
                 continue
             copy_weights(layer, copy)
             if id(layer) in self._copied:

@@ -332,7 +332,7 @@ def _pair(model, models):
     for layer, copy in pairs:
         if id(copy) in found_heads.units:
             heads.append((layer, found_heads.units[id(copy)][1:]))
-        if not weights_of(copy):
+        if id(copy) not in same or not weights_of(copy):
             continue
         plains = same[id(copy)][1:]
         if isinstance(layer, PSPComplexDense):

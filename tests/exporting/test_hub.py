@@ -47,6 +47,16 @@ def test_the_card_says_what_the_card_of_an_export_says():
     assert "| tasks | tokyo |" in text
 
 
+def test_an_input_and_an_output_may_have_one_name():
+    image = keras.Input((4,), name="image")
+    plain = keras.Model(image, {"image": keras.layers.Dense(2)(image)})
+    text = keras_psp.exporting.model_card(
+        keras_psp.convert(plain, 2, context=None, rank=1)
+    )
+    assert "| inputs | `image` float32 (any, 4), `task` int32 (any) |" in text
+    assert "| outputs | `image` float32 (any, 2) |" in text
+
+
 def test_a_model_without_tasks_is_refused():
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(TypeError, match="must be a `TaskModel`"):

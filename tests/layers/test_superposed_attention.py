@@ -3,6 +3,7 @@ import layer_checks
 import numpy as np
 import pytest
 from conftest import BACKEND
+from conftest import once
 from keras import layers
 from keras import ops
 from layer_checks import NUM_TASKS
@@ -181,6 +182,20 @@ def test_files_keep_the_answers_and_grow(tmp_path):
     assert again.num_tasks == NUM_TASKS + 2
     assert [v.path for v in again.weights] == [v.path for v in model.weights]
     np.testing.assert_array_equal(to_numpy(again(inputs)), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("mode", [once("int8"), once("int4")])
+def test_files_keep_what_is_quantized(mode, tmp_path):
+    model, (x, task) = functional(make_base(), SHAPE), draw(SHAPE)
+    data = {"image": x, "task": task}
+    model.quantize(mode)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    kinds = [weight.dtype for weight in loaded.weights]
+    assert kinds == [weight.dtype for weight in model.weights] and "int8" in kinds
+    expected = model.predict(data, verbose=0)
+    np.testing.assert_allclose(loaded.predict(data, verbose=0), expected, atol=1e-5)
 
 
 def test_layers_shown_the_same_context_grow_apart():

@@ -47,6 +47,24 @@ def test_what_is_each_tasks_own_stays_bit_for_bit():
         np.testing.assert_array_equal(after[path], value)
 
 
+@pytest.mark.parametrize("frozen", [once(False), once(True)])
+@pytest.mark.parametrize("parts", [{}, {"rank": 2, "bits": 32}])
+def test_a_compiled_model_trains_on_what_it_trained(parts, frozen):
+    models = [draw_weights(small_models.sequential(), seed) for seed in range(4)]
+    for model in models[:3]:
+        model.get_layer("first").trainable = not frozen
+    models[3].get_layer("first").trainable = frozen
+    one = keras_psp.superpose(models[:2], base=models[2], **parts)
+    one.compile(keras_psp.optimizers.PerTask("adam"), "mse")
+    x, y = draw_inputs(models[0]), np.ones((6, small_models.CLASSES))
+    trained = [weight.path for weight in one.trainable_weights]
+    for task in ([0, 1, 1] * 2, [0, 1, 2] * 2):
+        one.fit({**x, "task": np.array(task)}, y, verbose=0)
+        if one.num_tasks == 2:
+            add_models(one, models[3:])
+    assert [weight.path for weight in one.trainable_weights] == trained
+
+
 def test_a_converted_model_takes_models_in():
     base = draw_weights(small_models.sequential(), 9)
     model = draw_weights(small_models.sequential(), 1)

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from conftest import once
 from keras import layers
 from keras import ops
 
@@ -42,7 +43,18 @@ def recurrent():
     return keras.Model(x, layers.Dense(6)(layers.GRU(3)(x)))
 
 
-BUILDERS = [encoder, with_norms, convolutions, recurrent]
+def attention(**kwargs):
+    x = keras.Input((4, 2), name="x")
+    y = layers.MultiHeadAttention(2, 3, **kwargs)(x, x)
+    return keras.Model(x, layers.Dense(6)(layers.Flatten()(y)))
+
+
+def constrained():
+    # Its projections have no counterpart: the attention is a block around them.
+    return attention(kernel_constraint="non_neg")
+
+
+BUILDERS = [encoder, with_norms, convolutions, recurrent, attention, constrained]
 
 
 def examples(model, numbers, seed=0):
@@ -79,6 +91,18 @@ def test_each_task_answers_as_its_own_model(build):
         np.testing.assert_allclose(answers[own], expected, atol=1e-5)
         extracted = keras_psp.extract(many, k).predict(x[own], verbose=0)
         np.testing.assert_allclose(extracted, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [once(attention), once(constrained)])
+def test_a_copied_attention_is_kept_in_files_and_goes(build, tmp_path):
+    models = shaken(build)
+    keras_psp.stack(models).save(tmp_path / "many.keras")
+    many = keras.saving.load_model(tmp_path / "many.keras")
+    keras_psp.surgery.add_models(many.remove_task(1), models[:1])
+    (x, _), *_ = examples(models[0], [4])
+    for k, model in enumerate((models[0], models[0], models[2])):
+        found = many.predict({"x": x, "task": np.full(4, k)}, verbose=0)
+        np.testing.assert_allclose(found, model.predict(x, verbose=0), atol=1e-5)
 
 
 def test_fresh_weights_differ_and_are_spread_as_the_initializers_say():
