@@ -367,6 +367,22 @@ def test_models_of_keras_hub_are_converted(tmp_path):
         assert f"| {row['model']} | {100 * row['warn']:.1f} | " in printed
 
 
+def test_adapters_answer_in_one_batch_as_alone(tmp_path):
+    sizes = {"steps": 60, "layers": 1, "width": 16, "length": 16, "prompts": 1}
+    sizes |= {"rounds": 1, "tasks": 2}
+    options = [
+        each for name, size in sizes.items() for each in (f"--{name}", str(size))
+    ]
+    result, printed = measure(
+        tmp_path, "adapters-torch", "adapters", *options, backend="torch"
+    )
+    *losses, generated, sizes = result["rows"]
+    assert all(row["own"] < row["base"] for row in losses)
+    assert generated["differ"] == 0 and generated["characters"] == 4 * 12
+    assert sizes["adapters"] < sizes["models"]
+    assert f"| characters a second, 4 prompts | {generated['mixed']:.0f} | " in printed
+
+
 def test_export_compares_with_the_model(tmp_path):
     format = "torch" if BACKEND == "torch" else "tf_saved_model"
     options = ("export", "--formats", format, "--models", "`models.mlp`")

@@ -417,6 +417,25 @@ def draw_hub(result: Result) -> Cells:
     return [*titles, "fails at"], rows
 
 
+def draw_adapters(result: Result) -> Cells:
+    """Losses of each text, then what generates and holds its adapters."""
+    rows = []
+    for row in result["rows"]:
+        if "text" in row:
+            losses = [f"{row[key]:.2f}" for key in ("own", "base", "other")]
+            rows.append([f"loss on {row['text']}", *losses, ""])
+        elif "prompts" in row:
+            speeds = [f"{row[key]:.0f}" for key in ("mixed", "one by one")]
+            what = f"characters a second, {row['prompts']} prompts"
+            rows.append([what, *speeds, "", f"{row['ratio']:.1f}"])
+        else:
+            sizes = [f"{row[key] / 1e6:.1f}" for key in ("adapters", "models")]
+            ratio = row["models"] / row["adapters"]
+            rows.append([f"MB of {row['bytes']} tasks", *sizes, "", f"{ratio:.1f}"])
+    titles = ["", "adapters, mixed", "base, or one by one", "best other", "times"]
+    return titles, rows
+
+
 def draw_serving(result: Result) -> Cells:
     """Memory and speed of many models and of one, by model."""
 
@@ -778,6 +797,7 @@ TABLES = {
     "merge-sizes": Table(_SURGERY, draw_merge_sizes, ("merge-sizes",)),
     "cost-serving": Table(_SURGERY, draw_throughput, _each("cost-serving")),
     "infer": Table(_SURGERY, draw_infer, ("infer-jax",)),
+    "adapters": Table(_SURGERY, draw_adapters, ("adapters-torch",)),
     "hub": Table(_SURGERY, draw_hub, ("hub-torch",)),
     "stack": Table(_SURGERY, draw_stack, _each("stack")),
     "stack-curve": Table(_SURGERY, draw_stack_curve, ("stack-curve-jax",)),
