@@ -18,11 +18,12 @@ PROJECT = ["docs/architecture.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.
 
 
 def guides():
-    """The README of every package, as paths from the root."""
-    return [
-        readme.relative_to(ROOT).as_posix()
-        for readme in sorted(PACKAGE.glob("*/README.md"))
+    """The READMEs of packages and examples, as paths from the root."""
+    found = [
+        *sorted(PACKAGE.glob("*/README.md")),
+        *sorted(ROOT.glob("examples/*/README.md")),
     ]
+    return [readme.relative_to(ROOT).as_posix() for readme in found]
 
 
 def api_pages():
