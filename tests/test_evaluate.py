@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from own_model import OwnModel
 
 import keras_psp
 from keras_psp.evaluation import AccuracyMatrix
@@ -19,16 +20,6 @@ def make_model(num_tasks=2):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(loss=loss, weighted_metrics=["accuracy"])
     return model
-
-
-@keras.saving.register_keras_serializable("tests")
-class OwnModel(keras.Model):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.head = keras.layers.Dense(3)
-
-    def call(self, x):
-        return self.head(x)
 
 
 def test_each_task_is_measured_as_it_is_alone():

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import once
+from own_model import OwnModel
 
 import keras_psp
 from keras_psp import consolidation
@@ -75,16 +76,6 @@ def test_tasks_that_were_removed_lose_nothing():
     told(model, "paris")
     model.remove_task("paris")
     assert told(model, "tokyo") == []
-
-
-@keras.saving.register_keras_serializable("tests")
-class OwnModel(keras.Model):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.head = keras.layers.Dense(3)
-
-    def call(self, x):
-        return self.head(x)
 
 
 @pytest.mark.once
