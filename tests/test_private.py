@@ -76,6 +76,9 @@ if BACKEND == "torch":
     import torch
 
     NAMES[lambda: torch.ones(())] = {"_version"}
+    NAMES[lambda: torch] = {"_C"}
+    NAMES[lambda: torch._C] = {"_current_graph_task_id", "_functorch"}
+    NAMES[lambda: torch._C._functorch] = {"maybe_current_level"}
     NAMES[
         lambda: fitted_model().layers[0].torch_params and fitted_model().layers[0]
     ] = {
@@ -91,7 +94,10 @@ if BACKEND == "tensorflow":
     NAMES[fitted_model] |= {"_distribute_strategy"}
 # Attributes that are not the class' but are set on what it makes or marks.
 ELSEWHERE = {
+    "_C",
+    "_current_graph_task_id",
     "_distribute_strategy",
+    "_functorch",
     "_modules",
     "_parallel_update_step",
     "_torch_params",

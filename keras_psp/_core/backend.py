@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import functools
+import importlib
 import sys
 
 import keras
@@ -148,6 +149,14 @@ def cond(uniform, one, mixed):
     return ops.cond(uniform, one, mixed)
 
 
+def branches_return_any():
+    """Whether `cond()` may return anything, which need not be known before.
+
+    torch calls one of the functions, and makes no graph of both.
+    """
+    return keras.backend.backend() == "torch"
+
+
 def convolve(inputs, kernel, strides, padding, data_format, dilation_rate):
     """Keras' `ops.conv()`, for use inside `cond()`."""
     if keras.backend.backend() == "jax":
@@ -244,6 +253,8 @@ def take_rows(bank, index):
         # The gradient of a reshape is dense. Unlike a gradient of one's own, it
         # leaves nothing in exported programs.
         bank = ops.reshape(bank, bank.shape)
+    if keras.backend.backend() == "torch" and isinstance(index, int):
+        return ops.convert_to_tensor(bank)[index]  # Without Keras' checks, a view.
     return ops.take(bank, index, axis=0)
 
 
@@ -284,10 +295,39 @@ def current_graph():
     return private.function_graph(tensorflow.compat.v1.get_default_graph())
 
 
+def current_trace():
+    """Returns what is equal in two calls, unless one is in a loop or a map around it.
+
+    Loops of torch are Python's own, and cannot be told.
+    """
+    if keras.backend.backend() == "jax":
+        core = importlib.import_module("jax.extend.core")
+        return core.get_opaque_trace_state()
+    if keras.backend.backend() == "tensorflow":
+        return id(sys.modules["tensorflow"].compat.v1.get_default_graph())
+    return private.map_level()
+
+
+def gradients_under_way():
+    """Returns what identifies the gradients that torch computes now, or `None`.
+
+    The other backends compute them in what they trace.
+    """
+    if keras.backend.backend() != "torch" or is_compiling_torch():
+        return None
+    return private.gradients_under_way()
+
+
 def trace_for(value):
-    """Returns a context in which JAX uses only what it has compiled for `value`."""
+    """Returns a context in which JAX uses only what it has traced for `value`.
+
+    Of a tensor, that is nothing: a function that JAX has traced before, such as a
+    checkpoint of a layer, would still hold the tensor of that time.
+    """
     if keras.backend.backend() != "jax":
         return contextlib.nullcontext()
+    if ops.is_tensor(value) or isinstance(value, keras.KerasTensor):
+        return _trace_context()(object())
     key = (value.shape, value.tobytes()) if hasattr(value, "shape") else value
     return _trace_context()(key)
 

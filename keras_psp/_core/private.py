@@ -332,6 +332,17 @@ def count_writes(tensor: Any) -> int:
     return tensor._version
 
 
+def map_level() -> int:
+    """Returns how many of torch's `vmap()` are under way, one in the other."""
+    return sys.modules["torch"]._C._functorch.maybe_current_level() or 0
+
+
+def gradients_under_way() -> int | None:
+    """Returns the number of the gradients that torch computes now, or `None`."""
+    number = sys.modules["torch"]._C._current_graph_task_id()
+    return None if number < 0 else number
+
+
 def function_graph(graph: Any) -> Any:
     """Returns the graph of the `tf.function` that a graph of TensorFlow's is part of.
 

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import threading
+from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
@@ -34,6 +35,8 @@ class _Opened(NamedTuple):
     value: Any
     graph: Any  # What identifies that graph, or `None`.
     for_shapes: bool  # Whether shapes alone were computed where it was opened.
+    gradients: Any  # What identifies the gradients that were being computed, or `None`.
+    checked: set | None  # What layers have asked of `KNOWN`, and found to be right.
 
 
 _opened: contextvars.ContextVar[_Opened | None] = contextvars.ContextVar(
@@ -91,10 +94,17 @@ def task(task: Any) -> Iterator[None]:
         most = np.iinfo("int32").max
         array = np.where(array > most, np.int64(most), array).astype("int32")
         value = int(array) if array.ndim == 0 else array
+    known = isinstance(value, KNOWN)
     with contextlib.ExitStack() as stack:
-        if isinstance(value, KNOWN):
+        if known or not backend.is_compiling_torch():  # Which traces no such context.
             stack.enter_context(backend.trace_for(value))
-        opened = _Opened(value, backend.current_graph(), is_symbolic())
+        opened = _Opened(
+            value,
+            backend.current_graph(),
+            is_symbolic(),
+            backend.gradients_under_way(),
+            set() if known else None,
+        )
         stack.enter_context(_open(opened))
         yield
 
@@ -123,7 +133,59 @@ def _innermost() -> _Opened | None:
 
 def reopened(given: Any) -> contextlib.AbstractContextManager:
     """Returns the scope of what a layer was called with, for the layers inside it."""
-    return contextlib.nullcontext() if is_scoped(given) else task(given)
+    return (
+        contextlib.nullcontext() if is_scoped(given) or _holds(given) else task(given)
+    )
+
+
+def _holds(given: Any) -> bool:
+    """Whether the scope is open for the same tensor, where the same is traced."""
+    opened = _innermost()
+    if opened is None or given is not opened.value or isinstance(given, KNOWN):
+        return False
+    now = backend.current_graph(), is_symbolic()
+    return now == (opened.graph, opened.for_shapes)
+
+
+def keeping(call: Callable) -> Callable:
+    """Returns a function that runs in the scope of now, whenever it is called.
+
+    That is for what is computed again for gradients, when the scope may have ended.
+    """
+    opened = _innermost()
+    if opened is None:
+        return call
+
+    def again(*args: Any, **kwargs: Any) -> Any:
+        value, graph, for_shapes, _, checked = opened
+        gradients = backend.gradients_under_way()
+        with _open(_Opened(value, graph, for_shapes, gradients, checked)):
+            return call(*args, **kwargs)
+
+    return again
+
+
+def check_reaches(layer: keras.layers.Layer) -> None:
+    """Raises a `ValueError` if a layer cannot know its task where it is computed again.
+
+    `keras.remat()` and torch's checkpoints call layers once more for gradients, when
+    the scope of the first call has ended; another one may be open.
+
+    Args:
+        layer: The layer.
+    """
+    gradients = backend.gradients_under_way()
+    if gradients is None:
+        return
+    opened = _innermost()
+    if opened is not None and opened.gradients == gradients:
+        return
+    raise ValueError(
+        "A layer that takes its task from a scope cannot be computed again for "
+        "gradients by `keras.remat()` or a checkpoint inside the block that calls it: "
+        "the scope has ended then. Make the block in a `keras.RematScope` instead, or "
+        f"leave the layer out with `layers=`. Received: {layer.path!r}"
+    )
 
 
 def is_scoped(given: Any) -> bool:
@@ -222,3 +284,23 @@ def current(
 
     tasks = num_tasks, names, removed
     return backend.travelling(value, read, inputs, tasks)
+
+
+def current_checked(
+    inputs: Any,
+    num_tasks: int,
+    names: TaskNames | None = None,
+    removed: Removed = (),
+) -> Any:
+    """Returns what `current()` does, checked by `check_task()`.
+
+    An array is checked once, however many layers ask.
+    """
+    value, opened = current(inputs, num_tasks, names, removed), _innermost()
+    if not isinstance(value, np.ndarray) or opened is None or value is not opened.value:
+        return check_task(value, num_tasks, removed)
+    checked: Any = opened.checked
+    if (num_tasks, removed) not in checked:
+        check_task(value, num_tasks, removed)
+        checked.add((num_tasks, removed))
+    return value

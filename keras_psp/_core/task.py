@@ -93,14 +93,18 @@ class Task:
     ) -> None:
         # `None`: Keras' wrappers call a layer's `call()`, as if it took no task.
         if given is None or scope.is_scoped(given):
-            given = scope.current(inputs, num_tasks, names, removed)
-            given = check_task(given, num_tasks, removed)
+            given = scope.current_checked(inputs, num_tasks, names, removed)
         self.num_tasks, self.removed = num_tasks, removed
         self.index, self.known, self.in_blocks = given, None, False
         self.counted = None
         if isinstance(given, int):
             return
         readable = is_readable(given)
+        if readable and not _expected.in_blocks:
+            one = _only_task(given, inputs)
+            if one is not None:
+                self.index = one
+                return
         task = ops.convert_to_tensor(given)
         soft = is_soft(task)
         if len(task.shape) == 2 and not soft:
@@ -315,6 +319,20 @@ class Task:
         else:
             index, known = index[0], None if known is None else known[0]
         return Task.of_index(index, self.num_tasks, known)
+
+
+def _only_task(given: Any, inputs: Any) -> int | None:
+    """Returns the one task of a batch's examples as an integer, or `None`.
+
+    Layers look it up without a tensor, which takes less time.
+    """
+    shape = getattr(given, "shape", ())
+    if inputs is None or is_soft(given) or shape[:1] != inputs.shape[:1]:
+        return None
+    values = to_numpy(given)
+    if values.size == 0 or (values != values.flat[0]).any():
+        return None
+    return int(values.flat[0])
 
 
 def align(rows: Any, inputs: Any) -> Any:

@@ -75,6 +75,8 @@ class TaskLayer(KerasLayer):
 
     def as_task(self, given: Any, inputs: Any = None) -> Task:
         """Returns the `Task` of a call, of the tasks that the layer has."""
+        if given is None or scope.is_scoped(given):
+            scope.check_reaches(self)
         return Task(given, self.num_tasks, inputs, self.task_names, self.removed_tasks)
 
     def __call__(self, inputs: Any, task: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -97,12 +99,13 @@ class TaskLayer(KerasLayer):
         """Returns the call that computes again for gradients, as Keras does.
 
         On JAX that hands on arrays alone, and what stands for the scope's task is none.
+        On torch the scope has ended by then.
         """
         task = kwargs.get("task")
         if not scope.is_scoped(task):
             return super().rematerialized_call(layer_call, *args, **kwargs)
         del kwargs["task"]
-        bound = functools.partial(layer_call, task=task)
+        bound = scope.keeping(functools.partial(layer_call, task=task))
         again = super().rematerialized_call(bound, *args, **kwargs)
         return lambda *args, task, **kwargs: again(*args, **kwargs)
 

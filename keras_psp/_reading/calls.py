@@ -1,15 +1,17 @@
 """How the layers inside a model are called: one pass that computes shapes alone.
 
 A block's own code may read the weights of a layer inside it without calling it, or call
-the layer on something that has no dimension for the batch, such as positions. Neither
-can be seen from outside.
+the layer on something that has no dimension for the batch, such as positions, or on
+one example after the other. None of these can be seen from outside.
 """
 
+import collections
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import keras
 
+from keras_psp._core.backend import current_trace
 from keras_psp._core.private import calls_replaced
 from keras_psp._core.private import recorded_reads
 from keras_psp._reading.graph import Graph
@@ -28,7 +30,8 @@ class Calls(NamedTuple):
         safe: The layers whose weights nobody uses but by calling them. Some are never
             called: a block may make more layers than it needs.
         batched: Those that are always called on tensors whose first dimension is that
-            of the batch, or has one entry for all examples.
+            of the batch, or has one entry for all examples. In a loop, one entry may be
+            that of one example.
     """
 
     safe: frozenset[int]
@@ -78,9 +81,10 @@ class _Listener(keras.layers.Layer):
         super().__init__()
         # No attributes that Keras looks into.
         vars(self).update(model=model, layers=layers, called={}, read=set())
+        vars(self).update(ones=collections.Counter())
 
     def call(self, inputs):
-        batch = keras.tree.flatten(inputs)[0].shape[0]
+        batch, trace = keras.tree.flatten(inputs)[0].shape[0], current_trace()
         owners = {id(w): id(each) for each in self.layers for w in each.weights}
         active = []
 
@@ -93,9 +97,13 @@ class _Listener(keras.layers.Layer):
             given = keras.tree.flatten((args, kwargs))
             shapes = (tuple(getattr(each, "shape", ())) for each in given)
             shape = next((each for each in shapes if each), ())
-            one = len(shape) > 1 and shape[0] == 1
-            # TensorFlow may not know the first dimension.
-            fits = one or (len(shape) > 0 and shape[0] in (batch, None))
+            fits = len(shape) > 0 and shape[0] == batch
+            if not fits and current_trace() == trace:
+                one = len(shape) > 1 and shape[0] == 1
+                self.ones[id(layer)] += one
+                # TensorFlow may not know the first dimension. A loop of Python's calls
+                # a layer once for each example.
+                fits = one and self.ones[id(layer)] < batch or shape[:1] == (None,)
             self.called[id(layer)] = fits and self.called.get(id(layer), True)
             active.append(id(layer))
             try:

@@ -179,6 +179,9 @@ class Block(KerasLayer):
         inputs = next((x for x in given if len(getattr(x, "shape", ())) > 0), None)
         some = next(iter(self.put_in.values()))
         task = some.as_task(None, inputs)
+        if isinstance(task.index, int):  # Inside, there may be more entries than tasks.
+            with scope.task(task.index):
+                return super().call(*args, **kwargs)
         if task.is_one:
             return super().call(*args, **kwargs)
         outputs: Any = None
@@ -187,6 +190,10 @@ class Block(KerasLayer):
                 new = super().call(*args, **kwargs)
             outputs = new if outputs is None else task.select(k, new, outputs)
         return keras.tree.map_structure(task.mask, outputs)
+
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """Returns the call that computes again for gradients, in the scope of now."""
+        return super().rematerialized_call(scope.keeping(layer_call), *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         layers = {

@@ -11,6 +11,7 @@ from typing import Self
 import keras
 from keras import ops
 
+from keras_psp._core.backend import branches_return_any
 from keras_psp._core.backend import take_rows
 from keras_psp._core.private import adding_weights
 from keras_psp._core.private import extended_scope
@@ -171,8 +172,12 @@ class TaskCopies(TaskRows, _SavedByOrder):
             outputs = one(task)
         elif task.in_blocks and inputs is not None:
             outputs = blocks()
-        elif inputs is None or keras.tree.is_nested(self._outputs_of(args, kwargs)):
-            outputs = mixed()  # Of a branch, there is one tensor, of one shape.
+        elif inputs is None or not (
+            # Of a branch in a graph, there is one tensor, of one shape.
+            branches_return_any()
+            or not keras.tree.is_nested(self._outputs_of(args, kwargs))
+        ):
+            outputs = mixed()
         else:
             outputs = task.branch(one, mixed)
         for generator in drawn.values():  # As often as a plain layer would.

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_psp._core.backend import take_rows
 from keras_psp.layers._task_rows import TaskRows
 
 
@@ -75,7 +76,15 @@ class TaskLayerNormalization(TaskRows, keras.layers.LayerNormalization):
 
     def call(self, inputs: Any, task: Any = None) -> Any:
         task = self.parse_task(task, inputs)
-        x = ops.layer_normalization(inputs, None, None, axis=-1, epsilon=self.epsilon)
+        options = {"axis": -1, "epsilon": self.epsilon}
+        if task.is_one:  # In one operation, as Keras' layer.
+            gamma, beta = (
+                None if rows is None else take_rows(rows, task.index)
+                for rows in (self.gamma, self.beta)
+            )
+            x = ops.layer_normalization(inputs, gamma, beta, **options)
+            return task.mask(ops.cast(x, self.compute_dtype))
+        x = ops.layer_normalization(inputs, None, None, **options)
         if self.gamma is not None:
             x = ops.multiply(x, task.rows(self.gamma, x))
         if self.beta is not None:

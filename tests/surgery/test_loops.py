@@ -1,0 +1,113 @@
+"""Blocks that call the layers inside them in loops, or once more for gradients."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import BACKEND
+from keras import layers
+from keras import ops
+from small_models import draw_weights
+
+import keras_psp
+
+NUM_TASKS = 3
+TASKS = np.arange(6, dtype="int32") % NUM_TASKS
+X = np.random.default_rng(0).normal(size=(6, 6, 4)).astype("float32")
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class Loops(layers.Layer):
+    """Calls a layer on each step, on each example, and again and again."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        for name in ("steps", "examples", "mapped", "again"):
+            setattr(self, name, layers.Dense(4, "tanh", name=name))
+
+    def build(self, shape):
+        for each in (self.steps, self.examples, self.mapped, self.again):
+            each.build(shape)
+
+    def call(self, x):
+        _, x = ops.scan(
+            lambda carry, step: (carry, self.steps(step)),
+            ops.zeros(()),
+            ops.transpose(x, (1, 0, 2)),
+        )
+        x = ops.transpose(x, (1, 0, 2))
+        # One entry, as what is for all examples has; but it is one of them.
+        x = ops.map(lambda one: self.examples(one[None])[0], x)
+        x = ops.vectorized_map(lambda one: self.mapped(one[None])[0], x)
+        return ops.fori_loop(0, 2, lambda i, state: self.again(state), x)
+
+
+def build(block):
+    inputs = keras.Input((6, 4), name="x")
+    y = layers.Flatten()(block(inputs))
+    return keras.Model(inputs, layers.Dense(2, name="head")(y))
+
+
+def ask(model, task):
+    task = np.broadcast_to(np.asarray(task, "int32"), len(X))
+    return model.predict({"x": X, "task": task}, verbose=0)
+
+
+def test_each_example_is_computed_for_its_own_task():
+    one = keras_psp.convert(build(Loops(name="block")), NUM_TASKS)
+    draw_weights(one)
+    mixed = ask(one, TASKS)
+    for task in range(NUM_TASKS):
+        plain = keras_psp.extract(one, task)
+        expected = plain.predict(X, verbose=0)
+        np.testing.assert_allclose(ask(one, task), expected, atol=1e-5)
+        own = TASKS == task
+        np.testing.assert_allclose(mixed[own], expected[own], atol=1e-5)
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class Again(layers.Layer):
+    """Computes a layer once more for gradients."""
+
+    def __init__(self, again=False, **kwargs):
+        super().__init__(**kwargs)
+        self.again = again
+        self.inside = layers.Dense(4, "tanh", name="inside")
+
+    def build(self, shape):
+        self.inside.build(shape)
+
+    def call(self, x):
+        return keras.remat(self.inside)(x) if self.again else self.inside(x)
+
+    def get_config(self):
+        return {**super().get_config(), "again": self.again}
+
+
+def train(model):
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    # The task of a scope around it is another one.
+    with keras_psp.task(0):
+        model.fit({"x": X, "task": TASKS % 2 + 1}, X[:, 0, :2], verbose=0)
+    return ask(model, TASKS)
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras' own Dense cannot")
+def test_what_is_computed_again_for_gradients_knows_its_task_or_is_named():
+    plain = draw_weights(keras_psp.convert(build(Again(name="block")), NUM_TASKS))
+    weights = plain.get_weights()
+    expected = train(plain)
+
+    with keras.RematScope(mode="full"):
+        whole = keras_psp.convert(build(Again(name="block")), NUM_TASKS)
+    whole.set_weights(weights)
+    np.testing.assert_allclose(train(whole), expected, atol=1e-5)
+
+    inside = keras_psp.convert(build(Again(again=True, name="block")), NUM_TASKS)
+    inside.set_weights(weights)
+    if BACKEND == "jax":  # Which traces the gradients inside the scope.
+        np.testing.assert_allclose(train(inside), expected, atol=1e-5)
+        return
+    with pytest.raises(ValueError, match="scope has ended.*'block/inside'"):
+        train(inside)
+    for weight, old in zip(inside.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(weight, old)
