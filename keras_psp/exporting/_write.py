@@ -232,11 +232,12 @@ def _with_task(inputs, task, dtype):
 def _torch_shapes(model):
     import torch
 
-    batch = torch.export.Dim("batch")
+    batch, any_size = torch.export.Dim("batch"), torch.export.Dim.DYNAMIC
     shapes = {}
     for name, tensor in model.input.items():
         free = [i for i, size in enumerate(tensor.shape) if size is None and i > 0]
-        shapes[name] = {0: batch, **{i: torch.export.Dim(f"{name}_{i}") for i in free}}
+        # Tokens and their mask have one length: torch finds that, and its limits.
+        shapes[name] = {0: batch, **dict.fromkeys(free, any_size)}
     return (shapes,)
 
 

@@ -14,6 +14,7 @@ import keras
 
 from keras_psp._core.checks import check_boolean
 from keras_psp._core.checks import check_name
+from keras_psp._core.data import read_inputs
 from keras_psp._reading.graph import Graph
 from keras_psp.exporting._card import describe
 from keras_psp.exporting._check import BATCH_SIZES
@@ -39,6 +40,7 @@ def export(
     unpack: bool = False,
     overwrite: bool = False,
     verbose: bool = False,
+    data: Any = None,
 ) -> dict[str, Any]:
     """Writes a model for a runtime that knows neither keras_psp nor Keras.
 
@@ -87,6 +89,10 @@ def export(
             its answers take far less time. Other formats keep them packed.
         overwrite: Boolean, whether `path` may be there already.
         verbose: Boolean, whether to print what was written.
+        data: Unlabelled inputs to compare the file's outputs with the model's for: an
+            array, a list or dictionary of arrays if the model has several inputs, or
+            batches of these. Up to 64 examples are used. Defaults to random numbers:
+            inputs of any length get 32 of them, and integers are 0 or 1.
 
     Returns:
         The card, a dictionary.
@@ -95,11 +101,12 @@ def export(
         ImportError: What the format needs is not installed; with the command.
         OSError: `path` exists already, or cannot be written.
         TypeError: `model` is not a Keras model, `path` is not a path, a task is not an
-            integer, or an option is not a boolean.
+            integer, an option is not a boolean, or `data` holds no arrays.
         ValueError: The model is not a graph of layers, takes only batches of one size,
             has two outputs of one name, or holds custom objects, which another process
             cannot know; the format is unknown, or has no such endpoints; `path` has the
-            wrong suffix; a task is not one of the model's. Or the format cannot hold
+            wrong suffix; a task is not one of the model's; `data` has no example, is
+            not finite, or does not fit the model's inputs. Or the format cannot hold
             the model: the file could not be written or loaded again, or its outputs
             differ.
 
@@ -127,6 +134,9 @@ def export(
     output_names = _output_names(model)
     options = _check_endpoints(model, format, tasks, infer_task, from_logits)
     _check_objects(model)
+    if data is not None:
+        inputs = {name: x for name, x in model.input.items() if name != "task"}
+        data = read_inputs(data, inputs, limit=max(BATCH_SIZES))
     check_installed(format)
     endpoints = ["serve", *(f"serve_task_{task}" for task in options["tasks"])]
     endpoints += ["infer_task"] if options["infer_task"] else []
@@ -135,7 +145,7 @@ def export(
     with tempfile.TemporaryDirectory(
         prefix=f".{path.name}.", dir=path.parent
     ) as folder:
-        check = Check(model, output_names, **options)
+        check = Check(model, output_names, data=data, **options)
         written = Path(folder, "written", path.name)
         written.parent.mkdir()
         _write(model, written, folder, format, {**options, "unpack": unpack})

@@ -8,6 +8,7 @@ import sys
 import zipfile
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 from conftest import BACKEND
@@ -178,14 +179,14 @@ def test_other_runtimes(format, tmp_path):
     make, suffix = WRITTEN[BACKEND, format]
     model, path = make(), tmp_path / f"model{suffix}"
     path.write_text("an older one")
-    card = keras_psp.export(model, path, format, overwrite=True)
+    x = draw(model, 9)
+    card = keras_psp.export(model, path, format, overwrite=True, data=x["image"])
     also = ["model.bin"] if format == "openvino" else []
     names = [*also, path.name, f"{path.name}.json"]
     assert sorted(os.listdir(tmp_path)) == sorted(names)
     assert card == json.loads((tmp_path / f"{path.name}.json").read_text())
     assert card["endpoints"] == ["serve"]
     call = run_artifact.load(str(path))
-    x = draw(model, 9)
     expected = model.predict(x, verbose=0)
     x["task"][4] = NUM_TASKS
     expected[4] = np.nan
@@ -202,6 +203,29 @@ def test_other_runtimes(format, tmp_path):
     for request in wrong.values():
         with pytest.raises(REFUSALS[format]):
             call("serve", request)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="torch's format")
+def test_torch_takes_texts_of_any_length_in_several_inputs(tmp_path):
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    mask = keras.Input((None,), name="mask")
+    x = keras.layers.Embedding(11, 4)(tokens)
+    x = keras.layers.Add()([x, keras_hub.layers.PositionEmbedding(16)(x)])
+    x = keras.layers.Multiply()([x, keras.layers.Reshape((-1, 1))(mask)])
+    plain = keras.Model([tokens, mask], keras.layers.Dense(2)(x))
+    model = keras_psp.convert(plain, 3, shared="copy")
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        weight.assign(rng.normal(size=weight.shape))
+    write(model, str(tmp_path / "model.pt2"), "torch", ["output_0"])
+    serve = run_artifact.load(str(tmp_path / "model.pt2"))
+    for batch, length in ((2, 5), (3, 16)):
+        x = {"tokens": rng.integers(11, size=(batch, length)).astype("int32")}
+        x |= {"mask": rng.uniform(size=(batch, length)).astype("float32")}
+        x |= {"task": np.arange(batch, dtype="int32")}
+        expected = model.predict(x, verbose=0)
+        found = serve("serve", x)["output_0"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 BUILDERS = {
@@ -311,6 +335,7 @@ BAD = {
     "overwrite": (small, {"overwrite": "no"}, TypeError, "`overwrite` must be a bool"),
     "infer-type": (small, {"infer_task": 1}, TypeError, "`infer_task` must be a bool"),
     "logits": (small, {"from_logits": None}, TypeError, "`from_logits` must be a bool"),
+    "data": (small, {"data": np.ones((2, 5))}, ValueError, "takes inputs .image. of"),
     "names": (
         lambda: keras.Model(x := keras.Input((2,)), {"a": [2 * x, x], "a_0": 3 * x}),
         {},
@@ -388,6 +413,13 @@ def test_what_differs_is_left_out():
         assert check.difference({**exact, number: wrong}) > 0.05
     del exact[number]
     assert check.difference(exact) == np.inf
+
+
+def test_inputs_that_are_given_are_compared():
+    check = Check(small(), ["output_0"], data={"image": np.full((3, 4), 7.0)})
+    given = [x for name, x in check.requests.items() if name.endswith("/image")]
+    assert {len(x) for x in given} == {1, 7, 64}
+    assert all(x.dtype == "float32" and (x == 7).all() for x in given)
 
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
