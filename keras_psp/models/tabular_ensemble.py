@@ -3,12 +3,13 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_psp._core.backend import without_branches
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.checks import check_number
-from keras_psp._core.task import in_blocks
 from keras_psp.contexts.binary import Binary
 from keras_psp.layers import PSPDense
 from keras_psp.layers import TaskDense
@@ -143,10 +144,11 @@ class TabularEnsemble(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         size, members = ops.shape(inputs)[0], self.num_members
-        x = ops.tile(inputs, (members, 1))
-        task = ops.repeat(ops.arange(members, dtype="int32"), size)
+        # To the layers, a member is an example: a whole batch, of a task of its own.
+        x = ops.broadcast_to(inputs, (members, size, inputs.shape[-1]))
+        task = np.arange(members, dtype="int32")  # Known: no mask is needed.
         scales = iter(self.scales)
-        with in_blocks():
+        with without_branches():
             for i, layer in enumerate(self.hidden):
                 if i == 0:
                     x = layer(x, task)
@@ -158,7 +160,6 @@ class TabularEnsemble(keras.Model):
                     x = next(scales)(x, task)
                 x = self.drop(ops.relu(x), training=training)
             x = self.activation(self.head(x, task))
-        x = ops.reshape(x, (members, size, self.num_outputs))
         if training:
             return ops.swapaxes(x, 0, 1)
         return ops.mean(x, axis=0)
