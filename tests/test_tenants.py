@@ -15,6 +15,8 @@ import keras
 import numpy as np
 import pytest
 
+import keras_psp
+
 FOLDER = Path(__file__).parent.parent / "examples" / "tenants"
 
 
@@ -22,7 +24,8 @@ FOLDER = Path(__file__).parent.parent / "examples" / "tenants"
 def tenants_module(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     yield importlib.import_module("tenants")
-    sys.modules.pop("tenants", None)
+    for name in ("tenants", "answers"):
+        sys.modules.pop(name, None)
 
 
 def build(units=3):
@@ -149,6 +152,30 @@ def test_nothing_is_traced_anew_but_where_it_grows(tenants_module, tmp_path):
 
 
 @pytest.mark.once
+def test_tasks_of_a_compressed_model_are_served(tenants_module, tmp_path):
+    base, models = build(), {name: build() for name in ("a", "ä/b", "c")}
+    with pytest.raises(tenants_module.TenantError, match="without slashes"):
+        tenants_module.FixedTenants(keras_psp.stack(models), max_batch=2)
+    models["ä"] = models.pop("ä/b")
+    data = [np.random.default_rng(1).normal(size=(50, 4)).astype("float32")] * 3
+    small = keras_psp.superpose(models, base=base, data=data, budget=2.0)
+    tenants = tenants_module.FixedTenants(small, max_batch=8)
+    assert tenants.names == ["a", "c", "ä"] and tenants.card["tenants"] == 3
+    for name, answer in zip(
+        ("c", "a"), tenants.predict_many([("c", X), ("a", X)]), strict=True
+    ):
+        task = np.full(len(X), small.task_index(name))
+        expected = small.predict({"x": X, "task": task}, verbose=0)
+        np.testing.assert_allclose(answer, expected, atol=1e-5)
+    assert status_of(tenants.predict, "b", X) == 404
+    for change in (tenants.delete, tenants.rollback):
+        assert status_of(change, "a") == 405
+    assert status_of(tenants.put, "a", packed(base.get_weights())) == 405
+    with pytest.raises(ValueError, match="must have tasks with names"):
+        tenants_module.FixedTenants(base)
+
+
+@pytest.mark.once
 def test_what_is_refused(tenants_module, tmp_path, monkeypatch):
     base = build()
     tenants = tenants_module.Tenants(
@@ -189,12 +216,16 @@ def test_what_is_refused(tenants_module, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    files = sorted(os.listdir(tmp_path / "f"))
+    files, file = sorted(os.listdir(tmp_path / "f")), saved(build(), tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(tenants_module.os, "replace", full)
         other = packed([weight + 1 for weight in weights])
         assert status_of(tenants.put, "a", other, hash_) == 507
         assert status_of(tenants.delete, "a") == 507
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tenants_module.tempfile, "tempdir", str(tmp_path / "none"))
+        assert status_of(tenants.put, "a", file, None) == 507
 
     def full_later(path, content):  # There is room for the file, not for the index.
         if path.name == "index.json":

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -50,6 +51,12 @@ class Client:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
+    # A disk that can be full, where this process may mount one.
+    disk = folder / "tenants"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
+    if shutil.which("mount"):
+        subprocess.run(mount, capture_output=True)
     base = build()
     base.save(folder / "base.keras")
     port = 18000 + os.getpid() % 10_000
@@ -73,7 +80,9 @@ def server(tmp_path_factory):
         time.sleep(0.2)
     yield client, base, folder
     process.terminate()  # An interrupt is ignored by what runs in the background.
-    process.wait(60)
+    assert process.wait(60) == 0
+    if os.path.ismount(disk):
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_bad_requests_disturb_nobody(server, tmp_path):
@@ -192,3 +201,37 @@ def test_changes_at_once(server):
     assert put("one", 2) == put("one", 1) == 200
     assert client("POST", "/tenants/one/rollback")[0] == 200
     np.testing.assert_allclose(client.predict("one")[1], right[2], atol=1e-5)
+
+
+def test_a_full_disk(server):
+    client, base, folder = server
+    disk = folder / "tenants"
+    if not os.path.ismount(disk):
+        pytest.skip("This process may not mount a small disk.")
+    hash_ = client("GET", "/tenants")[1]["card"]["architecture"]
+    old, new = (packed([w + i for w in base.get_weights()]) for i in range(2))
+    for name in ("stays", "other"):
+        assert client.put(name, old, architecture=hash_)[0] == 200
+    before = client.predict("stays")
+    names = client("GET", "/tenants")[1]["tenants"]
+    index = (disk / "index.json").read_bytes()
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+        while True:
+            file.write(bytes(4096))
+    statuses = []
+    while 200 not in statuses:  # Page by page there is room for a file, then for both.
+        statuses.append(client.put("stays", new, architecture=hash_)[0])
+        if statuses[-1] == 507:
+            assert client.predict("stays") == before
+            assert client("GET", "/tenants")[1]["tenants"] == names
+            assert (disk / "index.json").read_bytes() == index
+            assert not [*disk.glob(".new.*")]
+            os.truncate(filler, filler.stat().st_size - 4096)
+    assert len(statuses) > 2 and set(statuses[:-1]) == {507}
+    after = client.predict("stays")
+    assert after[0] == 200 and after != before
+    assert client.predict("other") == before
+    filler.unlink()
+    assert client("POST", "/tenants/stays/rollback")[0] == 200
+    assert client.predict("stays") == before

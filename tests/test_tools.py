@@ -29,7 +29,8 @@ PAGES = [
 def call(*arguments, status=0, backend=BACKEND):
     """Returns what a command printed, in this process: an import takes longest."""
     command = [str(ROOT / "tools" / "measure.py"), *map(str, arguments)]
-    if backend != BACKEND or "--backends" in command:
+    # What starts processes of its own may leave settings for them behind.
+    if backend != BACKEND or "--backends" in command or "tenants" in command:
         done = subprocess.run(
             [sys.executable, *command],
             env={**os.environ, "KERAS_BACKEND": backend},
@@ -408,6 +409,29 @@ def test_serving_compares_one_model_with_many(tmp_path):
     for size in (1, 32):
         rounds = rows[f"requests a second, batch {size}"]["rounds"].values()
         assert all(len(values) == 2 and min(values) > 0 for values in rounds)
+
+
+def test_machines_keep_their_areas(tmp_path):
+    sizes = "--machines 6 --epochs 2".split()
+    result, printed = measure(tmp_path, f"machines-{BACKEND}", "machines", *sizes)
+    areas = {row["what"]: row["mean"] for row in result["rows"]}
+    assert areas["area under the curve, each its own"] > 0.7
+    assert abs(areas["points lost of its own"]) < 5
+    config = result["config"]
+    assert 0.05 < config["memory"] <= 0.1 and config["within_half_a_point"] <= 6
+    assert "| training together, s |" in printed
+
+
+def test_tenants_answer_rightly_while_others_change(tmp_path):
+    options = "--parts direct --tenants 4 --asked 2 --seconds 0.2 --changes 60".split()
+    result, printed = measure(tmp_path, f"tenants-{BACKEND}", "tenants", *options)
+    assert [(row["asked"], row["size"]) for row in result["rows"]] == [
+        (2, 1),
+        (4, 32),
+        (4, 1),
+    ]
+    assert all(row["wrong"] == row["failed"] == 0 for row in result["rows"])
+    assert result["rows"][-1]["changes"] > 0 and "| one model, direct | 4 |" in printed
 
 
 def test_tables_are_as_their_results():

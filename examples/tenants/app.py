@@ -3,14 +3,16 @@
     python examples/tenants/app.py MODEL.keras FOLDER --port 8000
 
 `MODEL.keras` tells the architecture. `FOLDER` holds the tenants' weights; all replicas
-share it. Authentication is the deployer's: a reverse proxy in front, or a FastAPI
-dependency of the routes that change something.
+share it. Without `FOLDER`, `MODEL.keras` has tasks with names, which are the tenants,
+and they cannot be changed. Authentication is the deployer's: a reverse proxy in front,
+or a FastAPI dependency of the routes that change something.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 import unicodedata
@@ -22,12 +24,13 @@ os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 
 import numpy as np  # noqa: E402
 import prometheus_client as prometheus  # noqa: E402
+from answers import FixedTenants  # noqa: E402
+from answers import TenantError  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from fastapi import Request  # noqa: E402
 from fastapi.responses import JSONResponse  # noqa: E402
 from fastapi.responses import PlainTextResponse  # noqa: E402
 from ray import serve  # noqa: E402
-from tenants import TenantError  # noqa: E402
 from tenants import Tenants  # noqa: E402
 
 MOST_INPUT = 1 << 20  # Bytes of a request for answers.
@@ -65,11 +68,12 @@ class Server:
     """Answers for all tenants; every replica has the same folder."""
 
     def __init__(
-        self, kind: type, model: str, folder: str, options: dict[str, Any]
+        self, kind: type, model: str, folder: str | None, options: dict[str, Any]
     ) -> None:
         import keras
 
-        self.tenants = kind(keras.models.load_model(model), folder, **options)
+        given = [] if folder is None else [folder]
+        self.tenants = kind(keras.models.load_model(model), *given, **options)
         self.labels: set[str] = set()
         self.registry = prometheus.CollectorRegistry()
         self.requests = prometheus.Counter(
@@ -143,7 +147,7 @@ class Server:
 
 def start(
     model: str,
-    folder: str,
+    folder: str | None,
     port: int,
     replicas: int = 1,
     direct: bool = False,
@@ -154,7 +158,7 @@ def start(
 
     Args:
         model: Path of a `.keras` file, which tells the architecture.
-        folder: Where the tenants' weights are.
+        folder: Where the tenants' weights are, if `kind` takes a folder.
         port: Of Ray's proxy.
         replicas: How many processes answer.
         direct: Whether each replica also listens itself, on the ports behind `port`:
@@ -179,8 +183,9 @@ def start(
         runtime_env={"env_vars": variables},
     )
     serve.start(http_options={"host": "127.0.0.1", "port": port})
+    folder = None if folder is None else os.path.abspath(folder)
     server = Server.options(num_replicas=replicas).bind(
-        kind, os.path.abspath(model), os.path.abspath(folder), options
+        kind, os.path.abspath(model), folder, options
     )
     serve.run(server, route_prefix="/")
 
@@ -189,13 +194,19 @@ def main() -> None:
     """Serves until it is interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="a .keras file")
-    parser.add_argument("folder", help="of the tenants' weights")
+    parser.add_argument("folder", nargs="?", help="of the tenants' weights")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--room", type=int, default=16, help="for so many tenants")
     listens = "each replica listens itself too, on the ports behind PORT"
     parser.add_argument("--direct", action="store_true", help=listens)
-    start(**vars(parser.parse_args()))
+    given = vars(parser.parse_args())
+    if given["folder"] is None:
+        del given["room"]
+        given["kind"] = FixedTenants
+    start(**given)
+    for each in (signal.SIGINT, signal.SIGTERM):  # At which Ray would abort.
+        signal.signal(each, lambda *_: sys.exit())
     try:
         while True:
             time.sleep(3600)

@@ -6,21 +6,23 @@ files count. Both are written beside and renamed, so that a kill or a full disk 
 the folder as it was. Replicas that share it see a change at their next batch.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import tempfile
-import threading
-import unicodedata
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
 import keras
 import numpy as np
-from keras import ops
+from answers import FixedTenants
+from answers import TenantError
+from answers import check_name
 
 import keras_psp
 
@@ -28,15 +30,7 @@ _NEW = ".new."  # Begins the name of a file that is being written.
 _UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, MemoryError)
 
 
-class TenantError(Exception):
-    """A request that cannot be answered; `status` is that of HTTP."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class Tenants:
+class Tenants(FixedTenants):
     """One stacked model with a task for each tenant, and room for more.
 
     Args:
@@ -45,8 +39,7 @@ class Tenants:
         folder: Where the tenants' weights are kept; those that are there are loaded.
         room: Positive integer, for how many tenants to make room at first. If there are
             more, it is doubled.
-        max_batch: Positive integer, a power of two: how many examples are computed at
-            once. Batches are padded to powers of two, which are compiled beforehand.
+        max_batch: Positive integer; see `FixedTenants`.
         keep: Positive integer, how many versions of a tenant to keep for a rollback.
         max_bytes: Positive integer, the largest body of an upload.
     """
@@ -61,84 +54,28 @@ class Tenants:
         max_bytes: int = 16 << 20,
     ) -> None:
         self.base, self.folder = base, Path(folder)
-        self.max_batch, self.keep, self.max_bytes = max_batch, keep, max_bytes
+        self.keep = keep
         self.folder.mkdir(parents=True, exist_ok=True)
         self.architecture = _describe(base)
-        self._lock = threading.Lock()
         self._other_processes = filelock.FileLock(self.folder / ".lock")
         self._seen: tuple | None = None
         self._files: dict[str, str] = {}
-        self._slots: dict[str, int] = {}
         count = len(self._read_index()["tenants"])
         while room < count:
             room *= 2
-        self._model = keras_psp.stack(base, num_tasks=room)
-        (self._input,) = (name for name in self._model.input if name != "task")
-        self._shape = tuple(self._model.input[self._input].shape[1:])
+        # To draw initial weights, which nobody asks for, takes JAX much memory.
+        zeros = keras.models.clone_model(base, clone_function=_with_zeros)
+        model = keras_psp.stack(zeros, num_tasks=room)
+        self._set_model(model, max_batch, max_bytes)
         with self._lock:
             self._refresh()
             self._compile()
 
     @property
     def card(self) -> dict:
-        """What a client must know: the architecture's hash, shapes and numbers."""
-        return {
-            "architecture": self.architecture,
-            "input": list(self._shape),
-            "output": list(self.base.output_shape[1:]),
-            "weights": [list(weight.shape) for weight in self.base.weights],
-            "tenants": len(self._slots),
-            "room": self._model.num_tasks,
-            "keras": keras.__version__,
-            "keras_psp": keras_psp.__version__,
-        }
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the tenants that there are."""
-        with self._lock:
-            self._refresh()
-            return sorted(self._slots)
-
-    def predict(self, name: str, x: np.ndarray) -> np.ndarray:
-        """Returns a tenant's answers to examples, or raises a `TenantError`."""
-        (answer,) = self.predict_many([(name, x)])
-        if isinstance(answer, TenantError):
-            raise answer
-        return answer
-
-    def predict_many(self, requests: list[tuple[str, np.ndarray]]) -> list:
-        """Answers requests of many tenants as one batch.
-
-        Args:
-            requests: List of a name, and examples of shape `(n, *input)`.
-
-        Returns:
-            List of an array, or a `TenantError`, for each request.
-        """
-        checked = [self._check(name, x) for name, x in requests]
-        with self._lock:
-            self._refresh()
-            answers: list = []
-            for each in checked:
-                if not isinstance(each, TenantError) and each[0] not in self._slots:
-                    each = TenantError(404, f"there is no tenant {each[0]!r}")
-                answers.append(each)
-            there = [each for each in answers if not isinstance(each, TenantError)]
-            if not there:
-                return answers
-            x = np.concatenate([x for _, x in there])
-            slots = [self._slots[name] for name, _ in there]
-            task = np.repeat(slots, [len(x) for _, x in there]).astype("int32")
-            outputs = self._compute(x, task)
-        shares = iter(np.split(outputs, np.cumsum([len(x) for _, x in there])[:-1]))
-        for i, each in enumerate(answers):
-            if not isinstance(each, TenantError):
-                answers[i] = next(shares)
-                if not np.isfinite(answers[i]).all():
-                    message = "the model's answers to these inputs are not finite"
-                    answers[i] = TenantError(422, message)
-        return answers
+        """What a client must know, and the architecture's hash and weights."""
+        weights = [list(weight.shape) for weight in self.base.weights]
+        return {"architecture": self.architecture, "weights": weights} | super().card
 
     def put(self, name: str, body: bytes, architecture: str | None = None) -> int:
         """Adds a tenant, or replaces its weights.
@@ -165,7 +102,7 @@ class Tenants:
         """Adds or replaces many tenants, all of them or none; see `put()`."""
         files, contents = {}, {}
         for name, body in bodies.items():
-            name = _check_name(name)
+            name = check_name(name)
             if len(body) > self.max_bytes:
                 raise TenantError(
                     413, f"a file must have at most {self.max_bytes} bytes"
@@ -185,7 +122,7 @@ class Tenants:
 
     def delete(self, name: str) -> int:
         """Removes a tenant and its versions; raises a `TenantError` 404 if unknown."""
-        name = _check_name(name)
+        name = check_name(name)
 
         def change(tenants: dict) -> None:
             if tenants.pop(name, None) is None:
@@ -199,7 +136,7 @@ class Tenants:
         Raises:
             TenantError: 404 there is no such tenant, 409 it has no earlier version.
         """
-        name = _check_name(name)
+        name = check_name(name)
 
         def change(tenants: dict) -> None:
             if name not in tenants:
@@ -268,10 +205,9 @@ class Tenants:
             new = {name: versions[0] for name, versions in index.items()}
             changed = [k for k in new if new[k] != self._files.get(k)]
             try:
-                loaded = {name: self._load(new[name]) for name in changed}
+                self._put_in(new, changed)
             except FileNotFoundError:
                 continue  # A later change has removed the file: read again.
-            self._put_in(new, loaded)
             self._files, self._seen = new, seen
             return
 
@@ -279,7 +215,7 @@ class Tenants:
         with np.load(self.folder / file, allow_pickle=False) as arrays:
             return [arrays[str(i)] for i in range(len(arrays))]
 
-    def _put_in(self, new: dict, loaded: dict) -> None:
+    def _put_in(self, new: dict, changed: list[str]) -> None:
         """Gives changed tenants their rows of the model's weights."""
         slots = {name: slot for name, slot in self._slots.items() if name in new}
         room = self._model.num_tasks
@@ -290,61 +226,17 @@ class Tenants:
             self._model.add_tasks(grown - room)
             self._compile()
         free = iter(sorted(set(range(grown)) - set(slots.values())))
-        for name in loaded:
+        for name in changed:
             if name not in slots:
                 slots[name] = next(free)
-        if loaded:
-            rows = [slots[name] for name in loaded]
-            every = zip(*loaded.values(), strict=True)
-            for variable, values in zip(self._model.weights, every, strict=True):
-                bank = ops.convert_to_numpy(variable).copy()
-                bank[rows] = np.stack(values)
+        if changed:  # All files are read before a weight is written.
+            banks = [np.array(variable) for variable in self._model.weights]
+            for name in changed:
+                for bank, row in zip(banks, self._load(new[name]), strict=True):
+                    bank[slots[name]] = row
+            for variable, bank in zip(self._model.weights, banks, strict=True):
                 variable.assign(bank)
         self._slots = slots
-
-    # The model.
-
-    def _compile(self) -> None:
-        """Compiles the model for every size of a batch."""
-        size = 1
-        while size <= self.max_batch:
-            self._compute(
-                np.zeros((size, *self._shape), "float32"), np.zeros(size, int)
-            )
-            size *= 2
-
-    def _compute(self, x: np.ndarray, task: np.ndarray) -> np.ndarray:
-        outputs = []
-        for i in range(0, len(x), self.max_batch):
-            share = slice(i, i + self.max_batch)
-            number = len(task[share])
-            size = 1 << (number - 1).bit_length()
-            rest = size - number
-            pads = [(0, rest)] + [(0, 0)] * len(self._shape)
-            given = {
-                self._input: np.pad(x[share], pads),
-                "task": np.pad(task[share], (0, rest)).astype("int32"),
-            }
-            outputs.append(self._model.predict_on_batch(given)[:number])
-        return np.concatenate(outputs)
-
-    def _check(self, name, x):
-        try:
-            name = _check_name(name)
-        except TenantError as error:
-            return error
-        x = np.asarray(x)
-        if x.dtype.kind not in "iuf" or x.shape[1:] != self._shape or not len(x):
-            return TenantError(
-                422,
-                f"the inputs must be numbers of shape (n, {self._shape}), at least one "
-                f"example; received shape {x.shape} of dtype {x.dtype}",
-            )
-        with np.errstate(over="ignore"):
-            x = x.astype("float32")
-        if not np.isfinite(x).all():
-            return TenantError(422, "the inputs must be finite")
-        return name, x
 
     def _read_upload(self, body, architecture):
         if architecture is not None and architecture != self.architecture:
@@ -365,9 +257,7 @@ class Tenants:
         return [weight.astype("float32") for weight in weights]
 
     def _read_model(self, body):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model.keras")
-            path.write_bytes(body)
+        with _temporary(body) as path:
             try:
                 # Nothing in the file is run: `safe_mode` refuses code.
                 model = keras.models.load_model(path, compile=False, safe_mode=True)
@@ -387,6 +277,12 @@ class Tenants:
         return model
 
 
+def _with_zeros(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """Returns a new layer that begins with zeros where it draws initial weights."""
+    drawn = {k: "zeros" for k in layer.get_config() if k.endswith("_initializer")}
+    return type(layer).from_config(layer.get_config() | drawn)
+
+
 def _describe(model: keras.Model) -> str:
     """Returns a hash of an architecture: its layers' arguments and weights' shapes."""
 
@@ -400,17 +296,6 @@ def _describe(model: keras.Model) -> str:
     text = json.dumps([list(map(str, layer(each))) for each in model.layers])
     text = "".join(text.split())
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _check_name(name: str) -> str:
-    """Returns a tenant's name in one form, or raises a `TenantError`."""
-    name = unicodedata.normalize("NFC", name)
-    fits = 0 < len(name.encode("utf-8", "replace")) <= 200 and name.isprintable()
-    if not fits or set(name) & set("/\\\ufffd"):  # The last: it was no UTF-8.
-        raise TenantError(
-            422, "a name must have 1 to 200 bytes that can be printed, without slashes"
-        )
-    return name
 
 
 def _names_in(body: bytes, most: int) -> set[str]:
@@ -440,6 +325,19 @@ def _read_arrays(body: bytes) -> list[np.ndarray]:
             return [np.asarray(arrays[str(i)]) for i in range(len(arrays))]
     except (*_UNREADABLE, KeyError, ValueError, OSError) as error:
         raise TenantError(422, f"not an .npz file of weights: {error}") from error
+
+
+@contextlib.contextmanager
+def _temporary(body: bytes) -> Iterator[Path]:
+    """Gives the path of a file with this content, as Keras reads no bytes."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            path = Path(folder, "model.keras")
+            path.write_bytes(body)
+        except OSError as error:
+            raise TenantError(507, f"nothing was read: {error}") from error
+        yield path
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Runs examples/machines.py: a small autoencoder for each of many machines.
+"""Runs examples/machines/train.py: a small autoencoder for each of many machines.
 
     python tools/measure.py machines --machines 1000 --epochs 40
 
@@ -9,6 +9,7 @@ memory. A row is a figure of all machines.
 import argparse
 import os
 import runpy
+import tempfile
 
 from _measure import results
 from _measure import tables
@@ -27,8 +28,10 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     os.environ.update(MACHINES=str(args.machines), EPOCHS=str(args.epochs))
-    path = str(results.ROOT / "examples" / "machines.py")
-    found = runpy.run_path(path, run_name="__main__")
+    path = str(results.ROOT / "examples" / "machines" / "train.py")
+    with tempfile.TemporaryDirectory() as folder:  # Which keeps the model.
+        os.environ["FOLDER"] = folder
+        found = runpy.run_path(path, run_name="__main__")
     own, compressed = found["own"], found["compressed"]
     lost = 100 * (own - compressed)
     rows = [

@@ -147,7 +147,7 @@ def draw_stack_curve(result: Result) -> Cells:
 
 def draw_tenants_memory(result: Result) -> Cells:
     """What a process grows by, for one model and for loaded ones."""
-    one, many = (row for row in result["rows"] if row["part"] == "memory")
+    one, many = result["rows"]
     tenants = one["loaded"]
     names = {
         f"one model, {tenants} tenants": one,
@@ -167,8 +167,6 @@ def draw_tenants(result: Result) -> Cells:
     """Requests a second and latencies, by server and by how many tenants are asked."""
     rows = []
     for row in result["rows"]:
-        if row["part"] != "requests":
-            continue
         cells = [row["system"], str(row["asked"]), str(row["size"])]
         cells.append(f"{row['rate']:.0f}" if row["rate"] > 10 else f"{row['rate']:.1f}")
         cells += [f"{row[key]:.0f}" for key in ("p50", "p95", "p99")]
@@ -803,7 +801,7 @@ TABLES = {
     "stack-curve": Table(_SURGERY, draw_stack_curve, ("stack-curve-jax",)),
     "machines": Table(_SURGERY, draw_machines, ("machines-jax",)),
     "stack-tables": Table(_MODELS, draw_tabular, ("stack-tables-torch",)),
-    "tenants-memory": Table(_TENANTS, draw_tenants_memory, ("tenants-jax",)),
+    "tenants-memory": Table(_TENANTS, draw_tenants_memory, ("tenants-memory-jax",)),
     "tenants": Table(_TENANTS, draw_tenants, ("tenants-jax",)),
     "export": Table(_EXPORTING, draw_export, _each("export")),
     "serving": Table(_EXPORTING, draw_serving, ("serving-tensorflow",)),

@@ -5,11 +5,12 @@
 Each tenant has an autoencoder 64-32-8-32-64. Memory: how much a process grows by all of
 them in `Tenants`, with room for as many, and by loaded Keras models that have answered
 once, in processes of their own; `--loaded` of these are loaded, and their memory is
-scaled to all. Requests: the server of examples/tenants on the loopback interface, 50
-clients, random tenants; at first a request for each tenant that warms up. The cache is
-behind the same server. With `--changes` requests a tenant of another name is added,
-replaced and removed every second. Every answer is compared with that of the tenant's
-weights. The clients have the same two cores.
+scaled to all. The median of `--processes` counts. Requests: the server of
+examples/tenants on the loopback interface, 50 clients, random tenants; at first a
+request for each tenant that warms up. The cache is behind the same server. With
+`--changes` requests a tenant of another name is added, replaced and removed every
+second. Every answer is compared with that of the tenant's weights. The clients have the
+same two cores.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from _measure.results import Row
 from _measure.serving import resident_memory
 
 EXAMPLE = results.ROOT / "examples" / "tenants"
+PARTS = ("memory", "proxy", "cache", "direct")
 OURS, DIRECT, CACHE = "one model, Ray's proxy", "one model, direct", "LRU of {} models"
 
 
@@ -38,12 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     parser.add_argument("--tenants", type=int, default=1000)
     parser.add_argument("--loaded", type=int, default=50, help="models for memory")
+    parser.add_argument("--processes", type=int, default=3, help="for memory")
     parser.add_argument("--cache", type=int, default=50, help="models in the LRU")
     asked = [25, 50, 60, 100, 1000]
     parser.add_argument("--asked", type=int, nargs="+", default=asked)
     parser.add_argument("--seconds", type=float, default=10.0, help="for each row")
     changes = "requests during which tenants come and go"
     parser.add_argument("--changes", type=int, default=100_000, help=changes)
+    parts = {"nargs": "+", "choices": PARTS, "default": PARTS}
+    parser.add_argument("--parts", **parts, help="what to measure")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     results.add_output(parser)
 
@@ -56,18 +61,23 @@ def run(args: argparse.Namespace) -> None:
     if args.memory:
         _load(args.memory[0], args.memory[1], args)
         return
-    rows: list[Row] = []
+    memory: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         base, every, hash_ = _make(folder, args.tenants)
-        rows += [_memory(system, folder, args) for system in ("one", "many")]
-        rows += _ask(folder, base, every, hash_, args)
-    what = "memory, and requests a second, of a server for many tenants"
+        if "memory" in args.parts:
+            memory = [_memory(system, folder, args) for system in ("one", "many")]
+        requests = _ask(folder, base, every, hash_, args)
     del args.memory
     environment = results.describe_environment("ray", "fastapi")
     backend = keras.backend.backend()
-    result = results.save(args, f"tenants-{backend}", what, rows, environment)
-    tables.show(tables.draw_tenants_memory, result)
-    tables.show(tables.draw_tenants, result)
+    for name, what, rows, draw in (
+        ("tenants-memory", "memory", memory, tables.draw_tenants_memory),
+        ("tenants", "requests a second", requests, tables.draw_tenants),
+    ):
+        if rows:
+            what = f"{what} of a server for many tenants"
+            result = results.save(args, f"{name}-{backend}", what, rows, environment)
+            tables.show(draw, result)
 
 
 def _make(folder: str, number: int) -> tuple[Any, dict, str]:
@@ -88,11 +98,16 @@ def _make(folder: str, number: int) -> tuple[Any, dict, str]:
 
 
 def _memory(system: str, folder: str, args: argparse.Namespace) -> Row:
-    """Returns how much a process of its own grows."""
+    """Returns how much processes of its own grow, the median of some."""
     command = [sys.executable, sys.argv[0], "tenants", "--memory", system, folder]
     sizes = ["--tenants", str(args.tenants), "--loaded", str(args.loaded)]
-    done = subprocess.run([*command, *sizes], stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    found = []
+    for _ in range(args.processes):
+        done = subprocess.run([*command, *sizes], stdout=subprocess.PIPE, check=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        print(system, found[-1]["grown"], file=sys.stderr)
+    found.sort(key=lambda row: row["grown"])
+    return found[len(found) // 2]
 
 
 def _load(system: str, folder: str, args: argparse.Namespace) -> None:
@@ -117,7 +132,6 @@ def _load(system: str, folder: str, args: argparse.Namespace) -> None:
     gc.collect()
     grown = resident_memory() - before
     row = {
-        "part": "memory",
         "system": system,
         "loaded": number,
         "process": before,
@@ -144,7 +158,7 @@ def _ask(
         found = asyncio.run(load.ask(url, some, most, size=size, **more))
         if warm["failed"] or found["failed"]:
             print(warm["failures"], found["failures"], file=sys.stderr)
-        rows.append({"part": "requests", "system": system, **found})
+        rows.append({"system": system, **found})
         print(f"{system}, {asked}: {found['rate']:.0f}", file=sys.stderr)
 
     def measure_all(url: str, system: str, asked: Sequence[int]) -> None:
@@ -155,13 +169,16 @@ def _ask(
 
     # Room for the guest; the folder stays as it was.
     ours = {"room": args.tenants + 1}
-    with load.serving(folder, base, False, **ours) as url:
-        measure_all(url, OURS, [args.tenants])
+    if "proxy" in args.parts:
+        with load.serving(folder, base, False, **ours) as url:
+            measure_all(url, OURS, [args.tenants])
     cache = {"kind": LoadedModels, "models": f"{folder}/models", "size": args.cache}
-    with load.serving(folder, base, True, **cache) as url:
-        measure_all(url, CACHE.format(args.cache), args.asked)
-    with load.serving(folder, base, True, **ours) as url:
-        measure_all(url, DIRECT, args.asked)
-        if args.changes:
-            measure(url, DIRECT, args.tenants, 1, args.changes, architecture=hash_)
+    if "cache" in args.parts:
+        with load.serving(folder, base, True, **cache) as url:
+            measure_all(url, CACHE.format(args.cache), args.asked)
+    if "direct" in args.parts:
+        with load.serving(folder, base, True, **ours) as url:
+            measure_all(url, DIRECT, args.asked)
+            if args.changes:
+                measure(url, DIRECT, args.tenants, 1, args.changes, architecture=hash_)
     return rows
