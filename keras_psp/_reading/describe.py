@@ -49,7 +49,12 @@ def describe_layer(
     Returns:
         Nested tuples, lists and dictionaries, to be compared by `same_value()`.
     """
-    config = _without_names(get_config(layer))
+    try:
+        config = _without_names(get_config(layer))
+    except (NotImplementedError, TypeError):
+        if not type(layer).__module__.startswith("keras_hub."):
+            raise
+        config = {}  # Some fail to give theirs (0.32), but hold their arguments.
     for name in config:
         held = getattr(layer, name, None)
         if _is_of_torch(held):  # Its config holds its weights.
@@ -91,7 +96,7 @@ def get_config(layer: keras.layers.Layer) -> dict[str, Any]:
     try:
         for name in functions:
             setattr(layer, name, keras.activations.linear)
-        config = layer.get_config()
+        config = layer.get_config() or {}  # One of KerasHub's returns nothing (0.32).
     finally:
         for name, value in functions.items():
             setattr(layer, name, value)

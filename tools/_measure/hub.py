@@ -9,8 +9,12 @@ the task answers, and what the others do; once with superposed kernels and once 
 adapters (`context=None, rank=2`), which must leave the others alone. `mixed later` is
 the largest difference of a batch of all tasks from the tasks alone, after that step.
 `file` and `extract` are the largest difference of a `.keras` file from the trained
-model, and of `extract()` from the task it was trained on. `error` says what fails, and
-where.
+model, and of `extract()` from the task it was trained on. `superpose` is that of two
+models with other weights, kept beside the original by `superpose(base=, rank=,
+bits=32)`, which is exact, from their own answers: of each task, and of a batch of both.
+`export` is that of a SavedModel from a converted model with other weights, by
+`keras_psp.export()`'s own check. `error` says what fails, and where. Where `export`
+fails, Keras exports the original: `plain export` says how that fails, if it does too.
 """
 
 import argparse
@@ -20,6 +24,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +38,11 @@ from _measure import tables
 from _measure.results import SEED
 from _measure.results import Row
 from keras_psp._core.task_layer import find_task_layers
+from keras_psp.exporting._check import run_python
 
 NUM_TASKS = 3
 TASKS = np.arange(hub_models.NUM_EXAMPLES, dtype="int32") % NUM_TASKS
+RANK = 4096  # Of no layer here, so that the factors hold all of a kernel.
 # What the largest difference may be, relative to the largest output if that is above 1.
 EQUAL, ALONE, SHARE = 1e-5, 1e-6, 0.95
 
@@ -48,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "choices": list(hub_models.MODELS),
     }
     parser.add_argument("--only", **names, help="which models; all by default")
-    keep = "keep the result's other rows; without --only, measure those it lacks"
+    parts = {"nargs": "+", "choices": list(_PARTS), "default": list(_PARTS)}
+    parser.add_argument("--parts", **parts, help="what to measure; all by default")
+    keep = "keep what the result has; without --only, measure the models it lacks"
     parser.add_argument("--resume", action="store_true", help=keep)
     results.add_output(parser)
 
@@ -67,11 +76,16 @@ def run(args: argparse.Namespace) -> None:
         name = f"hub-{backend}"
         return results.save(args, name, what, rows, environment, tasks=NUM_TASKS)
 
-    have = {row["model"] for row in rows}
-    for name in args.only or [name for name in hub_models.MODELS if name not in have]:
+    have = {row["model"]: row for row in rows}
+    for name in args.only or hub_models.MODELS:
+        before = have.get(name, {})
+        lacking = [part for part in args.parts if _PARTS[part][1] not in before]
+        parts = args.parts if args.only else lacking
+        if not parts:
+            continue
         print(f"{name} ...", file=sys.stderr)
         keras.utils.set_random_seed(SEED)
-        row = measure(name)
+        row = measure(name, parts, {} if "convert" in parts else before)
         rows[:] = [each for each in rows if each["model"] != name] + [row]
         print(f"  {row}", file=sys.stderr)
         keras.utils.clear_session()
@@ -80,24 +94,39 @@ def run(args: argparse.Namespace) -> None:
     tables.show(tables.draw_hub, result)
 
 
-def measure(name: str) -> Row:
-    """Returns a model's row of the table."""
-    row: Row = {"model": name}
+def measure(name: str, parts: Sequence[str], before: Row) -> Row:
+    """Returns a model's row of the table.
+
+    Args:
+        name: One of `hub_models.MODELS`.
+        parts: Names of what to measure.
+        before: What was measured of the model before, and stays.
+    """
+    row: Row = {**before, "model": name}
+    if row.get("error", "").split(":")[0] in parts:
+        del row["error"]
 
     def attempt(step: str, measure: Callable[..., Any], *args: Any) -> Any:
-        """Runs a step; a failure becomes the row's error, the first one counts."""
+        """Runs a step; the first failure becomes the row's error."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return measure(*args)
         except Exception as error:
-            row.setdefault("error", f"{step}: {_shorten(error)}")
+            found = f"{step}: {_shorten(error)}"
+            if row.setdefault("error", found) != found:
+                row.setdefault("more errors", []).append(found)
             return None
 
     built = attempt("build", _build, name)
     if built is None:
         return row
-    model, x, expected = built
+    for part in parts:
+        _PARTS[part][0](row, attempt, *built)
+    return row
+
+
+def _measure_convert(row, attempt, model, x, expected):
     row["numbers"] = model.count_params()
     warn = attempt("convert, warn", _convert, model, "warn")
     if warn is not None:
@@ -123,7 +152,31 @@ def measure(name: str) -> Row:
         if moved is not None:
             row["adapters moved"], row["adapters others"] = moved[:2]
             row["adapters mixed later"] = moved[2]
-    return row
+
+
+def _measure_superpose(row, attempt, model, x, expected):
+    superposed = attempt("superpose", _superpose, row["model"], model, x)
+    if superposed is not None:
+        row["superpose"] = superposed
+
+
+def _measure_export(row, attempt, model, x, expected):
+    exported = attempt("export", _export, model, x)
+    if exported is not None:
+        row["export"] = exported
+        return
+    try:
+        _export_plain(model)
+    except Exception as error:
+        row["plain export"] = _shorten(error)
+
+
+# Each with a column of the row that it fills.
+_PARTS: dict[str, tuple[Callable[..., None], str]] = {
+    "convert": (_measure_convert, "warn"),
+    "superpose": (_measure_superpose, "superpose"),
+    "export": (_measure_export, "export"),
+}
 
 
 def own_share(converted: Any, model: keras.Model) -> float:
@@ -146,18 +199,23 @@ def _count(weight):
 
 def _build(name):
     model = hub_models.MODELS[name]()
-    rng = np.random.default_rng(SEED)
-    for weight in model.weights:  # Else much of it is 0 or 1, whichever task asks.
-        if keras.backend.is_float_dtype(weight.dtype) and "seed" not in weight.path:
-            draw = rng.uniform(-0.1, 0.1, size=weight.shape)
-            low = 0.0 if "variance" in weight.path else -np.inf
-            values = keras.ops.convert_to_numpy(weight) + draw
-            weight.assign(np.maximum(values, low))
+    _draw(model.weights, SEED)  # Else much is 0 or 1, whichever task asks.
     x = hub_models.draw_inputs(model, name)
     expected = model.predict(x, verbose=0)
     if not all(np.isfinite(each).all() for each in keras.tree.flatten(expected)):
         raise ValueError("The original does not answer with finite numbers")
     return model, x, expected
+
+
+def _draw(weights, seed):
+    """Adds small random numbers to weights."""
+    rng = np.random.default_rng(seed)
+    for weight in weights:
+        if keras.backend.is_float_dtype(weight.dtype) and "seed" not in weight.path:
+            draw = rng.uniform(-0.1, 0.1, size=weight.shape)
+            low = 0.0 if "variance" in weight.path else -np.inf
+            values = keras.ops.convert_to_numpy(weight) + draw
+            weight.assign(np.maximum(values, low))
 
 
 def _convert(model, shared, context="binary", rank=None):
@@ -189,19 +247,24 @@ def _train(model, x):
     model.fit(_with_task(model, x, 1), y, verbose=0, batch_size=len(TASKS))
     after = [_ask(model, x, k) for k in range(NUM_TASKS)]
     moved = [_differ(after[k], before) for k in range(NUM_TASKS)]
+    return moved[1], max(moved[0], moved[2]), _differ_mixed(model, x, TASKS, after)
+
+
+def _differ_mixed(model, x, tasks, alone):
+    """How far a batch of several tasks is from what each of them answers alone."""
     mixed = keras.tree.map_structure(
         lambda *each: (
-            np.stack([each[k][i] for i, k in enumerate(TASKS)])
+            np.stack([each[k][i] for i, k in enumerate(tasks)])
             if _has_batch(each[0])
             else each[0]
         ),
-        *after,
+        *alone,
     )
-    found = _ask(model, x, TASKS)
+    found = _ask(model, x, tasks)
     for key in _OF_PAIRS & set(mixed if isinstance(mixed, dict) else ()):
-        same = TASKS[:, np.newaxis] == TASKS
+        same = tasks[:, np.newaxis] == tasks
         mixed[key] = np.where(same, mixed[key], found[key])
-    return moved[1], max(moved[0], moved[2]), _differ(found, mixed)
+    return _differ(found, mixed)
 
 
 # How near each text of a batch is to each image: two tasks alone never meet there.
@@ -224,6 +287,44 @@ def _extract(model, x):
     if find_task_layers(plain):
         raise ValueError("The model that was extracted takes a task")
     return _differ(plain.predict(x, verbose=0), _ask(model, x, 1))
+
+
+def _superpose(name, base, x):
+    """How far two models in one are from themselves, alone and in one batch."""
+    models, tasks = [], TASKS % 2
+    for seed in (1, 2):
+        models.append(hub_models.MODELS[name]())
+        models[-1].set_weights(base.get_weights())
+        trained = models[-1].trainable_weights
+        _draw(trained, seed)  # Constants are those of the base.
+    expected = [model.predict(x, verbose=0) for model in models]
+    if not _differ(*expected) > 1e-3:
+        raise ValueError("The two models answer alike")
+    one = keras_psp.superpose(models, base=base, rank=RANK, bits=32)
+    each = max(_differ(_ask(one, x, k), expected[k]) for k in (0, 1))
+    return max(each, _differ_mixed(one, x, tasks, expected))
+
+
+def _export(model, x):
+    copy = _convert(model, "copy")
+    _draw(copy.trainable_weights, SEED)  # Else all tasks are alike.
+    with tempfile.TemporaryDirectory() as folder:
+        card = keras_psp.export(copy, Path(folder, "model"), infer_task=False, data=x)
+    return card["difference"]
+
+
+def _export_plain(model):
+    """Exports a model by Keras' own means, in a process of TensorFlow's backend."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder, "model.keras"))
+        code = (
+            "import sys, keras, keras_hub; sys.path.insert(0, sys.argv[2]); "
+            "from _measure import hub_models; folder = sys.argv[1]; "
+            "model = keras.saving.load_model(folder + '/model.keras'); "
+            "model.export(folder + '/model')"
+        )
+        tools = Path(__file__).parents[1]
+        run_python(sys.executable, "-c", code, folder, tools, backend="tensorflow")
 
 
 def _ask(model, x, task):

@@ -392,27 +392,52 @@ def draw_export(*results: Result) -> Cells:
     return titles, _hide_repeated(rows)
 
 
-def draw_hub(result: Result) -> Cells:
-    """What holds for each model, and how much of it is superposed or per task."""
+# What the hub's rows hold that must not be larger than a number.
+_HUB_CHECKS = {
+    "equal": (("each", "mixed"), 1e-5),
+    "others stay": (("adapters others",), 1e-6),
+    "file": (("file",), 1e-5),
+    "extract": (("extract",), 1e-5),
+    "superpose": (("superpose",), 1e-5),
+    "export": (("export",), 1e-5),
+}
 
-    def mark(row: Row, key: str, most: float) -> str:
-        return "—" if key not in row else "yes" if row[key] <= most else "no"
+
+def draw_hub(result: Result, *others: Result) -> Cells:
+    """What holds for each model, and how much of it is superposed or per task.
+
+    Of other backends, whether all of it holds, or what does not.
+    """
+
+    def mark(row: Row, name: str) -> str:
+        keys, most = _HUB_CHECKS[name]
+        if name == "export" and "plain export" in row:
+            return "not Keras'"
+        if any(key not in row for key in keys):
+            return "—"
+        return "yes" if max(row[key] for key in keys) <= most else "no"
 
     def percent(row: Row, key: str) -> str:
         return f"{100 * row[key]:.1f}" if key in row else "—"
 
+    def summarize(row: Row | None) -> str:
+        if row is None:
+            return "—"
+        marks = {name: mark(row, name) for name in _HUB_CHECKS}
+        bad = [f"{name}: {found}" for name, found in marks.items() if found != "yes"]
+        return ", ".join(bad) or "yes"
+
+    elsewhere = [{row["model"]: row for row in other["rows"]} for other in others]
     rows = []
     for row in result["rows"]:
-        most = max(row.get("each", 1), row.get("mixed", 1))
-        equal = {"equal": most} if "each" in row else {}
         rows.append(
             [row["model"], percent(row, "warn"), percent(row, "copy")]
-            + [mark(equal, "equal", 1e-5), mark(row, "adapters others", 1e-6)]
-            + [mark(row, "file", 1e-5), mark(row, "extract", 1e-5)]
+            + [mark(row, name) for name in _HUB_CHECKS]
             + [row.get("error", "").split(":")[0]]
+            + [summarize(other.get(row["model"])) for other in elsewhere]
         )
-    titles = ["model", "warn %", "copy %", "equal", "others stay", "file", "extract"]
-    return [*titles, "fails at"], rows
+    backends = [f"all on {other['environment']['backend']}" for other in others]
+    return ["model", "warn %", "copy %", *_HUB_CHECKS, "fails at", *backends], rows
 
 
 def draw_adapters(result: Result) -> Cells:
