@@ -93,6 +93,28 @@ def test_cost_of_consolidation_counts_every_step(tmp_path):
     assert all(row["calls"] % 50 == 0 for row in result["rows"])
 
 
+def test_growth_builds_what_is_not_too_large(tmp_path):
+    sizes = "--tasks 1 4 16 --widths 8 16 --width 8 --fixed 4 --batch-size 8".split()
+    options = ("growth", *sizes, "--most", 2000, "--rounds", 1)
+    result, printed = measure(tmp_path, f"growth-{BACKEND}", *options)
+    rows = {(r["over"], r[r["over"]], r["layer"]): r for r in result["rows"]}
+    assert len(rows) == (3 + 2) * 4
+    few, many = (rows["tasks", k, "own"] for k in (4, 16))
+    assert many["extrapolated"] and many["bytes"] == 16 * 4 * 8 * 8
+    assert many["forward, mixed"] == few["forward, mixed"]
+    assert many["training, one"] == 4 * few["training, one"]
+    assert rows["width", 16, "bits"]["bytes"] == 4 * 16 * 16 + 4 * 2
+    assert "| 0.0041 (not built) |" in printed
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="Two processes of torch's.")
+def test_devices_compares_with_one(tmp_path):
+    result, printed = measure(tmp_path, f"devices-{BACKEND}", "devices", "mlp-ewc")
+    (row,) = result["rows"]
+    assert row["unknown_alone"] and max(row["losses"], row["weights"]) < 1e-5
+    assert "| DistributedDataParallel, 2 processes | mlp, float32 | `EWC` |" in printed
+
+
 def test_stack_trains_as_alone_and_has_a_curve(tmp_path):
     options = ("stack", "--tasks", 12, "--rounds", 1, "--models", 1)
     result, printed = measure(tmp_path, f"stack-{BACKEND}", *options)

@@ -21,7 +21,9 @@ from _measure.tables import BACKENDS
 
 COMMANDS = {
     "cost": "time of superposed layers and networks, beside plain ones",
+    "devices": "what several devices train, beside what one does",
     "floor": "time of model.fit, beside a bare jax.lax.scan",
+    "growth": "memory and time over the numbers of tasks and devices, and over width",
     "gpu": "images and tokens a second on a GPU, beside plain Keras",
     "merge": "accuracy of K fine-tuned networks kept in one, and of rival methods",
     "frontier": "accuracy over memory of K fine-tuned networks, and of rival methods",

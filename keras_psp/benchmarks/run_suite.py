@@ -1,5 +1,6 @@
 """Many runs at a time, on the machines of a Ray cluster."""
 
+import collections
 import importlib.util
 import os
 import pickle
@@ -36,9 +37,9 @@ def run_suite(
     """Runs experiments on Ray, several at a time, each in a folder of its own.
 
     A run whose worker dies, or is out of memory, is started again, on another machine
-    if there is one. It continues after its last finished task. Runs that have their
-    result are not run again, so an interrupted suite continues where it was. Parts of
-    your own, registered or given as objects, are sent along.
+    if there is one, three times at most. It continues after its last finished task.
+    Runs that have their result are not run again, so an interrupted suite continues
+    where it was. Parts of your own, registered or given as objects, are sent along.
 
     Args:
         configs: The configs, such as one of `keras_psp.benchmarks.SUITES`.
@@ -89,13 +90,20 @@ def _run_suite(
     backend = keras.backend.backend()
     remote = ray.remote(_work).options(
         num_cpus=1,
-        max_retries=RESTARTS,
+        max_retries=0,  # Ray would start one that is out of memory again for ever.
         runtime_env={"env_vars": {"KERAS_BACKEND": backend}},
     )
     for module in loaded_files():  # Which no worker could import.
         ray.cloudpickle.register_pickle_by_value(module)
     parts = ray.put(ray.cloudpickle.dumps(added_parts()))
+    died = (
+        ray.exceptions.WorkerCrashedError,
+        ray.exceptions.OutOfMemoryError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.LocalRayletDiedError,
+    )
     waiting, failures = list(configs), []
+    deaths: collections.Counter = collections.Counter()
     working: dict[Any, Config] = {}
     try:
         while waiting or working:
@@ -110,6 +118,15 @@ def _run_suite(
                 ray.get(done)
             except ray.exceptions.RayError as error:
                 reason = str(getattr(error, "cause", None) or error)
+                if isinstance(error, died):
+                    deaths[config] += 1
+                    if deaths[config] <= RESTARTS:
+                        waiting.append(config)
+                        continue
+                    reason = (
+                        f"its worker died {deaths[config]} times, as one does that is "
+                        f"out of memory. {reason}"
+                    )
                 failures.append(f"{config.folder_name}: {reason.strip()}")
                 continue
             result = find_result(config, output / config.folder_name)

@@ -316,9 +316,14 @@ class Superposed(TaskLayer, LeafLayer):
         """Returns the kernel whose `kernel_rows()` these are."""
         return rows
 
+    def inputs_met(self, inputs: Any) -> Any:
+        """Returns what the filters meet at each place, `(batch, ..., groups, M)`."""
+        return ops.expand_dims(inputs, -2)
+
     def input_rows(self, inputs: Any) -> Any:
         """Returns what each group of filters is multiplied with, `(n, groups, M)`."""
-        return ops.reshape(inputs, (-1, 1, inputs.shape[-1]))
+        met = self.inputs_met(inputs)
+        return ops.reshape(met, (-1, *met.shape[-2:]))
 
     def task_kernel(self, index: Any) -> Any:
         """Returns the kernel that one task sees: `C_k W`, and what is beside it.
@@ -377,10 +382,7 @@ class Superposed(TaskLayer, LeafLayer):
 
     def _multiply_own(self, inputs, task):
         """Returns the inputs' products with each of the tasks' own kernels, a list."""
-        return [
-            own.multiply(inputs, task, self.multiply_first, self.multiply_second)
-            for own in self.own_kernels
-        ]
+        return [own.multiply(inputs, task, self) for own in self.own_kernels]
 
     # A method: Keras would visit what a property holds, for a second time, and load a
     # context without weights from nothing.

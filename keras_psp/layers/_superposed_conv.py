@@ -101,9 +101,8 @@ class SuperposedConv(Superposed):
     def kernel_of_rows(self, rows: Any) -> Any:
         return ops.reshape(rows, self.kernel_shape)
 
-    def input_rows(self, inputs: Any) -> Any:
-        patches = self._patches(inputs)
-        return ops.reshape(patches, (-1, *patches.shape[-2:]))
+    def inputs_met(self, inputs: Any) -> Any:
+        return self._patches(inputs)
 
     def multiply_first(self, inputs: Any, rows: Any) -> Any:
         kernel = ops.reshape(rows, (*self.kernel_shape[:-1], rows.shape[-1]))

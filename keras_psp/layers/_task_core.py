@@ -120,11 +120,9 @@ class TaskCore(TaskRows, FewBits):
         first, core, second = self.factors(index)
         return ops.matmul(ops.matmul(first, core), second)
 
-    def multiply(self, inputs: Any, task: Task, first: Any, second: Any) -> Any:
-        """Computes `((x A) core_k) V^T`; soft weights mix the cores.
-
-        The arguments are those of `TaskLowRank.multiply()`.
-        """
+    def multiply(self, inputs: Any, task: Task, layer: Any) -> Any:
+        """Computes `((x A) core_k) V^T`; see `TaskLowRank.multiply()`."""
+        first, second = layer.multiply_first, layer.multiply_second
         index = task.index if task.is_one else None
         a, core, v = (ops.cast(bank, inputs.dtype) for bank in self.factors(index))
         inner = first(inputs, a)

@@ -1,5 +1,6 @@
 """A kernel of low rank for each task, or a whole one."""
 
+import math
 from typing import Any
 
 import keras
@@ -17,6 +18,9 @@ from keras_psp.layers._task_rows import TaskRows
 
 FULL = "full"
 _ZEROS = keras.initializers.Zeros()
+# From so many tasks on, factors are looked up for each example of a mixed batch. Fewer
+# are all multiplied with it in one product.
+_LOOK_UP_FROM = 32
 
 
 def check_rank(rank: Any) -> int | str:
@@ -114,37 +118,54 @@ class TaskLowRank(TaskRows, FewBits):
         first, second = self.factors(index)
         return first if second is None else ops.matmul(first, second)
 
-    def multiply(self, inputs: Any, task: Task, first: Any, second: Any) -> Any:
+    def multiply(self, inputs: Any, task: Task, layer: Any) -> Any:
         """Computes `(x A_k) B_k`; soft weights mix the tasks' products.
 
         Args:
             inputs: The layer's inputs.
             task: Their `Task`.
-            first: Function of the inputs and of rows `(M, n)` in place of the kernel's.
-                It returns their product, `(batch, ..., n)`.
-            second: Function of such a product and of rows `(n, N)`, or `None` for the
-                identity. It returns what has the shape of the layer's outputs.
+            layer: The `Superposed` layer, which multiplies with rows in place of its
+                kernel's.
+
+        Returns:
+            Tensor of the shape of the layer's outputs.
         """
+        if task.is_soft or task.is_one or self.num_tasks < _LOOK_UP_FROM:
+            return self._multiply_every(inputs, task, layer)
+        # Each example with its own task's factors: as long for any number of tasks.
+        met = layer.inputs_met(inputs)
+        batch, *places, _, width = ops.shape(met)
+        products = ops.reshape(met, (batch, math.prod(places), width))
+        for rows in self.factors(task.index):
+            if rows is not None:
+                products = ops.matmul(products, ops.cast(rows, inputs.dtype))
+        products = ops.reshape(products, (batch, *places, products.shape[-1]))
+        return layer.multiply_second(products, None)
+
+    def _multiply_every(self, inputs: Any, task: Task, layer: Any) -> Any:
+        """Multiplies with the factors of all tasks, or with those of the only one."""
         a: Any
         a, b = (
             bank if bank is None else ops.cast(bank, inputs.dtype)
             for bank in self.factors(task.index if task.is_one else None)
         )
         if task.is_one:
-            return second(first(inputs, a), b)
+            return layer.multiply_second(layer.multiply_first(inputs, a), b)
         # The products of all tasks, and zeros in place of those of the others.
         each = a.shape[-1]
         columns = self.num_tasks * each
         a = ops.reshape(ops.transpose(a, (1, 0, 2)), (-1, columns))
-        inner = first(inputs, a)
+        inner = layer.multiply_first(inputs, a)
+        shape = ops.shape(inner)[:-1]
         shares = task.index if task.is_soft else ops.one_hot(task.index, self.num_tasks)
-        shares = ops.repeat(ops.cast(shares, inner.dtype), each, axis=1)
-        middle = (1,) * (len(inner.shape) - 2)
-        inner = ops.multiply(inner, ops.reshape(shares, (-1, *middle, columns)))
+        shares = ops.cast(shares, inner.dtype)
+        shares = ops.reshape(shares, (-1, *(1,) * (len(shape) - 1), self.num_tasks, 1))
+        inner = ops.reshape(inner, (*shape, self.num_tasks, each))
+        inner = ops.multiply(inner, shares)
         if b is None:
-            shape = (*ops.shape(inner)[:-1], self.num_tasks, each)
-            return second(ops.sum(ops.reshape(inner, shape), axis=-2), None)
-        return second(inner, ops.reshape(b, (columns, -1)))
+            return layer.multiply_second(ops.sum(inner, axis=-2), None)
+        inner = ops.reshape(inner, (*shape, columns))
+        return layer.multiply_second(inner, ops.reshape(b, (columns, -1)))
 
     def set_codes(self, first: Any, second: Any, scale: Any) -> None:
         """Sets the numbers of all tasks, in `(code - (2**bits - 1) / 2) * scale`.

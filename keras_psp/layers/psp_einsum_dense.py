@@ -166,11 +166,11 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         rows = ops.reshape(rows, self._kernel_sizes)
         return ops.transpose(rows, np.argsort(self._kernel_order).tolist())
 
-    def input_rows(self, inputs: Any) -> Any:
+    def inputs_met(self, inputs: Any) -> Any:
         x = ops.transpose(inputs, self._input_order)
-        own = x.shape[len(x.shape) - self._num_summed - self._num_own :]
-        own = own[: self._num_own]
-        return ops.reshape(x, (-1, math.prod(own), self._width))
+        rest = len(x.shape) - self._num_summed - self._num_own
+        own = x.shape[rest : rest + self._num_own]
+        return ops.reshape(x, (*ops.shape(x)[:rest], math.prod(own), self._width))
 
     def multiply_first(self, inputs: Any, rows: Any) -> Any:
         sizes = self._kernel_sizes[: self._num_summed]

@@ -12,6 +12,8 @@ from keras_psp.benchmarks.register import load_parts
 SMALL = {"tasks": 2, "steps": 4, "units": 8, "depth": 1}
 PARTS = """
 import dataclasses
+import os
+import signal
 import numpy as np
 from keras_psp import benchmarks, datasets
 
@@ -30,12 +32,25 @@ class Mine(benchmarks.PermutedConfig):
 
 
 benchmarks.register("experiment", "mine", Mine)
+
+
+@dataclasses.dataclass(frozen=True)
+class TooLarge(benchmarks.PermutedConfig):
+    experiment = "too-large"
+
+    def build_tasks(self):  # The system kills who is out of memory.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+benchmarks.register("experiment", "too-large", TooLarge)
 """
 
 
 @pytest.mark.once
 @pytest.mark.usefixtures("built_in_parts")
-def test_runs_on_ray_are_those_of_one_process(tmp_path):
+def test_runs_on_ray_are_those_of_one_process(tmp_path, monkeypatch):
+    module = importlib.import_module("keras_psp.benchmarks.run_suite")
+    monkeypatch.setattr(module, "RESTARTS", 1)
     (tmp_path / "parts.py").write_text(PARTS)
     load_parts([tmp_path / "parts.py"])
     mine = benchmarks.EXPERIMENTS["mine"]("numbers", **SMALL, seed=2)
@@ -44,11 +59,14 @@ def test_runs_on_ray_are_those_of_one_process(tmp_path):
     benchmarks.run(configs[1], taken)  # It has its result already.
     before = (taken / "result.json").read_bytes()
     bad = PermutedConfig(**{**SMALL, "tasks": 10**9})
+    killed = benchmarks.EXPERIMENTS["too-large"]("numbers", **SMALL)
     found = {}
-    with pytest.raises(ChildProcessError, match="1 of 4 runs failed") as error:
-        for config, result in benchmarks.run_suite([*configs, bad], tmp_path, 2):
+    with pytest.raises(ChildProcessError, match="2 of 5 runs failed") as error:
+        configs_and_bad = [killed, *configs, bad]
+        for config, result in benchmarks.run_suite(configs_and_bad, tmp_path, 2):
             found[config.seed] = result
     assert bad.folder_name in str(error.value)
+    assert f"{killed.folder_name}: its worker died 2 times" in str(error.value)
     assert (taken / "result.json").read_bytes() == before
     for seed in (0, 2):
         expected = benchmarks.run(configs[seed])

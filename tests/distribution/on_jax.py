@@ -1,7 +1,11 @@
-"""Run by test_distribution.py, in a process that has eight devices."""
+"""Run by test_distribution.py, in a process that has eight devices.
+
+As a program it writes a row for each case into a file.
+"""
 
 import functools
 import math
+import sys
 
 import cases
 import keras
@@ -12,6 +16,7 @@ from keras.distribution import DeviceMesh
 from keras.distribution import ModelParallel
 
 import keras_psp
+from keras_psp._core.task_rows import is_task_rows
 from keras_psp.distribution import layout_map
 
 
@@ -21,17 +26,8 @@ def model_parallel(model, *shape, **arguments):
     return ModelParallel(layout_map=layouts, batch_dim_name="batch")
 
 
-@pytest.mark.parametrize(
-    ("name", "optimizer", "spread"),
-    [
-        ("mlp", "ewc", True),
-        ("mlp", "gram", True),
-        ("mlp", "gram", False),
-        ("resnet18", "sgd", True),
-        ("encoder", "sgd", True),
-    ],
-)
-def test_equal_to_one_device(name, optimizer, spread):
+def train_on(spread, name, optimizer):
+    """Trains on one device and on eight; returns what differs."""
     one = cases.build(name)
     weights = one.get_weights()
     cases.compile_model(one, optimizer)
@@ -48,17 +44,27 @@ def test_equal_to_one_device(name, optimizer, spread):
         model.set_weights(weights)
         cases.compile_model(model, optimizer)
         found = cases.train(model, name), cases.state(model)
-        cases.assert_unknown_alone(model, name)
-    cases.assert_equal(found, expected)
-    if name == "mlp":
-        banks = [v.value.sharding.spec for v in model.variables if len(v.shape) == 3]
-        assert (
-            all((tuple(spec)[:1] == ("model",)) == spread for spec in banks) and banks
-        )
+        alone = cases.is_unknown_alone(model, name)
+    banks = [v.value.sharding.spec for v in model.variables if is_task_rows(v)]
+    assert banks and all((tuple(spec)[:1] == ("model",)) == spread for spec in banks)
     for variable, anchor in zip(
         model.trainable_variables, getattr(model.optimizer, "anchors", []), strict=False
     ):
         assert anchor.value.sharding == variable.value.sharding
+    return cases.compare(found, expected, alone)
+
+
+ENGINES = {
+    "DataParallel, 8 devices": functools.partial(train_on, False),
+    "ModelParallel, 2 x 4 devices": functools.partial(train_on, True),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("name", "optimizer"), [*cases.CASES, ("encoder", "sgd")])
+def test_equal_to_one_device(name, optimizer, engine):
+    with cases.precise(name):
+        cases.check(ENGINES[engine](name, optimizer))
 
 
 @pytest.mark.parametrize("banks", ["tasks", "inputs"])
@@ -110,3 +116,7 @@ def test_distribution_entered_after_building():
                 use(x, y)
     for value, old in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, old)
+
+
+if __name__ == "__main__":
+    cases.run(ENGINES, *sys.argv[1:])

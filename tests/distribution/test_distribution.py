@@ -1,8 +1,7 @@
 """Training on several devices, and by several processes."""
 
-import contextlib
+import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ def run(*command, **environment):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def run_tests(file, which, **environment):
@@ -34,37 +32,39 @@ def run_tests(file, which, **environment):
     run("-m", "pytest", *options, HERE / file, **environment)
 
 
+def check_cases(file, rows, *names):
+    """Runs cases in a program of several processes, which writes a row for each."""
+    path = os.pathsep.join([str(HERE), *sys.path])
+    run(HERE / file, rows, *names, PYTHONPATH=path)
+    found = [json.loads(row) for row in rows.read_text().splitlines()]
+    assert [f"{row['model']}-{row['optimizer']}" for row in found] == [*names]
+    for row in found:
+        cases.check(row)
+
+
 @pytest.mark.skipif(BACKEND != "jax", reason="Eight devices of JAX'.")
 def test_on_jax():
     flags = "--xla_force_host_platform_device_count=8"
-    which = "gram-True or (eighth and tasks) or names or after"
+    equal = "(encoder-sgd or mlp-gram) and ModelParallel"
+    which = f"({equal}) or (eighth and tasks) or names or after"
     run_tests("on_jax.py", which, XLA_FLAGS=flags)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="Two CPUs of TensorFlow's.")
 def test_on_tensorflow():
-    run_tests("on_tensorflow.py", "mlp-gram or after")
+    run_tests("on_tensorflow.py", "mlp-gram or encoder-sgd or after")
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="Two workers of TensorFlow's.")
-def test_on_workers():
-    ports = []
-    with contextlib.ExitStack() as stack:
-        for _ in range(2):
-            free = stack.enter_context(socket.socket())
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
-    path = os.pathsep.join([str(HERE), *sys.path])
-    assert run(HERE / "on_workers.py", *ports, PYTHONPATH=path) == "equal\n" * 2
+def test_on_workers(tmp_path):
+    check_cases("on_workers.py", tmp_path / "rows", "mlp-ewc")
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="Two processes of torch's.")
 def test_on_torch(tmp_path):
-    path = os.pathsep.join([str(HERE), *sys.path])
-    names = ("mlp", "permuted")
-    printed = run(HERE / "on_torch.py", tmp_path / "file", *names, PYTHONPATH=path)
-    cases = ("mlp ewc", "mlp gram", "mlp per_task", "permuted sgd")
-    assert printed.splitlines() == [f"{each}: equal" for each in cases]
+    # Another case is run by tests/test_tools.py.
+    names = ("mlp-gram", "mlp-per_task", "permuted-sgd", "resnet18-ewc", "encoder-gram")
+    check_cases("on_torch.py", tmp_path / "rows", *names)
 
 
 def mesh(*shape, names=("batch", "model")):

@@ -16,6 +16,8 @@ from keras_psp.diagnostics import interference
 from keras_psp.diagnostics import memory
 from keras_psp.layers import PSPConv2D
 from keras_psp.layers import PSPDense
+from keras_psp.layers import PSPEinsumDense
+from keras_psp.layers import _task_low_rank
 from keras_psp.models import TaskModel
 from keras_psp.optimizers import PerTask
 
@@ -169,3 +171,37 @@ def test_bad_arguments():
             PSPDense(4, NUM_TASKS, rank=rank)
         with pytest.raises(error, match="`rank` must be a positive integer"):
             keras_psp.layers.PSPMultiHeadAttention(2, 3, NUM_TASKS, rank=rank)
+
+
+LAYERS = {
+    "dense": (PSPDense, (4,), (10, 3, 6)),
+    "conv": (PSPConv2D, (4, 3), (10, 5, 5, 2)),
+    "einsum": (PSPEinsumDense, ("abc,cde->abde", (3, 2, 3)), (10, 3, 4)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("dense", {"rank": 2}),
+        ("conv", {"rank": 2, "base": True}),
+        once("einsum", {"rank": 1}),
+        once("dense", {"rank": "full"}),
+        once("conv", {"rank": 2, "bits": 3}),
+    ],
+)
+def test_factors_of_many_tasks_are_looked_up(name, parts, monkeypatch):
+    kind, arguments, shape = LAYERS[name]
+    x, task = draw(shape)
+    found = []
+    for least in (1, 1000):  # Each example's own, and all with each example.
+        monkeypatch.setattr(_task_low_rank, "_LOOK_UP_FROM", least)
+        layer = kind(*arguments, num_tasks=NUM_TASKS, context=None, **parts)
+        model = functional(fill(layer, shape), shape)
+        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+        given = {"image": x, "task": task}
+        outputs = model.predict(given, verbose=0)
+        model.train_on_batch(given, np.ones_like(outputs))
+        found.append([outputs, *model.get_weights()])
+    for value, expected in zip(*found, strict=True):
+        np.testing.assert_allclose(value, expected, atol=1e-5)

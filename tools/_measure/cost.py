@@ -290,7 +290,8 @@ def make_calls(
 ) -> Calls:
     """Returns what to time: each model, forward and training, one task and mixed."""
     rng = np.random.default_rng(SEED)
-    tasks = {"one": np.full(len(x), 3), "mixed": rng.integers(num_tasks, size=len(x))}
+    one = min(3, num_tasks - 1)
+    tasks = {"one": np.full(len(x), one), "mixed": rng.integers(num_tasks, size=len(x))}
     x, y = ops.convert_to_tensor(x), ops.convert_to_tensor(y)
     inputs = {
         name: {"image": x, "task": ops.convert_to_tensor(tasks[name].astype("int32"))}

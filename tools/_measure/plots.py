@@ -111,6 +111,57 @@ def draw_frontier(result: Result) -> Figure:
     return figure
 
 
+def draw_growth(result: Result) -> Figure:
+    """Bytes and times over tasks and width, and bytes of a device over devices."""
+    figure = new_figure(11, 6.5)
+    panels = figure.subplots(2, 3)
+    labels = {
+        "seed": "contexts from a seed",
+        "bits": "contexts of bits",
+        "rank": "factors of rank 4",
+        "own": "a kernel for each task",
+    }
+    titles = {
+        ("tasks", "bytes"): "memory (bytes)",
+        ("tasks", "forward"): "forward pass (µs an example)",
+        ("tasks", "training"): "training step (µs an example)",
+        ("width", "bytes"): "memory (bytes)",
+        ("width", "training"): "training step (µs an example)",
+        ("devices", "bytes"): "memory of a device (bytes)",
+    }
+    for axis, ((over, what), title) in zip(panels.flat, titles.items(), strict=True):
+        for i, layer in enumerate(labels):
+            rows = [
+                row
+                for row in result["rows"]
+                if row["over"] == over and row["layer"] == layer
+            ]
+            keys = {"-": "bytes"}
+            if what != "bytes":
+                keys = {"-": f"{what}, one", "--": f"{what}, mixed"}
+            for line, key in keys.items() if rows else ():
+                x, y = [row[over] for row in rows], [row[key] for row in rows]
+                color = line_style(i)["color"]
+                axis.plot(x, y, linestyle=line, color=color, label=labels[layer])
+                for row in rows:
+                    fill = "white" if row.get("extrapolated") else color
+                    style = {"markersize": 4, "markerfacecolor": fill, "color": color}
+                    axis.plot(row[over], row[key], "o", **style)
+        axis.set(xscale="log", yscale="log", title=title, xlabel=over)
+        axis.grid(alpha=0.3)
+        if over != "tasks":
+            sizes = sorted({r[over] for r in result["rows"] if r["over"] == over})
+            axis.set_xticks(sizes, [str(size) for size in sizes])
+            axis.minorticks_off()
+    lines = panels[0, 0].get_lines()
+    named = {
+        line.get_label(): line for line in lines if line.get_label() in labels.values()
+    }
+    options = {"loc": "outside lower center", "ncols": 4, "frameon": False}
+    figure.legend(named.values(), named.keys(), **options)
+    return figure
+
+
 # How each is drawn, of which results.
 PLOTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "retention": (draw_retention, ("demo",)),

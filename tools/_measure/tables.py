@@ -472,6 +472,37 @@ def draw_serving(result: Result) -> Cells:
     return titles, _hide_repeated(map(write, result["rows"]))
 
 
+def draw_devices(*results: Result) -> Cells:
+    """The largest differences from one device's training, by engine and model."""
+    rows = [
+        [
+            row["engine"],
+            f"{row['model']}, {row['dtype']}",
+            CONSOLIDATIONS[row["optimizer"]],
+            *(f"{row[part]:.0e}" for part in ("losses", "weights", "optimizer_state")),
+            "yes" if row["unknown_alone"] else "no",
+        ]
+        for result in results
+        for row in result["rows"]
+    ]
+    titles = ["engine", "model", "optimizer", "losses", "weights"]
+    return [*titles, "optimizer's state", "NaN stays its task's"], _hide_repeated(rows)
+
+
+def draw_growth(result: Result) -> Cells:
+    """Bytes, and microseconds an example, by what grows, size and layer."""
+    times = [f"{k}, {a}" for k in ("forward", "training") for a in ("one", "mixed")]
+    rows = []
+    for row in result["rows"]:
+        size = f"{row[row['over']]:,}"
+        cells = (f"{row[time]:,.3g}" if time in row else "" for time in times)
+        megabytes = f"{row['bytes'] / 1e6:,.3g}"
+        if row.get("extrapolated"):
+            megabytes += " (not built)"
+        rows.append([row["over"], size, row["layer"], megabytes, *cells])
+    return ["over", "size", "layer", "MB", *times], rows
+
+
 def _hide_repeated(rows: Iterable[list[str]]) -> list[list[str]]:
     """Leaves out a row's first cell where it is that of the row before."""
     shown, last = [], None
@@ -749,12 +780,13 @@ class Table:
     results: tuple[str, ...]
 
 
-_BENCHMARKS, _CONSOLIDATION, _CONTEXTS, _EXPORTING, _MODELS, _SURGERY = (
+_BENCHMARKS, _CONSOLIDATION, _CONTEXTS, _DISTRIBUTION, _EXPORTING, _MODELS, _SURGERY = (
     f"keras_psp/{name}/README.md"
     for name in (
         "benchmarks",
         "consolidation",
         "contexts",
+        "distribution",
         "exporting",
         "models",
         "surgery",
@@ -816,6 +848,7 @@ TABLES = {
         name: Table(_CONTEXTS, draw_cost, (name,))
         for name in (*_each("cost-layers"), "cost-crossover-jax")
     },
+    "devices": Table(_DISTRIBUTION, draw_devices, ("devices-torch",)),
     "merge-all": Table(_SURGERY, draw_merge, _MERGE),
     "merge-sizes": Table(_SURGERY, draw_merge_sizes, ("merge-sizes",)),
     "cost-serving": Table(_SURGERY, draw_throughput, _each("cost-serving")),
