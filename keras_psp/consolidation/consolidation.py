@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_psp._core.checks import check_number
+from keras_psp._core.initial import Initial
 from keras_psp._core.task_rows import is_task_rows
 from keras_psp.optimizers._around import Around
 from keras_psp.optimizers._around import chain_of
@@ -57,7 +58,7 @@ class Consolidation(Around):
         self.anchors = [
             # What the variable is now, however its optimizer comes to be built.
             self.add_variable_from_reference(
-                v, "anchor", lambda shape, dtype, v=v: ops.copy(v.value)
+                v, "anchor", Initial(lambda _, __, v=v: ops.copy(v.value))
             )
             if self.protects(v)
             else None

@@ -10,6 +10,7 @@ from keras import ops
 from keras_psp._core.backend import take_rows
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
+from keras_psp._core.initial import Initial
 from keras_psp._core.private import replace_weight
 from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import check_task_index
@@ -478,7 +479,7 @@ class Context(TaskLayer, keras.layers.Layer):
         self.contexts = self.add_weight(
             name="contexts",
             shape=rows.shape,
-            initializer=lambda shape, dtype: ops.convert_to_tensor(rows, dtype),
+            initializer=Initial(lambda _, dtype: ops.convert_to_tensor(rows, dtype)),
             dtype=None if self.learnable else fixed_dtype,
             autocast=False,
             trainable=self.learnable,

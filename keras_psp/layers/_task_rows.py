@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
+from keras_psp._core.initial import Initial
 from keras_psp._core.private import replace_weight
 from keras_psp._core.task import Task
 from keras_psp._core.task_layer import TaskLayer
@@ -66,7 +67,7 @@ class TaskRows(TaskLayer):
             weight = self.add_weight(
                 name=name or attribute,
                 shape=(self.num_tasks, *shape),
-                initializer=initial,
+                initializer=Initial(initial),
                 regularizer=regularizer and _sum_of(regularizer),
                 constraint=constraint and _each(constraint),
                 **kwargs,
