@@ -56,10 +56,7 @@ class Consolidation(Around):
     def add_own_variables(self, variables: list) -> None:
         """Adds the anchors, where the weights are now, and the importances."""
         self.anchors = [
-            # What the variable is now, however its optimizer comes to be built.
-            self.add_variable_from_reference(
-                v, "anchor", Initial(lambda _, __, v=v: ops.copy(v.value))
-            )
+            self.add_variable_from_reference(v, "anchor", _value_of(v))
             if self.protects(v)
             else None
             for v in variables
@@ -227,6 +224,11 @@ class Consolidation(Around):
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments, by their names."""
         return {**super().get_config(), "strength": self.strength}
+
+
+def _value_of(variable):
+    """What the variable is now, however its optimizer comes to be built."""
+    return Initial(lambda shape, dtype: ops.copy(variable.value))
 
 
 def _is_loss_scale(optimizer):

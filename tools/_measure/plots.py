@@ -166,5 +166,6 @@ def draw_growth(result: Result) -> Figure:
 PLOTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "retention": (draw_retention, ("demo",)),
     "merge": (draw_merge, ("merge-sizes", "merge-mlp-8-tasks-jax")),
+    "growth": (draw_growth, ("growth-jax",)),
     "frontier-8": (draw_frontier, ("frontier-mlp-8-tasks-jax",)),
 }
