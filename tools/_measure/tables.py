@@ -853,7 +853,7 @@ TABLES = {
     "merge-sizes": Table(_SURGERY, draw_merge_sizes, ("merge-sizes",)),
     "cost-serving": Table(_SURGERY, draw_throughput, _each("cost-serving")),
     "infer": Table(_SURGERY, draw_infer, ("infer-jax",)),
-    "adapters": Table(_SURGERY, draw_adapters, ("adapters-torch",)),
+    "adapters": Table(_SURGERY, draw_adapters, ("adapters-jax",)),
     "hub": Table(_SURGERY, draw_hub, ("hub-torch",)),
     "stack": Table(_SURGERY, draw_stack, _each("stack")),
     "stack-curve": Table(_SURGERY, draw_stack_curve, ("stack-curve-jax",)),
