@@ -19,7 +19,8 @@ from keras_psp.layers._task_rows import TaskRows
 FULL = "full"
 _ZEROS = keras.initializers.Zeros()
 # From so many tasks on, factors are looked up for each example of a mixed batch. Fewer
-# are all multiplied with it in one product.
+# are all multiplied with it in one product. Whole kernels always are: those of each
+# example would take far more memory than those of each task.
 _LOOK_UP_FROM = 32
 
 
@@ -130,15 +131,15 @@ class TaskLowRank(TaskRows, FewBits):
         Returns:
             Tensor of the shape of the layer's outputs.
         """
-        if task.is_soft or task.is_one or self.num_tasks < _LOOK_UP_FROM:
+        is_few = self.num_tasks < _LOOK_UP_FROM or self.is_full
+        if task.is_soft or task.is_one or is_few:
             return self._multiply_every(inputs, task, layer)
         # Each example with its own task's factors: as long for any number of tasks.
         met = layer.inputs_met(inputs)
         batch, *places, _, width = ops.shape(met)
         products = ops.reshape(met, (batch, math.prod(places), width))
         for rows in self.factors(task.index):
-            if rows is not None:
-                products = ops.matmul(products, ops.cast(rows, inputs.dtype))
+            products = ops.matmul(products, ops.cast(rows, inputs.dtype))
         products = ops.reshape(products, (batch, *places, products.shape[-1]))
         return layer.multiply_second(products, None)
 

@@ -186,7 +186,6 @@ LAYERS = {
         ("dense", {"rank": 2}),
         ("conv", {"rank": 2, "base": True}),
         once("einsum", {"rank": 1}),
-        once("dense", {"rank": "full"}),
         once("conv", {"rank": 2, "bits": 3}),
     ],
 )
