@@ -405,11 +405,7 @@ def _warn_of_leak(model, pairs, new):
 @contextlib.contextmanager
 def _undone_if_it_fails(model: TaskModel, pairs: Any) -> Iterator[None]:
     """Takes out again what was added to a model, if what is done inside fails."""
-    first, fitted, removed = (
-        model.num_tasks,
-        model.fitted_to_data,
-        model.removed_tasks,
-    )
+    first, removed = model.num_tasks, model.removed_tasks
     before = [
         (kernel, ops.convert_to_numpy(kernel).copy())
         for layer, _ in pairs
@@ -426,5 +422,4 @@ def _undone_if_it_fails(model: TaskModel, pairs: Any) -> Iterator[None]:
             model.remove_tasks(n=model.num_tasks - first)
         for task in set(removed) - set(model.removed_tasks):
             model.remove_task(task)
-        model.fitted_to_data = fitted
         raise

@@ -12,6 +12,8 @@ from keras_psp._reading.plan import plan_models
 from keras_psp.layers import PSPDense
 from keras_psp.surgery import _inputs
 from keras_psp.surgery._compressed import Walk
+from keras_psp.surgery._embeddings import round_embeddings
+from keras_psp.surgery._embeddings import rounds
 from keras_psp.surgery._parts import Form
 from keras_psp.surgery._parts import Wanted
 from keras_psp.surgery._parts import fit
@@ -359,3 +361,30 @@ def test_bad_forms(options, error, message):
     _, models, data = fine_tuned(dense)
     with pytest.raises(error, match=message):
         keras_psp.superpose(models, data=data, **options)
+
+
+@pytest.mark.once
+def test_an_embedding_is_another_one_from_half_a_step_on():
+    table = np.random.default_rng(0).normal(size=(5, 8)).astype("float32")
+    step = np.abs(table[2]).max() / 127
+
+    def embedding(moved=0.0, dtype="float32"):
+        layer = keras.layers.Embedding(5, 8, dtype=dtype)
+        layer.build()
+        values = table.copy()
+        values[2, np.abs(values[2]).argmin()] += moved
+        layer.set_weights([values])
+        return layer
+
+    for dtype, mode in (
+        ("float32", "int8"),
+        ("mixed_bfloat16", "int8"),
+        ("mixed_float16", None),  # Keras cannot compute that in int8.
+        ("float16", None),
+    ):
+        layer = embedding(dtype=dtype)
+        round_embeddings(keras.Sequential([keras.Input((3,)), layer]))
+        assert layer.quantization_mode == mode
+    layer = embedding()
+    round_embeddings(keras.Sequential([keras.Input((3,)), layer]))
+    assert rounds(layer, embedding()) and not rounds(layer, embedding(1.1 * step))

@@ -40,10 +40,11 @@ def test_a_task_added_to_a_converted_model_begins_as_the_model(make, tmp_path):
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_task_added_to_a_superposed_model_begins_with_the_rows_of_the_base():
+@pytest.mark.parametrize("parts", [{}, once({"rank": 2, "bits": 32})])
+def test_a_task_added_to_a_superposed_model_begins_with_the_rows_of_the_base(parts):
     base = draw_weights(small_models.convolutional(), 9)
     # Kernels that do not differ leak nothing.
-    one = keras_psp.superpose([base, base], base=base)
+    one = keras_psp.superpose([base, base], base=base, **parts)
     one.add_tasks(1)
     inputs = draw_inputs(base)
     expected = call(base, inputs["image"])

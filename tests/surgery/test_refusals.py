@@ -160,8 +160,8 @@ def test_nothing_was_changed_by_all_that_was_refused(given):
 def test_what_fails_half_way_is_undone(monkeypatch, where, error):
     from keras_psp.surgery._kernel import Kernel
 
-    models = [draw_weights(small_models.convolutional(), k) for k in range(3)]
-    one = keras_psp.superpose(models[:2], base=models[0])
+    models = [draw_weights(small_models.convolutional(), k) for k in range(4)]
+    one = keras_psp.superpose(models[:3], base=models[0]).remove_task(1)
     before = {w.path: np.array(w) for w in one.weights}
     done = getattr(Kernel, where)
     calls = []
@@ -174,8 +174,9 @@ def test_what_fails_half_way_is_undone(monkeypatch, where, error):
 
     monkeypatch.setattr(Kernel, where, fail)
     with pytest.raises(error, match="no memory left"):
-        add_models(one, models[2:], data=[draw_inputs(models[0])["image"]])
-    assert len(calls) == 2 and one.num_tasks == 2 and not one.fitted_to_data
+        add_models(one, models[2:], data=[draw_inputs(models[0])["image"]] * 2)
+    assert len(calls) == 2 and one.num_tasks == 3 and one.removed_tasks == (1,)
+    assert not one.fitted_to_data
     after = {w.path: np.array(w) for w in one.weights}
     assert after.keys() == before.keys()
     for path, value in before.items():
