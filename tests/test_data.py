@@ -377,6 +377,7 @@ BAD_TASKS = {
     "int64": (T.astype("int64") + 2**32, ValueError, "task=4294967296"),
     "uint64": (np.full(N, 2**64 - 1, "uint64"), ValueError, "task=1844674407370955"),
     "unequal": (T[1:], ValueError, "equally many.*'image': 12, 'task': 11"),
+    "ragged": ([[0], [1, 2]] * 6, ValueError, "'task' must hold examples of one shape"),
 }
 
 
@@ -393,7 +394,7 @@ def test_bad_tasks_are_refused_in_arrays(what, named):
 @pytest.mark.parametrize("what", BAD_TASKS)
 def test_bad_tasks_are_refused_in_every_form(form, what):
     task, error, message = BAD_TASKS[what]
-    if what in ("float list", "objects", "scalar", "unequal"):
+    if what in ("float list", "objects", "scalar", "unequal", "ragged"):
         return  # Whoever makes batches makes arrays of equal length.
     if form is as_loader and what in ("strings", "uint64"):
         return

@@ -533,7 +533,13 @@ def _as_array(name: str, value: Any) -> Any:
     if value is None or (hasattr(value, "shape") and _shape(value) is not None):
         return value
     if isinstance(value, (list, tuple)) or hasattr(value, "__array__"):
-        return np.asarray(value)
+        try:
+            return np.asarray(value)
+        except ValueError as error:  # Ragged.
+            raise ValueError(
+                f"The input {name!r} must hold examples of one shape. "
+                f"Received: {describe(value)}"
+            ) from error
     raise TypeError(
         f"The input {name!r} must be an array. Received: {describe(value)} "
         f"(of type {type(value).__name__})"

@@ -262,6 +262,15 @@ def is_symbolic() -> bool:
     return in_symbolic_scope()
 
 
+def give_weights_back(model: keras.Model) -> None:
+    """Gives a model its weights back in the midst of Keras' `fit()` on JAX.
+
+    The next step takes them again, whatever they are then.
+    """
+    if keras.backend.backend() == "jax":
+        model.jax_state_sync()
+
+
 @contextlib.contextmanager
 def kept_weights(model: keras.Model) -> Iterator[None]:
     """Gives a model its weights back if what is done with it fails on JAX.
@@ -409,6 +418,17 @@ def find_scalars(optimizer: Any) -> dict[str, Any]:
 def moving_averages(optimizer: Any) -> Any:
     """Returns the averages of the weights that `use_ema=True` keeps, or `None`."""
     return getattr(optimizer, "_model_variables_moving_average", None)
+
+
+def show_averages(optimizer: Any, inner: Any) -> None:
+    """Lets Keras' `SwapEMAWeights` find the averages of an optimizer inside another.
+
+    It looks for that attribute at the model's optimizer. Keras would take what is set
+    in the usual way for variables of its own.
+    """
+    averages = moving_averages(inner)
+    if averages is not None:
+        vars(optimizer)["_model_variables_moving_average"] = averages
 
 
 def trained_variables(optimizer: Any) -> list:

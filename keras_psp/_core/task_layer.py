@@ -3,8 +3,10 @@
 import functools
 import inspect
 from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from typing import Any
+from typing import Self
 
 import keras
 from keras import ops
@@ -73,6 +75,24 @@ class TaskLayer(KerasLayer):
             )
         self.removed_tasks = [k for k in self.removed_tasks if k != index]
 
+    # In the config alone: Keras' `clone_model()` makes layers of their configs and a
+    # model of these, and asks the model for nothing.
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        if self.removed_tasks:
+            config["removed_tasks"] = list(self.removed_tasks)
+        return config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], *args: Any, **kwargs: Any) -> Self:
+        config = dict(config)
+        removed = config.pop("removed_tasks", ())
+        layer = super().from_config(config, *args, **kwargs)
+        for each in (layer, *task_layers_in(layer)):
+            each.removed_tasks = removed
+        return layer
+
     def as_task(self, given: Any, inputs: Any = None) -> Task:
         """Returns the `Task` of a call, of the tasks that the layer has."""
         if given is None or scope.is_scoped(given):
@@ -131,6 +151,14 @@ def is_for_all(inputs: Any) -> bool:
     """Whether a block calls a layer on one entry for all examples, of any number."""
     shape: Any = getattr(inputs, "shape", ())
     return len(shape) > 1 and shape[0] == 1
+
+
+def task_layers_in(layer: keras.layers.Layer) -> Iterator[TaskLayer]:
+    """Yields the layers that take a task, those inside such layers too."""
+    for child in private.children(layer):
+        if isinstance(child, TaskLayer):
+            yield child
+        yield from task_layers_in(child)
 
 
 def find_task_layers(model: keras.layers.Layer) -> list:

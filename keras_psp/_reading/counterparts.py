@@ -51,6 +51,7 @@ OURS = (
     "bits",
     "affine_per_task",
     "units_per_task",
+    "removed_tasks",
 )
 COUNTERPARTS = {
     keras.layers.Dense: PSPDense,

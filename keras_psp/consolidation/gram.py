@@ -250,6 +250,8 @@ class Gram(Consolidation):
     def carry_over(self, old: dict[str, Any], origins: list, rows: list) -> None:
         """Takes over the matrices; rows of new tasks matter to none; see `Around`."""
         for i, (before, replaced) in enumerate(origins):
+            if self.paths[i] is not None:  # Two numbers, no rows of two tasks.
+                self.paths[i].assign(old["paths"][before])
             for side, factor in enumerate(self.factors[i] or ()):
                 kept = old["factors"][before][side]
                 if replaced and side == 0:

@@ -96,6 +96,7 @@ class SuperposedAttention(TaskLayer):
                     "rank": self.rank,
                     "core": self.core,
                     "bits": self._bits,
+                    "removed_tasks": self.removed_tasks,
                 }
             )
         super().__setattr__(name, value)

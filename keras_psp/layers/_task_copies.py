@@ -216,7 +216,9 @@ class TaskCopies(TaskRows, _SavedByOrder):
             vars(self)["_shapes_alone"] = False
 
     def get_config(self) -> dict[str, Any]:
-        return {"original": self._as_it_was, "num_tasks": self.num_tasks}
+        config = {"original": self._as_it_was, "num_tasks": self.num_tasks}
+        removed = list(self.removed_tasks)
+        return config | ({"removed_tasks": removed} if removed else {})
 
     def get_build_config(self) -> None:
         """Returns nothing: the layer as it was tells its shapes."""
@@ -225,6 +227,7 @@ class TaskCopies(TaskRows, _SavedByOrder):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
         layer = read_original(config["original"], custom_objects)
         make_copies(layer, config["num_tasks"], is_alone=True)
+        layer.removed_tasks = config.get("removed_tasks", ())
         return layer
 
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from keras_psp._core import scope
 from keras_psp._core.data import BesideInputs
-from keras_psp._core.private import entry_layer
 from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import as_index
 from keras_psp._core.task_index import check_task_type
@@ -42,9 +41,7 @@ class OwnModel(TakesTasks, Block):
             return super().__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        caller = entry_layer()
-        if isinstance(caller, keras.Model) and caller is not self:
-            self._callers.add(caller)
+        self._note_caller()
         task, args = self._split(args)
         if task is None:  # Of `__call__()`, or of the caller.
             task = scope.tensor()

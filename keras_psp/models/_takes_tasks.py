@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import re
+import warnings
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -27,7 +28,8 @@ from keras_psp._core.data import is_empty
 from keras_psp._core.data import to_numpy
 from keras_psp._core.distribution import check_built_under_strategy
 from keras_psp._core.one_thread import one_thread
-from keras_psp._core.private import children
+from keras_psp._core.private import entry_layer
+from keras_psp._core.private import give_weights_back
 from keras_psp._core.private import kept_weights
 from keras_psp._core.task_index import Removed
 from keras_psp._core.task_index import TaskNames
@@ -37,8 +39,8 @@ from keras_psp._core.task_index import check_task
 from keras_psp._core.task_index import check_task_names
 from keras_psp._core.task_index import in_order
 from keras_psp._core.task_index import named_index
-from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
+from keras_psp._core.task_layer import task_layers_in
 from keras_psp.layers._task_units import TaskUnits
 from keras_psp.models._whole_steps import WholeSteps
 from keras_psp.optimizers._advise import advise
@@ -146,7 +148,7 @@ class TakesTasks(KerasModel):
 
     @removed_tasks.setter
     def removed_tasks(self, removed: Iterable[int]) -> None:
-        for layer in _task_layers_in(self):
+        for layer in task_layers_in(self):
             layer.removed_tasks = removed
         self._forget_compiled()
 
@@ -475,8 +477,10 @@ class TakesTasks(KerasModel):
             rows: For each task after that the one that it was, or `None` for another.
             change: Function that does it.
         """
-        before, values, marks = self.num_tasks, self.get_weights(), _marks_of(self)
         models = self._models_around()
+        for model in models:
+            give_weights_back(model)  # A callback may change tasks.
+        before, values, marks = self.num_tasks, self.get_weights(), _marks_of(self)
         trained = [list(model.trainable_variables) for model in models]
         for model, variables in zip(models, trained, strict=True):
             if model.compiled:
@@ -502,7 +506,10 @@ class TakesTasks(KerasModel):
     def _forget_compiled(self) -> None:
         """Lets all be compiled anew that has the old weights and tasks in it."""
         for model in self._models_around():
+            is_trained = model.train_function is not None
             model.train_function = model.test_function = model.predict_function = None
+            if is_trained:  # Perhaps now: `fit()` asks for it at each step.
+                model.make_train_function(force=True)
             if hasattr(model, "generate_function"):  # Of KerasHub's.
                 model.generate_function = None
 
@@ -516,6 +523,27 @@ class TakesTasks(KerasModel):
         ]
         found = [each for one in (self, *sharing) for each in (one, *one._callers)]
         return list({id(model): model for model in found}.values())
+
+    def _note_caller(self) -> None:
+        """Notes the model in whose call this one is called: it compiles variables in.
+
+        Warns of a graph that takes no care of its task, once for each.
+        """
+        caller = entry_layer()
+        if not isinstance(caller, keras.Model) or caller is self:
+            return
+        if caller in self._callers:
+            return
+        self._callers.add(caller)
+        is_graph = getattr(caller, "inputs", None) is not None
+        if is_graph and not isinstance(caller, TakesTasks):
+            warnings.warn(
+                f"{caller.name!r} contains {self.name!r}, which takes a task, and is "
+                "none that takes one itself: its layers may turn the NaN of an unknown "
+                "task into an answer, and it checks no task before it trains. Make it "
+                "a `keras_psp.models.TaskModel`.",
+                stacklevel=2,
+            )
 
     def _resize(self, total: int) -> None:
         for layer in self._task_layers():  # Which may share a context.
@@ -570,14 +598,6 @@ class TakesTasks(KerasModel):
             yield
 
 
-def _task_layers_in(layer: keras.layers.Layer) -> Iterator[TaskLayer]:
-    """Yields the layers that take a task, those inside such layers too."""
-    for child in children(layer):
-        if isinstance(child, TaskLayer):
-            yield child
-        yield from _task_layers_in(child)
-
-
 # What layers know of their tasks that is no weight.
 _MARKS = ("_removed_tasks", "_numbers", "_next_number", "seed")
 
@@ -585,7 +605,7 @@ _MARKS = ("_removed_tasks", "_numbers", "_next_number", "seed")
 def _marks_of(model: keras.layers.Layer) -> list[tuple[Any, dict[str, Any]]]:
     return [
         (layer, {name: vars(layer).get(name) for name in _MARKS if name in vars(layer)})
-        for layer in _task_layers_in(model)
+        for layer in task_layers_in(model)
     ]
 
 

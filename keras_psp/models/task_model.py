@@ -9,7 +9,6 @@ import keras
 from keras_psp._core import scope
 from keras_psp._core.backend import is_readable
 from keras_psp._core.data import InputCheck
-from keras_psp._core.private import entry_layer
 from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import as_index
 from keras_psp._core.task_index import check_task_type
@@ -82,6 +81,10 @@ class TaskModel(TakesTasks, keras.Model):
                     f"task is unknown. Received: {output.name!r} of dtype "
                     f"{output.dtype}"
                 )
+        # Of layers that have lost a task, as in a clone, all know it.
+        removed = {k for each in self._task_layers() for k in each.removed_tasks}
+        if removed != {*self.removed_tasks}:
+            self.removed_tasks = removed
         # Models that have called this one: they have its variables compiled in.
         self._callers: weakref.WeakSet = weakref.WeakSet()
 
@@ -92,9 +95,7 @@ class TaskModel(TakesTasks, keras.Model):
         return super().__call__(inputs, *args, **kwargs)
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        caller = entry_layer()
-        if isinstance(caller, keras.Model) and caller is not self:
-            self._callers.add(caller)
+        self._note_caller()
         task = self._task_in(inputs)
         if not self._is_soft():
             task = as_index(task)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core import private
 from keras_psp._core.backend import outside_functions
 from keras_psp._core.distribution import assign_in_replicas
 from keras_psp._core.distribution import count_replicas
@@ -48,6 +49,7 @@ class Around(keras.optimizers.Optimizer):
                 self.optimizer.build(variables)
             self.add_own_variables(variables)
             super().build(variables)
+            private.show_averages(self, chain_of(self)[-1])
             if self._loaded is not None:
                 self._assign(self._loaded)
                 self._loaded = None

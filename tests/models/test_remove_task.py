@@ -8,6 +8,7 @@ from conftest import once
 from keras import layers
 
 import keras_psp
+from keras_psp._core.task_layer import find_task_layers
 from keras_psp.consolidation import EWC
 from keras_psp.models import TaskModel
 from keras_psp.models import mlp
@@ -391,3 +392,28 @@ def test_bad_input():
     with pytest.raises(ValueError, match="must be one that was removed"):
         layer.reuse_task(1)
     assert layer.removed_tasks == ()
+
+
+def test_a_clone_knows_which_tasks_were_removed():
+    model = all_layers().remove_task(1)
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    for each in (clone, keras.Model(model.input, model.outputs)):
+        layers = find_task_layers(each)
+        assert {layer.removed_tasks for layer in layers} == {(1,)}
+    np.testing.assert_allclose(ask(clone, 2), ask(model, 2), atol=1e-6)
+    with pytest.raises(ValueError, match=r"not in \[1\]"):
+        clone({"image": X, "task": TASK})
+    assert clone.add_tasks(1).removed_tasks == ()
+    assert clone.num_tasks == 3 and np.isfinite(ask(clone, 1)).all()
+
+
+def test_gram_keeps_how_far_it_has_gone_with_two_tasks():
+    model = mlp((6,), 3, 2, units=8, depth=1, head="multi")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras_psp.consolidation.Gram("adam"), loss)
+    model.fit({"image": X, "task": TASK // 2}, LABELS, verbose=0)
+    before = [np.array(path) for path in model.optimizer.paths]
+    model.remove_task(1)
+    np.testing.assert_array_equal(model.optimizer.paths, before)
+    assert np.all(before)

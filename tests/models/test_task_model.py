@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import BACKEND
+from conftest import once
 from keras import ops
 from layer_checks import to_numpy
 from test_data import trainer_forms
@@ -371,8 +372,10 @@ def test_a_model_around_one_that_grew_follows():
     outer = keras.Model(inputs, keras.layers.Dense(4)(inner(inputs)))
     outer.compile("sgd", crossentropy())
     data = {"image": X, "task": T}
-    outer.fit(data, Y, verbose=0)
-    outer.predict(data, verbose=0)
+    with pytest.warns(UserWarning, match="is none that takes one itself") as told:
+        outer.fit(data, Y, verbose=0)
+        outer.predict(data, verbose=0)
+    assert len(told) == 1
     inner.add_tasks(2)
     before = [np.array(ops.convert_to_numpy(w)) for w in inner.trainable_weights]
     outer.fit({**data, "task": T + 2}, Y, verbose=0)
@@ -468,3 +471,26 @@ def test_the_loss_reads_the_mask_of_an_output():
         model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         found.append(model.evaluate(inputs, labels, verbose=0))
     np.testing.assert_allclose(found[1:], found[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("when", ["on_epoch_end", once("on_train_batch_end")])
+def test_a_callback_may_add_and_remove_tasks(when):
+    def change(*args):
+        model.add_tasks(2)
+        model.remove_tasks(n=1)
+
+    callback = keras.callbacks.Callback()
+    setattr(callback, when, change)
+    model, other = (mlp((8,), 4, 3, units=8, depth=1, head="multi") for _ in range(2))
+    other.set_weights(model.get_weights())
+    data = {"image": X, "task": T}
+    for each in (model, other):
+        each.compile(keras_psp.optimizers.PerTask("adam"), crossentropy())
+        callbacks = [callback] if each is model else []
+        each.fit(data, Y, epochs=2, shuffle=False, callbacks=callbacks, verbose=0)
+    assert model.num_tasks == 5
+    for a, b in zip(model.trainable_variables, other.trainable_variables, strict=True):
+        a, b = (ops.convert_to_numpy(v) for v in (a, b))
+        np.testing.assert_allclose(a[: len(b)], b, rtol=1e-5, atol=1e-6)
+    answers = model.predict({"image": X, "task": T + 2}, verbose=0)
+    assert np.isfinite(answers).all()

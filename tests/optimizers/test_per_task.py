@@ -142,6 +142,23 @@ def test_shared_weights_are_trained_as_without_it():
         np.testing.assert_allclose(to_numpy(a), to_numpy(b), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("around", ["ewc_around", "scale_around", "scale_inside"])
+def test_averages_are_swapped_as_without_it(around):
+    def train(wrap):
+        model = build(wrap(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)))
+        x = {"image": X, "task": np.arange(12) % 3}
+        swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+        options = {"validation_data": (x, Y), "callbacks": [swap], "epochs": 2}
+        history = model.fit(x, Y, batch_size=6, shuffle=False, verbose=0, **options)
+        return history.history["val_loss"], model.get_weights()
+
+    losses, weights = train(AROUND[around])
+    wanted, others = train(lambda each: each)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    for a, b in zip(weights, others, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def test_files_keep_it(tmp_path):
     model = build(PerTask(OPTIMIZERS["adamw"]()), L2)
     fit(model, 0, batch_size=4)
