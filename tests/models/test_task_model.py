@@ -375,7 +375,7 @@ def test_a_model_around_one_that_grew_follows():
     with pytest.warns(UserWarning, match="is none that takes one itself") as told:
         outer.fit(data, Y, verbose=0)
         outer.predict(data, verbose=0)
-    assert len(told) == 1
+    assert [each.category for each in told].count(UserWarning) == 1
     inner.add_tasks(2)
     before = [np.array(ops.convert_to_numpy(w)) for w in inner.trainable_weights]
     outer.fit({**data, "task": T + 2}, Y, verbose=0)
@@ -475,7 +475,7 @@ def test_the_loss_reads_the_mask_of_an_output():
 
 @pytest.mark.parametrize("when", ["on_epoch_end", once("on_train_batch_end")])
 def test_a_callback_may_add_and_remove_tasks(when):
-    def change(*args):
+    def change(*args, **kwargs):
         model.add_tasks(2)
         model.remove_tasks(n=1)
 
