@@ -3,7 +3,6 @@
 import contextlib
 import inspect
 import re
-import warnings
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -525,25 +524,10 @@ class TakesTasks(KerasModel):
         return list({id(model): model for model in found}.values())
 
     def _note_caller(self) -> None:
-        """Notes the model in whose call this one is called: it compiles variables in.
-
-        Warns of a graph that takes no care of its task, once for each.
-        """
+        """Notes the model in whose call this one runs: it compiles variables in."""
         caller = entry_layer()
-        if not isinstance(caller, keras.Model) or caller is self:
-            return
-        if caller in self._callers:
-            return
-        self._callers.add(caller)
-        is_graph = getattr(caller, "inputs", None) is not None
-        if is_graph and not isinstance(caller, TakesTasks):
-            warnings.warn(
-                f"{caller.name!r} contains {self.name!r}, which takes a task, and is "
-                "none that takes one itself: its layers may turn the NaN of an unknown "
-                "task into an answer, and it checks no task before it trains. Make it "
-                "a `keras_psp.models.TaskModel`.",
-                stacklevel=2,
-            )
+        if isinstance(caller, keras.Model) and caller is not self:
+            self._callers.add(caller)
 
     def _resize(self, total: int) -> None:
         for layer in self._task_layers():  # Which may share a context.
