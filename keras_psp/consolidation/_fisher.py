@@ -122,6 +122,8 @@ class _Probe(keras.Model):
     call as the answers, where Keras keeps what a model adds with `add_loss()`.
     """
 
+    is_probe = True  # Models that get more tasks need not take care of it.
+
     def __init__(self, model, labels, temperature):
         # Labels are not cast: the model does with its inputs what it always does.
         super().__init__(name="probe", dtype="float32", autocast=False)
@@ -134,8 +136,13 @@ class _Probe(keras.Model):
             self.likelihood = Likelihood(model, temperature, self.seed_generator)
 
     def is_of(self, model):
-        """Whether it was made for a model as that is compiled now."""
-        return self.inner is model and self.inner_loss is private.compiled_loss(model)
+        """Whether it was made for a model as that is compiled now, with its weights."""
+        trained = private.trained_variables(self.optimizer)
+        return (
+            self.inner is model
+            and self.inner_loss is private.compiled_loss(model)
+            and [id(v) for v in trained] == [id(v) for v in model.trainable_variables]
+        )
 
     def reset(self):
         """Begins anew, with equal draws: what was measured before does not matter."""
@@ -176,7 +183,6 @@ class _Products(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        # Anew: of a model that has got more tasks it is built again.
         self.totals = [
             [
                 self.add_variable(each.shape, layout=layout_like(variable, each.shape))

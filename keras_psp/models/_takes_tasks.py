@@ -524,9 +524,13 @@ class TakesTasks(KerasModel):
         return list({id(model): model for model in found}.values())
 
     def _note_caller(self) -> None:
-        """Notes the model in whose call this one runs: it compiles variables in."""
+        """Notes the model in whose call this one runs: it compiles variables in.
+
+        Not a probe, which is made anew when the variables are others.
+        """
         caller = entry_layer()
-        if isinstance(caller, keras.Model) and caller is not self:
+        is_model = isinstance(caller, keras.Model) and caller is not self
+        if is_model and not getattr(caller, "is_probe", False):
             self._callers.add(caller)
 
     def _resize(self, total: int) -> None:

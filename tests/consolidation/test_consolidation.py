@@ -296,3 +296,9 @@ def test_a_task_that_was_added_after_another_one_has_ended_ends(make):
             np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-6)
     model.fit({"image": x, "task": np.full(16, 1)}, y, verbose=0)
     assert np.isfinite(to_numpy(model.optimizer.penalty()))
+    if make is EWC:  # Whose probe was made for other weights.
+        ended = model.optimizer
+        model.get_layer("logits").trainable = False
+        model.compile("adam", loss)
+        model.add_tasks(1)
+        assert model.num_tasks == 3 and ended.built
