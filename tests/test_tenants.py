@@ -173,6 +173,13 @@ def test_tasks_of_a_compressed_model_are_served(tenants_module, tmp_path):
     assert status_of(tenants.put, "a", packed(base.get_weights())) == 405
     with pytest.raises(ValueError, match="must have tasks with names"):
         tenants_module.FixedTenants(base)
+    assert small.task_index("a") == 0
+    small.remove_task("a")
+    tenants = tenants_module.FixedTenants(small, max_batch=8)
+    assert tenants.names == ["c", "ä"]
+    task = np.full(len(X), small.task_index("c"))
+    expected = small.predict({"x": X, "task": task}, verbose=0)
+    np.testing.assert_allclose(tenants.predict("c", X), expected, atol=1e-5)
 
 
 @pytest.mark.once

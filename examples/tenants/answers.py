@@ -133,10 +133,10 @@ class FixedTenants:
 
     def _compile(self) -> None:
         """Compiles the model for every size of a batch."""
+        some = next(iter(self._slots.values()), 0)
         for size in self._sizes:
-            self._compute(
-                np.zeros((size, *self._shape), "float32"), np.zeros(size, int)
-            )
+            x = np.zeros((size, *self._shape), "float32")
+            self._compute(x, np.full(size, some))
 
     def _compute(self, x: np.ndarray, task: np.ndarray) -> np.ndarray:
         outputs = []
@@ -147,7 +147,8 @@ class FixedTenants:
             pads = [(0, rest)] + [(0, 0)] * len(self._shape)
             given = {
                 self._input: np.pad(x[share], pads),
-                "task": np.pad(task[share], (0, rest)).astype("int32"),
+                # Of the last one: there need not be a task 0.
+                "task": np.pad(task[share], (0, rest), mode="edge").astype("int32"),
             }
             outputs.append(self._model.predict_on_batch(given)[:number])
         return np.concatenate(outputs)

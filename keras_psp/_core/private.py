@@ -406,6 +406,15 @@ def find_slots(optimizer: Any) -> dict[str, list]:
     }
 
 
+def sums_over_rows(optimizer: Any, name: str, variable: Any) -> bool:
+    """Whether a slot holds sums over all rows of a weight, so that none is a task's.
+
+    Of a matrix, Adafactor keeps one for each column: that may be as many as the rows.
+    """
+    is_adafactor = isinstance(optimizer, keras.optimizers.Adafactor)
+    return is_adafactor and name == "_c" and len(variable.shape) == 2
+
+
 def find_scalars(optimizer: Any) -> dict[str, Any]:
     """Returns the variables that an optimizer keeps as attributes, by their names."""
     return {

@@ -73,7 +73,11 @@ def grow_optimizer(
                     if averages is not None and found[i] is averages[i]:
                         start = new[i]  # The average of a row without steps.
                     kept_slot = slots[name][k]
-                    by_row = other and _has_rows(start, kept_slot, old[k], new[i])
+                    by_row = (
+                        other
+                        and _has_rows(start, kept_slot, old[k], new[i])
+                        and not private.sums_over_rows(each, name, new[i])
+                    )
                     values = _take_rows(start, kept_slot, rows if by_row else None)
                     found[i].assign(values)
             for name, variable in private.find_scalars(each).items():

@@ -312,9 +312,13 @@ class PerTask(Around):
 
     def _slots(self, i: int) -> list:
         """What the innermost optimizer keeps for the rows of weight `i`."""
-        shape = tuple(self._trainable_variables[i].shape)
-        # Of a matrix, Adafactor keeps sums over its columns too.
-        slots = [each[i] for each in private.find_slots(self._innermost).values()]
+        variable = self._trainable_variables[i]
+        shape = tuple(variable.shape)
+        slots = [
+            each[i]
+            for name, each in private.find_slots(self._innermost).items()
+            if not private.sums_over_rows(self._innermost, name, variable)
+        ]
         return [
             each
             for each in slots

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from conftest import once
 from conftest import some_once
+from keras import ops
 from layer_checks import to_numpy
 
 import keras_psp
@@ -132,6 +133,22 @@ def test_a_task_is_trained_as_if_there_were_no_other(name):
     fit(mixed, np.arange(12) % 3, batch_size=6, epochs=2)
     parts = [to_numpy(v) for v in mixed.optimizer.steps if v is not None]
     assert all((part == parts[0]).all() for part in parts) and parts[0].min() > 0
+
+
+@pytest.mark.once
+def test_sums_over_columns_belong_to_no_task():
+    layer = keras_psp.layers.PSPDense(3, num_tasks=3, bias_per_task=True)
+    layer.build((None, 4))
+    variables = layer.trainable_variables
+    optimizer = PerTask(keras.optimizers.Adafactor(0.01))
+    optimizer.build(variables)
+    bias = next(i for i, v in enumerate(variables) if tuple(v.shape) == (3, 3))
+    grads = [ops.ones(v.shape) for v in variables]
+    grads[bias] = ops.convert_to_tensor(np.float32([[1, 1, 1], [0, 0, 0], [0, 0, 0]]))
+    optimizer.apply(grads, variables)
+    # A sum for each of as many columns as there are tasks, of which one has trained.
+    columns = to_numpy(optimizer.optimizer._c[bias])
+    assert columns.min() == columns.max() > 0
 
 
 def test_shared_weights_are_trained_as_without_it():
