@@ -122,7 +122,7 @@ class _Probe(keras.Model):
     call as the answers, where Keras keeps what a model adds with `add_loss()`.
     """
 
-    is_probe = True  # Models that get more tasks need not take care of it.
+    is_probe = True  # Models that get more tasks need not grow its optimizer.
 
     def __init__(self, model, labels, temperature):
         # Labels are not cast: the model does with its inputs what it always does.

@@ -480,10 +480,14 @@ class TakesTasks(KerasModel):
         for model in models:
             give_weights_back(model)  # A callback may change tasks.
         before, values, marks = self.num_tasks, self.get_weights(), _marks_of(self)
-        trained = [list(model.trainable_variables) for model in models]
-        for model, variables in zip(models, trained, strict=True):
-            if model.compiled:
-                check_can_grow(model.optimizer, variables)
+        trained = [
+            (model, list(model.trainable_variables))
+            for model in models
+            # A probe is made anew where the variables are others.
+            if model.compiled and not getattr(model, "is_probe", False)
+        ]
+        for model, variables in trained:
+            check_can_grow(model.optimizer, variables)
         try:
             change()
         except BaseException:
@@ -496,11 +500,8 @@ class TakesTasks(KerasModel):
             known = self.class_names
             kept = tuple(None if k is None else known[k] for k in rows)
             self._class_names = kept if any(kept) else None
-        for model, variables in zip(models, trained, strict=True):
-            if model.compiled:
-                grow_optimizer(
-                    model.optimizer, variables, model.trainable_variables, rows
-                )
+        for model, variables in trained:
+            grow_optimizer(model.optimizer, variables, model.trainable_variables, rows)
 
     def _forget_compiled(self) -> None:
         """Lets all be compiled anew that has the old weights and tasks in it."""
@@ -524,13 +525,9 @@ class TakesTasks(KerasModel):
         return list({id(model): model for model in found}.values())
 
     def _note_caller(self) -> None:
-        """Notes the model in whose call this one runs: it compiles variables in.
-
-        Not a probe, which is made anew when the variables are others.
-        """
+        """Notes the model in whose call this one runs: it compiles variables in."""
         caller = entry_layer()
-        is_model = isinstance(caller, keras.Model) and caller is not self
-        if is_model and not getattr(caller, "is_probe", False):
+        if isinstance(caller, keras.Model) and caller is not self:
             self._callers.add(caller)
 
     def _resize(self, total: int) -> None:

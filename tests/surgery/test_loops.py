@@ -31,7 +31,7 @@ class Loops(layers.Layer):
     def call(self, x):
         _, x = ops.scan(
             lambda carry, step: (carry, self.steps(step)),
-            ops.zeros(()),
+            x[:, 0],  # TensorFlow expects steps of the carry's shape.
             ops.transpose(x, (1, 0, 2)),
         )
         x = ops.transpose(x, (1, 0, 2))
