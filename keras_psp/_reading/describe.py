@@ -51,10 +51,17 @@ def describe_layer(
     """
     try:
         config = _without_names(get_config(layer))
-    except (NotImplementedError, TypeError):
-        if not type(layer).__module__.startswith("keras_hub."):
+    except (AttributeError, NotImplementedError, TypeError):
+        is_hub = type(layer).__module__.startswith("keras_hub.")
+        if not is_hub and type(layer) is not keras.layers.Identity:
             raise
-        config = {}  # Some fail to give theirs (0.32), but hold their arguments.
+        config = {}
+    if not config:  # Some of KerasHub's have none (0.32), but hold their arguments.
+        config = {
+            name: value
+            for name, value in _own_attributes(layer)
+            if isinstance(value, (types.FunctionType, type))
+        }
     for name in config:
         held = getattr(layer, name, None)
         if _is_of_torch(held):  # Its config holds its weights.
@@ -214,6 +221,8 @@ def _is_plain(value):
 
 def _without_names(config, is_layer=True):
     if isinstance(config, dict):
+        if "input_layers" in config:  # Of a functional model.
+            config = _by_place(config)
         # The name of a dtype policy says what it does; the name of a layer does not.
         is_layer = is_layer or "trainable" in config or "dtype" in config
         left_out = {
@@ -230,6 +239,43 @@ def _without_names(config, is_layer=True):
     if isinstance(config, (list, tuple)):
         return [_without_names(value, is_layer=False) for value in config]
     return config
+
+
+def _by_place(config):
+    """A functional model's config, with places in place of the names of layers."""
+    places = {layer["name"]: i for i, layer in enumerate(config["layers"])}
+
+    def replace(value):
+        if isinstance(value, dict):
+            return {key: replace(each) for key, each in value.items()}
+        if not isinstance(value, (list, tuple)):
+            return value
+        if len(value) == 3 and isinstance(value[0], str):  # Layer, node and tensor.
+            return [places[value[0]], *value[1:]]
+        return [replace(each) for each in value]
+
+    def without_names(layer):
+        nodes = [
+            _with_histories(node, replace) for node in layer.get("inbound_nodes", ())
+        ]
+        return {**layer, "name": places[layer["name"]], "inbound_nodes": nodes}
+
+    ends = {key: replace(config[key]) for key in ("input_layers", "output_layers")}
+    return {**config, **ends, "layers": [*map(without_names, config["layers"])]}
+
+
+def _with_histories(node, replace):
+    """A call's arguments, with another reference to where each tensor comes from."""
+    if isinstance(node, dict):
+        return {
+            key: replace(each)
+            if key == "keras_history"
+            else _with_histories(each, replace)
+            for key, each in node.items()
+        }
+    if isinstance(node, (list, tuple)):
+        return [_with_histories(each, replace) for each in node]
+    return node
 
 
 def _count_from_the_front(layer, config, calls):

@@ -12,6 +12,7 @@ from small_models import answers
 from small_models import draw_weights
 
 import keras_psp
+from keras_psp._reading.describe import describe_layer
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.same_architecture import check_same_architecture
 from keras_psp._reading.same_value import same_value
@@ -351,3 +352,45 @@ def test_a_layer_that_its_config_does_not_tell_is_refused():
     model = around(layer)
     with pytest.raises(ValueError, match="attribute `by` differs in the copy"):
         keras_psp.convert(model, 2)
+
+
+class Holder(layers.Layer):
+    """Holds a functional model, whose input gets another name each time."""
+
+    def __init__(self, activation, **kwargs):
+        super().__init__(**kwargs)
+        x = keras.Input((3, 4))
+        self.net = keras.Model(x, layers.Dense(4, activation, name="inner")(x))
+
+    def call(self, x):
+        return self.net(x)
+
+    def get_config(self):
+        return {**super().get_config(), "activation": self.net.layers[-1].activation}
+
+
+class Untold(layers.Layer):
+    """Has no config, like some of KerasHub's layers, but holds its arguments."""
+
+    def __init__(self, activation, **kwargs):
+        super().__init__(**kwargs)
+        self.activation = keras.activations.get(activation)
+
+    def call(self, x):
+        return self.activation(x)
+
+    def get_config(self):
+        raise NotImplementedError
+
+
+Untold.__module__ = "keras_hub.layers"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("kind", [Holder, Untold])
+def test_layers_of_blocks_are_compared_without_names_and_by_what_they_hold(kind):
+    def describe(activation):
+        return describe_layer(around(kind(activation)).layers[2])
+
+    assert same_value(describe("relu"), describe("relu"))
+    assert not same_value(describe("relu"), describe("gelu"))

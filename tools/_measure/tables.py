@@ -403,11 +403,8 @@ _HUB_CHECKS = {
 }
 
 
-def draw_hub(result: Result, *others: Result) -> Cells:
-    """What holds for each model, and how much of it is superposed or per task.
-
-    Of other backends, whether all of it holds, or what does not.
-    """
+def draw_hub(result: Result) -> Cells:
+    """What holds for each model, and how much of it is superposed or per task."""
 
     def mark(row: Row, name: str) -> str:
         keys, most = _HUB_CHECKS[name]
@@ -420,24 +417,13 @@ def draw_hub(result: Result, *others: Result) -> Cells:
     def percent(row: Row, key: str) -> str:
         return f"{100 * row[key]:.1f}" if key in row else "—"
 
-    def summarize(row: Row | None) -> str:
-        if row is None:
-            return "—"
-        marks = {name: mark(row, name) for name in _HUB_CHECKS}
-        bad = [f"{name}: {found}" for name, found in marks.items() if found != "yes"]
-        return ", ".join(bad) or "yes"
-
-    elsewhere = [{row["model"]: row for row in other["rows"]} for other in others]
-    rows = []
-    for row in result["rows"]:
-        rows.append(
-            [row["model"], percent(row, "warn"), percent(row, "copy")]
-            + [mark(row, name) for name in _HUB_CHECKS]
-            + [row.get("error", "").split(":")[0]]
-            + [summarize(other.get(row["model"])) for other in elsewhere]
-        )
-    backends = [f"all on {other['environment']['backend']}" for other in others]
-    return ["model", "warn %", "copy %", *_HUB_CHECKS, "fails at", *backends], rows
+    rows = [
+        [row["model"], percent(row, "warn"), percent(row, "copy")]
+        + [mark(row, name) for name in _HUB_CHECKS]
+        + [row.get("error", "").split(":")[0]]
+        for row in result["rows"]
+    ]
+    return ["model", "warn %", "copy %", *_HUB_CHECKS, "fails at"], rows
 
 
 def draw_adapters(result: Result) -> Cells:

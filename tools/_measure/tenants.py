@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
     if args.memory:
         _load(args.memory[0], args.memory[1], args)
         return
+    if args.name and "memory" in args.parts and len(args.parts) > 1:
+        raise SystemExit("--name is for one result: give --parts memory, or others")
     memory: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         base, every, hash_ = _make(folder, args.tenants)
