@@ -270,11 +270,13 @@ def test_bad_arguments():
     assert not ops.convert_to_numpy(ewc.importances[0]).any()
 
 
+# With a superposed head all trained weights stay the same ones when a task is added.
+@pytest.mark.parametrize("head", ["multi", "superposed"])
 @pytest.mark.parametrize(
     "make", some_once((EWC, Gram, SynapticIntelligence), every=(EWC,))
 )
-def test_a_task_that_was_added_after_another_one_has_ended_ends(make):
-    model = mlp((3,), 2, num_tasks=1, units=4, depth=1, head="multi")
+def test_a_task_that_was_added_after_another_one_has_ended_ends(make, head):
+    model = mlp((3,), 2, num_tasks=1, units=4, depth=1, head=head)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(make("adam"), loss)
     x = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
