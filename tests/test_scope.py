@@ -306,3 +306,10 @@ def test_outside_of_a_scope_and_beyond_the_tasks():
     with keras_psp.task([0, 1]):
         with pytest.raises(ValueError, match="one index for each example"):
             block(X)
+
+
+def test_every_task_of_a_scope_is_checked():
+    block, _ = make_block()
+    scope = keras_psp.task(np.array([0, 1, 2, 0, 1, 9]))
+    with scope, pytest.raises(ValueError, match=r"`task` must lie in \[0, 3\)"):
+        block(X)

@@ -81,10 +81,6 @@ class TaskModel(TakesTasks, keras.Model):
                     f"task is unknown. Received: {output.name!r} of dtype "
                     f"{output.dtype}"
                 )
-        # Of layers that have lost a task, as in a clone, all know it.
-        removed = {k for each in self._task_layers() for k in each.removed_tasks}
-        if removed != {*self.removed_tasks}:
-            self.removed_tasks = removed
         # Models that have called this one: they have its variables compiled in.
         self._callers: weakref.WeakSet = weakref.WeakSet()
 

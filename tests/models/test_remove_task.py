@@ -408,6 +408,14 @@ def test_a_clone_knows_which_tasks_were_removed():
     assert clone.num_tasks == 3 and np.isfinite(ask(clone, 1)).all()
 
 
+@pytest.mark.once
+def test_a_copy_of_copies_knows_which_tasks_were_removed():
+    x = keras.Input((4, 6), name="image")
+    model = keras_psp.convert(keras.Model(x, keras.layers.GRU(3)(x)), 3, shared="copy")
+    (copies,) = find_task_layers(model.remove_task(1))
+    assert type(copies).from_config(copies.get_config()).removed_tasks == (1,)
+
+
 def test_gram_keeps_how_far_it_has_gone_with_two_tasks():
     model = mlp((6,), 3, 2, units=8, depth=1, head="multi")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

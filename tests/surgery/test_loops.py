@@ -15,30 +15,39 @@ TASKS = np.arange(6, dtype="int32") % NUM_TASKS
 X = np.random.default_rng(0).normal(size=(6, 6, 4)).astype("float32")
 
 
-@keras.saving.register_keras_serializable(package="keras_psp_tests")
-class Loops(layers.Layer):
-    """Calls a layer on each step, on each example, and again and again."""
+def scan(layer, x):
+    steps = ops.transpose(x, (1, 0, 2))
+    # TensorFlow expects steps of the carry's shape.
+    _, y = ops.scan(lambda carry, step: (carry, layer(step)), x[:, 0], steps)
+    return ops.transpose(y, (1, 0, 2))
 
-    def __init__(self, **kwargs):
+
+LOOPS = {
+    "steps": scan,
+    # One entry, as what is for all examples has; but it is one of them.
+    "examples": lambda layer, x: ops.map(lambda one: layer(one[None])[0], x),
+    "mapped": lambda layer, x: ops.vectorized_map(lambda one: layer(one[None])[0], x),
+    "again": lambda layer, x: ops.fori_loop(0, 2, lambda i, state: layer(state), x),
+}
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class Loop(layers.Layer):
+    """Calls a layer on each step, on each example, or again and again."""
+
+    def __init__(self, kind, **kwargs):
         super().__init__(**kwargs)
-        for name in ("steps", "examples", "mapped", "again"):
-            setattr(self, name, layers.Dense(4, "tanh", name=name))
+        self.kind = kind
+        self.inside = layers.Dense(4, "tanh", name="inside")
 
     def build(self, shape):
-        for each in (self.steps, self.examples, self.mapped, self.again):
-            each.build(shape)
+        self.inside.build(shape)
 
     def call(self, x):
-        _, x = ops.scan(
-            lambda carry, step: (carry, self.steps(step)),
-            x[:, 0],  # TensorFlow expects steps of the carry's shape.
-            ops.transpose(x, (1, 0, 2)),
-        )
-        x = ops.transpose(x, (1, 0, 2))
-        # One entry, as what is for all examples has; but it is one of them.
-        x = ops.map(lambda one: self.examples(one[None])[0], x)
-        x = ops.vectorized_map(lambda one: self.mapped(one[None])[0], x)
-        return ops.fori_loop(0, 2, lambda i, state: self.again(state), x)
+        return LOOPS[self.kind](self.inside, x)
+
+    def get_config(self):
+        return {**super().get_config(), "kind": self.kind}
 
 
 def build(block):
@@ -52,8 +61,9 @@ def ask(model, task):
     return model.predict({"x": X, "task": task}, verbose=0)
 
 
-def test_each_example_is_computed_for_its_own_task():
-    one = keras_psp.convert(build(Loops(name="block")), NUM_TASKS)
+@pytest.mark.parametrize("kind", LOOPS)
+def test_each_example_is_computed_for_its_own_task(kind):
+    one = keras_psp.convert(build(Loop(kind, name="block")), NUM_TASKS)
     draw_weights(one)
     mixed = ask(one, TASKS)
     for task in range(NUM_TASKS):
