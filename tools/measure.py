@@ -28,6 +28,7 @@ COMMANDS = {
     "merge": "accuracy of K fine-tuned networks kept in one, and of rival methods",
     "frontier": "accuracy over memory of K fine-tuned networks, and of rival methods",
     "text": "accuracy over memory of ten fine-tuned MiniLMs, and of rival methods",
+    "images": "the same of eight fine-tuned EfficientNet-Lite0",
     "adapters": "four adapters of a GPT-2: loss, one mixed batch, bytes, speed",
     "export": "how near exported models come to the model, by format",
     "serving": "memory and speed of one SavedModel for 20 tasks, beside 20 models",

@@ -53,12 +53,19 @@ Tests = Callable[[int], tuple[Any, np.ndarray]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     add_network_arguments(parser)
-    parser.add_argument("--examples", type=int, default=500, help="of each task")
     parser.add_argument("--tests", type=int, default=10000, help="of each task")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     budgets = [0.15, 0.2, 0.25, 0.35, 0.5, 0.6, 0.75, 1.0, 1.5, 2.0]
+    add_comparison(parser, 500, budgets, 2.1)
+
+
+def add_comparison(
+    parser: argparse.ArgumentParser, examples: int, budgets: list[float], most: float
+) -> None:
+    """Adds the options of what is compared, with these defaults."""
+    parser.add_argument("--examples", type=int, default=examples, help="of each task")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--budgets", type=float, nargs="+", default=budgets)
-    parser.add_argument("--most", type=float, default=2.1, help="networks, of rivals")
+    parser.add_argument("--most", type=float, default=most, help="networks, of rivals")
     systems = {"nargs": "+", "metavar": "NAME", "help": "to measure, and no others"}
     parser.add_argument("--systems", **systems)
     folder = {"type": Path, "metavar": "FOLDER"}
@@ -83,6 +90,20 @@ def measure(args: argparse.Namespace, networks_of: Callable[[int], "Networks"]) 
     )
     result = results.save(args, name, what, rows)
     tables.show(tables.draw_frontier, result)
+
+
+def read_or_train(
+    folder: Path | None, name: str, model: keras.Model, train: Callable[[], float]
+) -> None:
+    """Reads a model's weights from a folder; or trains it, and writes them there."""
+    path = folder and folder / f"{name}.weights.h5"
+    if path and path.exists():
+        model.load_weights(path)
+        return
+    print(f"{name}: {train():.1%}", flush=True)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save_weights(path)
 
 
 def _compare(args: argparse.Namespace, seed: int, networks: "Networks") -> list[Row]:

@@ -12,6 +12,7 @@ Hugging Face, and `--texts` one with a folder of text files for each topic:
 """
 
 import argparse
+import functools
 import itertools
 import re
 from collections.abc import Callable
@@ -24,7 +25,6 @@ import keras_hub
 import numpy as np
 
 from _measure import frontier
-from _measure import results
 
 Words = list[str]
 # Changes a passage: a generator, the words, and those of another passage.
@@ -118,16 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--words", type=int, default=18, help="of a passage")
     parser.add_argument("--tests", type=int, default=400, help="of each task")
-    parser.add_argument("--examples", type=int, default=200, help="of each task")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    budgets = [0.25, 0.3, 0.35, 0.5, 0.75, 1.0]
-    parser.add_argument("--budgets", type=float, nargs="+", default=budgets)
-    parser.add_argument("--most", type=float, default=1.1, help="networks, of rivals")
-    systems = {"nargs": "+", "metavar": "NAME", "help": "to measure, and no others"}
-    parser.add_argument("--systems", **systems)
-    parser.add_argument("--folder", **folder, help="of trained networks")
-    parser.add_argument("--runs", **folder, help="of finished rows")
-    results.add_output(parser)
+    frontier.add_comparison(parser, 200, [0.25, 0.3, 0.35, 0.5, 0.75, 1.0], 1.1)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -146,15 +137,9 @@ def read_models(
     models, data, tests = [], [], []
     for name in itertools.islice(CHANGES, args.tasks):
         task = Task(name, passages, read, seed)
-        file = f"{seed}-{name.replace(' ', '-')}.weights.h5"
-        path, model = args.folder and args.folder / file, copy(base)
-        if path and path.exists():
-            model.load_weights(path)
-        else:
-            print(f"{name}: {fine_tune(model, task, args):.1%}")
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                model.save_weights(path)
+        model, file = copy(base), f"{seed}-{name.replace(' ', '-')}"
+        train = functools.partial(fine_tune, model, task, args)
+        frontier.read_or_train(args.folder, file, model, train)
         models.append(model)
         data.append(task.draw(args.examples, 0)[0])
         tests.append(task.draw(args.tests, 1))
