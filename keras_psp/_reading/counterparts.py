@@ -377,7 +377,7 @@ def _rows_of(layer):
             return [(layer.task_bias.bias, True)]
         return [] if layer.bias is None else [(layer.bias, False)]
     if not isinstance(layer, TaskBatchNormalization):
-        return [(weight, True) for weight in layer.task_weights]
+        return [(weight, True) for weight in layer.plain_weights]
     weights = [
         (layer.gamma if layer.scale else None, layer.affine_per_task),
         (layer.beta if layer.center else None, layer.affine_per_task),

@@ -126,6 +126,11 @@ class TaskRows(TaskLayer):
         """The weights that have a row for each task."""
         return [getattr(self, attribute) for attribute in self._rows]
 
+    @property
+    def plain_weights(self) -> list:
+        """What stands for the weights of Keras' layer, with a row for each task."""
+        return self.task_weights
+
     def add_tasks(self, n: int) -> Self:
         """Adds `n` tasks behind the present ones, which stay exactly as they are.
 

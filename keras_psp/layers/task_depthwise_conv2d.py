@@ -21,6 +21,8 @@ class TaskDepthwiseConv2D(TaskDepthwiseConv, keras.layers.DepthwiseConv2D):
     Args:
         kernel_size: Integer or pair of integers, the size of a filter.
         num_tasks: Positive integer, the number of tasks.
+        bits: Integer in [1, 8], how many bits the kernels' numbers are stored in, with
+            a scale for each filter; they are not trained then. Or `None`.
         **kwargs: `keras.layers.DepthwiseConv2D` arguments. Regularizers and constraints
             see one task's kernel at a time.
 

@@ -25,6 +25,7 @@ from keras_psp._reading.rows import kernel_rows
 from keras_psp.layers._superposed import Superposed
 from keras_psp.layers._superposed_attention import SuperposedAttention
 from keras_psp.layers._task_copies import TaskCopies
+from keras_psp.layers._task_depthwise_conv import TaskDepthwiseConv
 from keras_psp.layers._task_low_rank import FULL
 from keras_psp.layers._task_rows import TaskRows
 from keras_psp.models.task_model import TaskModel
@@ -46,6 +47,8 @@ from keras_psp.surgery.extract import build_plain
 
 BATCH_SIZE = 256
 RIDGE = 0.1
+# Of the numbers of depthwise kernels: each of a few tens counts for a whole channel.
+DEPTHWISE_BITS = 8
 
 
 def compress(walk: "Walk", budget: float) -> TaskModel:
@@ -68,8 +71,12 @@ def compress(walk: "Walk", budget: float) -> TaskModel:
     return model
 
 
-def is_compressed(layer: Superposed) -> bool:
-    """Whether a layer holds nothing but parts in few bits, as `compress()` makes it."""
+def is_compressed(layer: Any) -> bool:
+    """Whether a layer's kernels are in few bits, as `compress()` makes them."""
+    if isinstance(layer, TaskDepthwiseConv):
+        return layer.bits is not None
+    if not isinstance(layer, Superposed):
+        return False
     parts = [layer.base, *layer.own_kernels]
     return layer.context is None and all(
         part is None or part.bits is not None for part in parts
@@ -169,6 +176,11 @@ class Walk:
         self._with_base = with_base
         # Tells how kernels and inputs become rows, and has the plain model to probe.
         self._template, self._pairs = self._build(lambda layer: Form(base=8))
+        self._depthwise = {
+            id(layer): self._round_depthwise(layer, ours)
+            for layer, ours in self._pairs
+            if isinstance(ours, TaskDepthwiseConv)
+        }
         self._plain, copies = build_plain(self._template, 0, is_whole=True)
         self._copies = {id(layer): copy for layer, copy in copies}
         self._superposed = {id(layer): ours for layer, ours in self._pairs}
@@ -353,10 +365,18 @@ class Walk:
                 _set_biases(ours, self._biases.get(id(layer)))
                 if self._with_base:
                     set_new_rows(ours, layers[-1])
+                if isinstance(ours, TaskDepthwiseConv):
+                    ours.round_to_bits(DEPTHWISE_BITS)
             else:
                 copy_weights(layer, ours)
         round_embeddings(model)
         return model
+
+    def _round_depthwise(self, layer, ours):
+        """Returns the kernels that tasks will have, and lets the template hold them."""
+        set_task_weights(ours, self._same[id(layer)][: self.num_tasks])
+        ours.round_to_bits(DEPTHWISE_BITS)
+        return ours.kernels()
 
     def _build(self, form_of):
         def new_layer(layer):
@@ -463,6 +483,8 @@ class Walk:
                 continue
             copy = self._copies[id(ours)]
             copy.set_weights(self._same[id(layer)][task].get_weights())
+            if compressed and id(layer) in self._depthwise:
+                copy.kernel.assign(self._depthwise[id(layer)][task])
             if compressed and id(layer) in self._kernels:
                 rows = ops.convert_to_tensor(self._kernels[id(layer)][task])
                 copy.kernel.assign(ours.kernel_of_rows(rows))

@@ -284,8 +284,8 @@ def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
             f"of {model.name!r}"
         )
     for layer, plains in pairs:
-        if isinstance(layer, Superposed) and is_compressed(layer):
-            continue  # Its biases were fitted.
+        if is_compressed(layer):
+            continue  # Its biases were fitted, or its kernels rounded.
         if differs(layer, plains, own=True, tasks=tasks):
             which = "the last tasks" if names is None else "these tasks"
             raise ValueError(

@@ -116,6 +116,7 @@ def superpose(
     With `rank`, `core` or `bits`, the parts are those that they name, in all layers.
     With these or a `budget`, embeddings that are the same in all models are kept in 8
     bits, as Keras quantizes them; those that are computed in float16 stay as they are.
+    Each task's own depthwise kernels are kept in 8 bits too.
 
     Heads may have other numbers of outputs: the last `Dense` of each model, perhaps
     before a softmax. Each task's own head is kept as it is, or as the `budget` allows.

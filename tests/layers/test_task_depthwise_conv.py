@@ -8,6 +8,7 @@ from layer_checks import draw
 from layer_checks import functional
 from layer_checks import to_numpy
 
+import keras_psp
 from keras_psp.layers import TaskDepthwiseConv1D
 from keras_psp.layers import TaskDepthwiseConv2D
 
@@ -133,6 +134,52 @@ def test_files_keep_the_answers_and_grow(tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(again.predict(inputs, verbose=0), expected)
+
+
+@pytest.mark.parametrize("rank, bits", [(2, 8), (1, 3)])
+def test_kernels_in_few_bits(rank, bits, tmp_path):
+    x, task = draw(SHAPES[rank])
+    layer = make(rank, padding="valid", name="conv")
+    floats = to_numpy(layer.kernel)
+    model = functional(layer, x.shape)
+    layer.round_to_bits(bits)
+    step = np.expand_dims(to_numpy(layer.kernel_scale), tuple(range(1, 1 + rank)))
+    kernels = layer.kernels()
+    # A few large numbers may be clipped.
+    assert np.mean(np.abs(kernels - floats) <= 0.5001 * step) > 0.8
+    assert np.corrcoef(kernels.ravel(), floats.ravel())[0, 1] > 0.98
+    same = make(rank, padding="valid")
+    same.set_weights([kernels, to_numpy(layer.bias)])
+    expected = to_numpy(same(x, task))
+    inputs = {"image": x, "task": task}
+    for one in (model, keras.models.clone_model(model)):
+        one.set_weights(model.get_weights())
+        np.testing.assert_allclose(one.predict(inputs, verbose=0), expected, atol=1e-5)
+    model.add_tasks(2)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.predict(inputs, verbose=0), expected, atol=1e-5)
+    again.remove_task(1)
+    answers = again.predict({**inputs, "task": np.where(task == 1, 0, task)}, verbose=0)
+    is_other = task != 1
+    np.testing.assert_allclose(answers[is_other], expected[is_other], atol=1e-5)
+    plain = keras_psp.extract(again, 2)
+    np.testing.assert_array_equal(plain.layers[-1].get_weights()[0], kernels[2])
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize")
+def test_is_quantized_with_a_model_and_once():
+    image = keras.Input(SHAPES[2][1:])
+    model = keras.Model(image, layers.DepthwiseConv2D(3, name="conv")(image))
+    model = keras_psp.convert(model, NUM_TASKS)
+    model.quantize("int4")
+    layer = model.get_layer("conv")
+    assert layer.bits == 4 and "uint8" in str(layer.kernel.dtype)
+    with pytest.raises(NotImplementedError, match="cannot be quantized"):
+        layer.quantize("int4")
+    with pytest.raises(ValueError, match=r"integer in \[1, 8\]"):
+        make(bits=9)
 
 
 def test_bad_input():

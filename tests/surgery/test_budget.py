@@ -10,6 +10,7 @@ import keras_psp
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.plan import plan_models
 from keras_psp.layers import PSPDense
+from keras_psp.layers import TaskDepthwiseConv2D
 from keras_psp.surgery import _inputs
 from keras_psp.surgery._compressed import Walk
 from keras_psp.surgery._embeddings import round_embeddings
@@ -85,7 +86,7 @@ def differences(one, models, data):
     "build, budgets",
     [
         (dense, (0.4, 1.2)),
-        once(convolutional, (1.3, 3.0)),
+        once(convolutional, (1.0, 3.0)),
         once(attentive, (0.8, 3.0)),
     ],
 )
@@ -124,9 +125,11 @@ def test_is_never_worse_than_copies_in_as_many_bits():
     assert max(differences(one, models, data)) < 0.02
 
 
-@pytest.mark.parametrize("budget", [0.4, once(0.8)])
-def test_more_models_leave_the_present_tasks_as_they_are(budget):
-    base, models, data = fine_tuned(dense, 4)
+@pytest.mark.parametrize(
+    "build, budget", [(dense, 0.4), once(dense, 0.8), once(convolutional, 1.5)]
+)
+def test_more_models_leave_the_present_tasks_as_they_are(build, budget):
+    base, models, data = fine_tuned(build, 4)
     one = keras_psp.superpose(models[:3], base=base, data=data[:3], budget=budget)
     before = [each.copy() for each in answers(one, data[:3])]
     keras_psp.surgery.add_models(one, models[3:], data=data[3:])
@@ -140,9 +143,11 @@ def test_more_models_leave_the_present_tasks_as_they_are(budget):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("budget", [once(0.4), 0.8])
-def test_a_new_task_begins_as_the_base(budget, tmp_path):
-    base, models, data = fine_tuned(dense)
+@pytest.mark.parametrize(
+    "build, budget", [once(dense, 0.4), (dense, 0.8), once(convolutional, 2.0)]
+)
+def test_a_new_task_begins_as_the_base(build, budget, tmp_path):
+    base, models, data = fine_tuned(build)
     one = keras_psp.superpose(models, base=base, data=data, budget=budget)
     one.save(tmp_path / "one.keras")
     known = max(differences(one, models, data))
@@ -150,6 +155,20 @@ def test_a_new_task_begins_as_the_base(budget, tmp_path):
         model.add_tasks(1)
         new = differences(model, [*models, base], [*data, data[0]])[-1]
         assert new < max(0.02, 3 * known)
+
+
+@pytest.mark.once
+def test_depthwise_kernels_are_in_8_bits():
+    base, models, data = fine_tuned(convolutional, 4)
+    one = keras_psp.superpose(models[:3], base=base, data=data[:3], budget=2.0)
+    (layer,) = (x for x in one.layers if isinstance(x, TaskDepthwiseConv2D))
+    codes = layer.get_codes()
+    keras_psp.surgery.add_models(one, models[3:], data=data[3:])
+    own = np.stack([model.layers[3].get_weights()[0] for model in models])
+    most = np.abs(own).max(axis=(1, 2), keepdims=True)
+    assert np.all(np.abs(layer.kernels() - own) <= most / 100)
+    for name, value in layer.get_codes().items():
+        np.testing.assert_array_equal(value[:3], codes[name])
 
 
 @pytest.mark.once

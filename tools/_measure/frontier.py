@@ -4,7 +4,8 @@ A network learns upright digits. Each of K copies is trained on with the digits 
 by another angle of half a circle, as in `merge`. All are kept by
 `keras_psp.superpose(budget=)`, by the same without some of its parts, and by all that
 `_measure/rivals.py` holds. Everyone has the same unlabelled examples. Every task keeps
-its own biases and normalizations. The floor is the base with each task's own head.
+its own biases and normalizations, and its depthwise kernels in 8 bits. The floor is the
+base with each task's own head.
 
 Trained networks are kept in `--folder` and read again, and finished rows
 in `--runs`. MNIST is read from `TFDS_DATA_DIR`.
@@ -231,7 +232,7 @@ class Networks:
             graphs, *plan_models(graphs, in_parts=True), True, examples, RIDGE
         )
         self._bytes = 4 * base.count_params()
-        # As long as nothing is kept, they are the networks' own.
+        self._is_own = True
         self._own_examples = self._answer_examples()
         self._own = [self._answer(k) for k in range(self.num_tasks)]
         self._labels = [tests(k)[1] for k in range(self.num_tasks)]
@@ -239,17 +240,17 @@ class Networks:
         self.layers = [
             Layer(self._walk, leaf) for group in self._walk.groups for leaf in group
         ]
-        floor(self)
+        self.keep_as(floor)
         self._floor = self._accuracy([self._answer(k) for k in range(self.num_tasks)])
 
     def keep_all(self) -> float:
         """Keeps all networks as they are."""
-        for layer in self.layers:
-            layer.keep(layer.kernels)
+        self._is_own = True
         return float(self.num_tasks)
 
     def keep_as(self, keep: Callable[["Networks"], float]) -> float:
         """Keeps them as a rival does."""
+        self._is_own = False
         return (keep(self) / 8 + self._walk.count_other_bytes()) / self._bytes
 
     def superpose(self, budget: float, without: Sequence[str] = ()) -> float | None:
@@ -257,6 +258,7 @@ class Networks:
 
         Returns `None` if the budget is too small.
         """
+        self._is_own = False
         menus = [_best_without(each, without) for each in self._choices]
         one = self._walk.fit_within(menus, self._bytes * budget)
         return one and diagnostics.memory(one).total / self._bytes
@@ -286,15 +288,19 @@ class Networks:
         return np.mean(np.equal(answers, self._labels))
 
     def _answer(self, task):
-        inputs, plain = self._tests(task)[0], self._walk.plain(task)
+        inputs, plain = self._tests(task)[0], self._plain(task)
         size = 256 if isinstance(inputs, dict) else BATCH_SIZE
         return plain.predict(inputs, batch_size=size, verbose=0).argmax(-1)
 
     def _answer_examples(self):
         return [
-            self._walk.plain(k).predict_on_batch(x).argmax(-1)
+            self._plain(k).predict_on_batch(x).argmax(-1)
             for k, x in enumerate(self._data)
         ]
+
+    def _plain(self, task):
+        """Returns a task's own network, or as it is kept."""
+        return self._walk.own(task) if self._is_own else self._walk.plain(task)
 
 
 class Layer:
