@@ -155,6 +155,15 @@ def test_kernels_in_few_bits(rank, bits, tmp_path):
     for one in (model, keras.models.clone_model(model)):
         one.set_weights(model.get_weights())
         np.testing.assert_allclose(one.predict(inputs, verbose=0), expected, atol=1e-5)
+    codes, new = layer.get_codes(), kernels.copy()
+    new[3] *= 2
+    (bank, *_) = layer.plain_weights
+    bank.assign(new)
+    np.testing.assert_allclose(layer.kernels(), new, atol=1e-6)
+    others = np.arange(NUM_TASKS) != 3
+    for name, value in layer.get_codes().items():
+        np.testing.assert_array_equal(value[others], codes[name][others])
+    layer.assign_codes(**codes)
     model.add_tasks(2)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")

@@ -169,6 +169,11 @@ def test_depthwise_kernels_are_in_8_bits():
     assert np.all(np.abs(layer.kernels() - own) <= most / 100)
     for name, value in layer.get_codes().items():
         np.testing.assert_array_equal(value[:3], codes[name])
+    # What is fitted behind them sees them as they are kept.
+    graphs = [Graph(model) for model in (*models, base)]
+    walk = Walk(graphs, *plan_models(graphs, in_parts=True), True, None, None)
+    kernel = walk.plain(1).layers[3].get_weights()[0]
+    np.testing.assert_array_equal(kernel, layer.kernels()[1])
 
 
 @pytest.mark.once
