@@ -104,34 +104,64 @@ def plan_models(
         ValueError: A layer in which they differ cannot have a copy for each task, or is
             a head of other widths that cannot be cut.
     """
+    whole = list(whole)
     alike = alike_layers(graphs, whole)
     # What a block holds itself is used by its code: then all inside is copied with it.
-    differ = [
+    whole += [
         layers[0]
         for layers in alike
         if is_block(layers[0]) and not all_equal(layers) and can_copy(layers[0])
     ]
-    if differ:
-        alike = alike_layers(graphs, [*whole, *differ])
-    calls = calls_inside(graphs[0], [layers[0] for layers in alike])
-    chosen, copied = [], []
-    for layers in alike:
-        first = layers[0]
-        if can_convert(first, in_parts) and is_safe(first, calls):
-            chosen.append(first)
-        elif heads is not None and id(first) in heads.units:
-            raise ValueError(
-                "Models may differ in the width of a head that is used by calling it "
-                f"alone. Received: {first.name!r}, whose weights are used otherwise"
-            )
-        elif not all_equal(layers):
-            if not (can_copy(first) and is_safe(first, calls)):
+    while True:
+        alike = alike_layers(graphs, whole)
+        calls = calls_inside(graphs[0], [layers[0] for layers in alike])
+        chosen: list[Any] = []
+        copied: list[Any] = []
+        stuck: list[Any] = []
+        for layers in alike:
+            first = layers[0]
+            if can_convert(first, in_parts) and is_safe(first, calls):
+                chosen.append(first)
+            elif heads is not None and id(first) in heads.units:
                 raise ValueError(
-                    f"A {type(first).__name__} has no counterpart that keeps weights "
-                    f"for each task. Received: models whose {first.name!r} differ"
+                    "Models may differ in the width of a head that is used by calling "
+                    f"it alone. Received: {first.name!r}, whose weights are used "
+                    "otherwise"
                 )
-            copied.append(first)
-    return Plan.of(chosen, copied, calls, heads), alike
+            elif not all_equal(layers, whole=first in whole):
+                if not can_copy(first):
+                    raise ValueError(
+                        f"A {type(first).__name__} has no counterpart that keeps "
+                        "weights for each task. Received: models whose "
+                        f"{first.name!r} differ"
+                    )
+                (copied if is_safe(first, calls) else stuck).append(first)
+        if not stuck:
+            return Plan.of(chosen, copied, calls, heads), alike
+        # Its weights are used in the block around it: then this is copied as a whole.
+        whole = [each for each in whole if each not in stuck]
+        whole += [_block_around(graphs[0], layer) for layer in stuck]
+
+
+def _block_around(read, layer):
+    """Returns the smallest block around a layer that each task can have a copy of.
+
+    Raises:
+        ValueError: There is none.
+    """
+    blocks = [
+        block
+        for each in read.layers
+        for block in (each, *layers_within(each))
+        if can_copy(block) and any(layer is held for held in layers_within(block))
+    ]
+    if not blocks:
+        raise ValueError(
+            f"Tasks cannot have a copy each of a {type(layer).__name__} whose weights, "
+            "or those of a layer inside it, are used elsewhere too, or without calling "
+            f"it. Received: models whose {layer.name!r} differ"
+        )
+    return min(blocks, key=lambda block: len(layers_within(block)))
 
 
 def same_leaves(alike: Iterable[tuple]) -> dict[int, tuple]:

@@ -73,9 +73,14 @@ def check_same_architecture(graphs: Sequence[Any]) -> None:
             )
 
 
-def all_equal(layers: Sequence[keras.layers.Layer]) -> bool:
-    """Returns whether layers, of one architecture, hold equal weights."""
-    weights = [weights_of(layer) for layer in layers]
+def all_equal(layers: Sequence[keras.layers.Layer], whole: bool = False) -> bool:
+    """Returns whether layers, of one architecture, hold equal weights.
+
+    Args:
+        layers: List of layers that stand for one another.
+        whole: Whether those of the layers inside them count too.
+    """
+    weights = [layer.weights if whole else weights_of(layer) for layer in layers]
     to_numpy = ops.convert_to_numpy
     return all(
         np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True)

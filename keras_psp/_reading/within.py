@@ -61,10 +61,11 @@ def _holders_within(
     block: keras.layers.Layer, whole: Callable[[keras.layers.Layer], bool]
 ) -> Iterator[keras.layers.Layer]:
     """Yields the layers that hold the weights of a block, that itself among them."""
-    if own_weights(block):
+    is_whole = whole(block)
+    if is_whole or own_weights(block):
         yield block
-        if whole(block):
-            return
+    if is_whole:
+        return
     for layer in children(block):
         if is_block(layer):  # Attention too: it is called in ways of Keras' own.
             yield from _holders_within(layer, whole)

@@ -332,7 +332,10 @@ def _pair(model, models):
     for layer, copy in pairs:
         if id(copy) in found_heads.units:
             heads.append((layer, found_heads.units[id(copy)][1:]))
-        if id(copy) not in same or not weights_of(copy):
+        is_held = bool(
+            copy.weights if isinstance(layer, TaskCopies) else weights_of(copy)
+        )
+        if id(copy) not in same or not is_held:
             continue
         plains = same[id(copy)][1:]
         if isinstance(layer, PSPComplexDense):

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
+from keras_psp._core.private import own_weights
 from keras_psp._core.task_index import check_num_tasks
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
@@ -193,14 +194,18 @@ def _find_holders(read, copy):
     A block with weights of its own is one of them with all inside it, if it is to be
     copied and nothing inside it is used elsewhere.
     """
-    layers = holders(read.layers, can_copy if copy else lambda block: False)
+    unsafe = set()
+
+    def is_whole(block):
+        to_copy = copy and bool(own_weights(block)) and can_copy(block)
+        return to_copy and id(block) not in unsafe
+
+    layers = holders(read.layers, is_whole)
     calls = calls_inside(read, layers)
     blocks = filter(is_block, layers)
-    unsafe = {id(block) for block in blocks if not is_safe(block, calls)}
+    unsafe.update(id(block) for block in blocks if not is_safe(block, calls))
     if copy and unsafe:
-        layers = holders(
-            read.layers, lambda block: can_copy(block) and id(block) not in unsafe
-        )
+        layers = holders(read.layers, is_whole)
         calls = calls_inside(read, layers)
     return layers, calls
 

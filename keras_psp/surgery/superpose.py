@@ -186,7 +186,8 @@ def superpose(
             no example or are not finite; a model is not built, or differs in a layer, a
             function, a constant or in how a layer is called; the ridge is 0 and the
             data do not show all inputs of a layer; a layer that gathers statistics has
-            no counterpart here and other weights in each; a layer is quantized; the
+            no counterpart here and other weights in each; they differ in a layer that
+            cannot be copied, for others use its weights; a layer is quantized; the
             `budget` is too small, which names the least, or is given with `rank`,
             `core` or `bits`; `rank` or `core` is too large for all layers; `bits` is
             not in [1, 8]; a kernel is not finite. Where parts are in few bits: the
@@ -220,7 +221,7 @@ def superpose(
     has_form = not (rank is None and core is None and bits is None)
     in_few_bits = has_form or budget is not None
     plan, alike = plan_models(graphs, heads=heads, in_parts=in_few_bits)
-    if not plan.chosen:
+    if not plan.chosen and not plan.copied:
         raise ValueError(
             "`models` must have a layer that can be superposed. "
             f"Received: {graphs[0].name!r}, which has none"

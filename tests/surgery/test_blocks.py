@@ -479,13 +479,57 @@ def test_models_of_other_architectures_are_refused():
         keras_psp.superpose([base, other])
 
 
+def test_models_that_differ_in_a_layer_read_without_a_call_have_its_block_each(
+    tmp_path,
+):
+    base, x = odd_block()
+    draw_weights(base)
+    models, own = tune(base, x, NUM_TASKS)
+    one = keras_psp.superpose(models[:2], base=base, rank=9, bits=32)
+    keras_psp.surgery.add_models(one, models[2:])
+    one.save(tmp_path / "one.keras")
+    read = keras.models.load_model(tmp_path / "one.keras")
+    mixed = ask(read, x, TASKS)
+    for k, y in enumerate(own):
+        np.testing.assert_allclose(mixed[TASKS == k], y[TASKS == k], atol=1e-5)
+    plain = keras_psp.extract(read, 1)
+    np.testing.assert_allclose(plain.predict(x, verbose=0), own[1], atol=1e-5)
+
+
+@pytest.mark.once
+def test_models_of_nothing_but_layers_without_a_counterpart_are_kept():
+    base = keras.Sequential([keras.Input((4,), name="x"), OwnDense(2)])
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    models, own = tune(base, x, 2)
+    one = keras_psp.superpose(models)
+    for k, y in enumerate(own):
+        np.testing.assert_allclose(ask(one, x, k), y, atol=1e-6)
+    with pytest.raises(ValueError, match="must have a kernel"):
+        keras_psp.superpose(models, base=base, budget=1.0)
+    still = keras.Sequential([keras.Input((4,), name="x"), layers.ReLU()])
+    with pytest.raises(ValueError, match="must have a layer that can be superposed"):
+        keras_psp.superpose([still, still])
+
+
+@pytest.mark.once
+def test_models_that_differ_in_a_block_that_is_tied_to_another_are_refused():
+    def build(seed):
+        tokens = keras_hub.layers.ReversibleEmbedding(11, 4, name="tokens")
+        x = keras.Input((4,), dtype="int32", name="x")
+        y = layers.Dense(4, name="dense")(tokens(x))
+        given = keras.ops.zeros_like(x[:, :2])
+        head = keras_hub.layers.MaskedLMHead(token_embedding=tokens, name="head")
+        return draw_weights(keras.Model(x, head(y, given)), seed)
+
+    with pytest.raises(ValueError, match="used elsewhere too.*whose 'head' differ"):
+        keras_psp.superpose([build(1), build(2)])
+
+
 @pytest.mark.once
 def test_models_are_kept_whose_blocks_use_layers_in_odd_ways():
     base, x = odd_block()
     draw_weights(base)
     models, _ = tune(base, x, NUM_TASKS)
-    with pytest.raises(ValueError, match="whose 'read' differ"):
-        keras_psp.superpose(models)
     for model in models:
         model.get_layer("block").read.set_weights(
             base.get_layer("block").read.get_weights()
