@@ -50,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("part", nargs="?", choices=_PARTS, default="layers")
     parser.add_argument("--families", nargs="+", metavar="FAMILY", default=FAMILIES)
     parser.add_argument("--rounds", type=int, default=10)
+    clock = "count this process' CPU time, where other work runs beside"
+    parser.add_argument("--cpu-time", action="store_true", help=clock)
+    few = "leave out adapters, frozen embeddings and mixed batches of `bert`"
+    parser.add_argument("--few", action="store_true", help=few)
     parser.add_argument("--units", type=int, default=1024)
     parser.add_argument("--inputs", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=256)
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _time_layers(args: argparse.Namespace) -> tuple[str, list[Row]]:
     shape = (args.batch_size, args.inputs, args.units, args.layers)
-    rows = _compare_layers(args.families, *shape, args.rounds)
+    rows = _compare_layers(args.families, *shape, args.rounds, args.cpu_time)
     return "a stack of Dense layers with ReLU, SGD, mean squared error", rows
 
 
@@ -81,7 +85,8 @@ def _time_widths(args: argparse.Namespace) -> tuple[str, list[Row]]:
     rows = []
     for width in args.widths:
         shape = (args.batch_size, width, width, args.layers)
-        timed = _compare_layers(("rotation", "fast_rotation"), *shape, args.rounds)
+        rotations = ("rotation", "fast_rotation")
+        timed = _compare_layers(rotations, *shape, args.rounds, args.cpu_time)
         rows += [{"width": width, **row} for row in timed]
     return "a stack of layers at several widths, inputs = units", rows
 
@@ -104,7 +109,9 @@ def _time_network(args: argparse.Namespace) -> tuple[str, list[Row]]:
     calls = make_calls(
         models, *_draw_batch(config.batch_size, 784), ["training"], ["one"]
     )
-    return "a training step of 784 -> 3 x 256 -> 10", time_calls(calls, args.rounds)
+    return "a training step of 784 -> 3 x 256 -> 10", time_calls(
+        calls, args.rounds, cpu_time=args.cpu_time
+    )
 
 
 def _time_resnet(args: argparse.Namespace) -> tuple[str, list[Row]]:
@@ -120,7 +127,9 @@ def _time_resnet(args: argparse.Namespace) -> tuple[str, list[Row]]:
     for model in models.values():
         model.compile(keras.optimizers.SGD(), _loss())
     calls = make_calls(models, *_draw_batch(64, 32, 32, 3))
-    return "resnet18 on 64 images of 32x32, SGD", time_calls(calls, args.rounds)
+    return "resnet18 on 64 images of 32x32, SGD", time_calls(
+        calls, args.rounds, cpu_time=args.cpu_time
+    )
 
 
 def _time_bert(args: argparse.Namespace) -> tuple[str, list[Row]]:
@@ -145,16 +154,19 @@ def _time_bert(args: argparse.Namespace) -> tuple[str, list[Row]]:
     models = {
         "plain": keras.Model({"image": image, "task": task}, logits),
         "converted": convert(shared="copy"),
-        "embeddings shared": convert(shared="freeze"),
-        "adapters": convert(context=None, rank=8),
     }
+    if not args.few:
+        models["embeddings shared"] = convert(shared="freeze")
+        models["adapters"] = convert(context=None, rank=8)
     for model in models.values():
         model.compile(keras.optimizers.SGD(), _loss())
     _, labels = _draw_batch(16)
     words_drawn = np.random.default_rng(SEED).integers(words, size=(16, length))
-    calls = make_calls(models, words_drawn.astype("int32"), labels)
+    given = words_drawn.astype("int32")
+    arrangements = ("one",) if args.few else ("one", "mixed")
+    calls = make_calls(models, given, labels, arrangements=arrangements)
     what = "BertBackbone of 4 layers of 256, on 16 texts of 64 words, SGD"
-    return what, time_calls(calls, args.rounds)
+    return what, time_calls(calls, args.rounds, cpu_time=args.cpu_time)
 
 
 def _time_serving(args: argparse.Namespace) -> tuple[str, list[Row]]:
@@ -195,7 +207,7 @@ def _time_serving(args: argparse.Namespace) -> tuple[str, list[Row]]:
         keyed = {(name, "forward", "mixed"): call for name, call in calls.items()}
         rows += [
             {"network": kind, **row, "bytes": sizes.get(row["name"])}
-            for row in time_calls(keyed, args.rounds)
+            for row in time_calls(keyed, args.rounds, cpu_time=args.cpu_time)
         ]
     return "predict_on_batch of eight models in turn (plain), and of one for all", rows
 
@@ -221,7 +233,8 @@ def _time_consolidation(args: argparse.Namespace) -> tuple[str, list[Row]]:
         models, *_draw_batch(config.batch_size, 784), ["training"], ["one"]
     )
     # As many steps at a time as there are between two of Gram's that take longer.
-    rows = time_calls(calls, args.rounds, models["gram"].optimizer.every)
+    every = models["gram"].optimizer.every
+    rows = time_calls(calls, args.rounds, every, args.cpu_time)
     return "a training step of 784 -> 3 x 256 -> 10, plain: no consolidation", rows
 
 
@@ -258,6 +271,7 @@ def _compare_layers(
     units: int,
     layers: int,
     rounds: int,
+    cpu_time: bool,
 ) -> list[Row]:
     def build(family: str) -> keras.Model:
         x = image = keras.Input((inputs,), name="image")
@@ -277,7 +291,7 @@ def _compare_layers(
     rng = np.random.default_rng(SEED)
     x = rng.normal(size=(batch_size, inputs)).astype("float32")
     y = rng.normal(size=(batch_size, units)).astype("float32")
-    return time_calls(make_calls(models, x, y), rounds)
+    return time_calls(make_calls(models, x, y), rounds, cpu_time=cpu_time)
 
 
 def make_calls(
@@ -343,29 +357,40 @@ def _functions(
     return {"forward": forward, "training": training}
 
 
-def time_calls(calls: Calls, rounds: int, multiple: int = 1) -> list[Row]:
-    """Times all calls in turn and returns a row for each, with its ratio to plain."""
+def time_calls(
+    calls: Calls, rounds: int, multiple: int = 1, cpu_time: bool = False
+) -> list[Row]:
+    """Times all calls in turn and returns a row for each, with its ratio to plain.
+
+    Args:
+        calls: What to time.
+        rounds: How often.
+        multiple: Of this, the number of calls at a time is a multiple.
+        cpu_time: Whether to count what this process alone has of the processors, all
+            its threads together.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
     # A time is of a tenth of a second's calls, but of at least three.
     repeats = {}
     for key, call in calls.items():
-        _milliseconds(call, 1)
-        number = max(3, round(100 / _milliseconds(call, 1)))
+        _milliseconds(call, 1, clock)
+        number = max(3, round(100 / _milliseconds(call, 1, clock)))
         repeats[key] = multiple * math.ceil(number / multiple)
     times = {key: [] for key in calls}
     order = random.Random(SEED)
     for _ in range(rounds):
         for key in order.sample(list(calls), len(calls)):
-            times[key].append(_milliseconds(calls[key], repeats[key]))
+            times[key].append(_milliseconds(calls[key], repeats[key], clock))
     return [_row(key, repeats[key], times) for key in calls]
 
 
-def _milliseconds(call: Callable[[], Any], repeats: int) -> float:
+def _milliseconds(call, repeats, clock):
     _wait(call())  # Brings this model's weights back into the caches.
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         outputs = call()
     _wait(outputs)
-    return 1000 * (time.perf_counter() - start) / repeats
+    return 1000 * (clock() - start) / repeats
 
 
 def _wait(outputs: Any) -> None:

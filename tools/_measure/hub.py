@@ -239,6 +239,8 @@ def _train(model, x):
         ).astype("float32"),
         before,
     )
+    if type(model).compute_loss is not keras.Model.compute_loss:
+        y = x  # A loss of its own: an autoencoder's.
     loss: Any = "mse"
     if not all(map(_has_batch, keras.tree.flatten(before))):  # Losses, for example.
         loss = {key: "mse" for key, each in before.items() if _has_batch(each)}
@@ -251,16 +253,22 @@ def _train(model, x):
 
 
 def _differ_mixed(model, x, tasks, alone):
-    """How far a batch of several tasks is from what each of them answers alone."""
-    mixed = keras.tree.map_structure(
-        lambda *each: (
-            np.stack([each[k][i] for i, k in enumerate(tasks)])
-            if _has_batch(each[0])
-            else each[0]
-        ),
-        *alone,
-    )
+    """How far a batch of several tasks is from what each of them answers alone.
+
+    Outputs without an entry for each example, if they are not the same for all tasks,
+    are not compared: they tell of the whole batch.
+    """
     found = _ask(model, x, tasks)
+
+    def mix(given, *each):
+        if len(tasks) not in np.shape(given):
+            is_same = all(np.array_equal(each[0], other) for other in each)
+            return each[0] if is_same else given
+        axis = np.shape(given).index(len(tasks))
+        rows = [each[k].take(i, axis) for i, k in enumerate(tasks)]
+        return np.stack(rows, axis)
+
+    mixed = keras.tree.map_structure(mix, found, *alone)
     for key in _OF_PAIRS & set(mixed if isinstance(mixed, dict) else ()):
         same = tasks[:, np.newaxis] == tasks
         mixed[key] = np.where(same, mixed[key], found[key])

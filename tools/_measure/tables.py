@@ -251,6 +251,18 @@ def draw_cost(result: Result) -> Cells:
     return ["", *columns], rows
 
 
+def draw_cost_each(*results: Result) -> Cells:
+    """Times relative to the plain network's, by backend."""
+    titles = ["", *(BACKENDS[r["environment"]["backend"]] for r in results)]
+    lines: dict[str, list[str]] = {}
+    for result in results:
+        for row in result["rows"]:
+            if row["name"] != "plain":
+                label = f"{row['name']}: {row['kind']}, {row['arrangement']} task"
+                lines.setdefault(label, []).append(f"{row['ratio']:.2f}")
+    return titles, [[label, *line] for label, line in lines.items()]
+
+
 def draw_per_second(result: Result) -> Cells:
     """Examples or tokens a second, and their ratio to the plain network's."""
     columns: dict[str, None] = {}
@@ -406,24 +418,43 @@ _HUB_CHECKS = {
 def draw_hub(result: Result) -> Cells:
     """What holds for each model, and how much of it is superposed or per task."""
 
-    def mark(row: Row, name: str) -> str:
-        keys, most = _HUB_CHECKS[name]
-        if name == "export" and "plain export" in row:
-            return "not Keras'"
-        if any(key not in row for key in keys):
-            return "—"
-        return "yes" if max(row[key] for key in keys) <= most else "no"
-
     def percent(row: Row, key: str) -> str:
         return f"{100 * row[key]:.1f}" if key in row else "—"
 
     rows = [
         [row["model"], percent(row, "warn"), percent(row, "copy")]
-        + [mark(row, name) for name in _HUB_CHECKS]
+        + [_check_hub(row, name) for name in _HUB_CHECKS]
         + [row.get("error", "").split(":")[0]]
         for row in result["rows"]
     ]
     return ["model", "warn %", "copy %", *_HUB_CHECKS, "fails at"], rows
+
+
+def draw_hub_sample(*results: Result) -> Cells:
+    """What does not hold, or was not measured, for some models by backend."""
+    lines: dict[str, dict[str, str]] = {}
+    for result in results:
+        for row in result["rows"]:
+            marks = {name: _check_hub(row, name) for name in _HUB_CHECKS}
+            without = [f"{k}: {mark}" for k, mark in marks.items() if mark != "yes"]
+            text = ", ".join(without) or "all hold"
+            lines.setdefault(row["model"], {})[result["environment"]["backend"]] = text
+    backends = [result["environment"]["backend"] for result in results]
+    rows = [
+        [model, *(line.get(backend, "—") for backend in backends)]
+        for model, line in lines.items()
+    ]
+    return ["model", *(BACKENDS[backend] for backend in backends)], rows
+
+
+def _check_hub(row: Row, name: str) -> str:
+    """Whether one of the checks holds for a row."""
+    keys, most = _HUB_CHECKS[name]
+    if name == "export" and "plain export" in row:
+        return "not Keras'"
+    if any(key not in row for key in keys):
+        return "—"
+    return "yes" if max(row[key] for key in keys) <= most else "no"
 
 
 def draw_adapters(result: Result) -> Cells:
@@ -838,9 +869,13 @@ TABLES = {
     "merge-all": Table(_SURGERY, draw_merge, _MERGE),
     "merge-sizes": Table(_SURGERY, draw_merge_sizes, ("merge-sizes",)),
     "cost-serving": Table(_SURGERY, draw_throughput, _each("cost-serving")),
+    "cost-bert": Table(
+        _SURGERY, draw_cost_each, ("cost-bert-tensorflow", "cost-bert-torch")
+    ),
     "infer": Table(_SURGERY, draw_infer, ("infer-jax",)),
     "adapters": Table(_SURGERY, draw_adapters, ("adapters-jax",)),
     "hub": Table(_SURGERY, draw_hub, ("hub-torch",)),
+    "hub-sample": Table(_SURGERY, draw_hub_sample, ("hub-jax",)),
     "stack": Table(_SURGERY, draw_stack, _each("stack")),
     "stack-curve": Table(_SURGERY, draw_stack_curve, ("stack-curve-jax",)),
     "machines": Table(_SURGERY, draw_machines, ("machines-jax",)),
