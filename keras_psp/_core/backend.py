@@ -194,6 +194,14 @@ def multiplies_depthwise():
     return jax and sys.modules["jax"].default_backend() == "cpu"
 
 
+def multiplies_pointwise():
+    """Whether one product with a kernel for each example is faster than a map of them.
+
+    For convolutions of one place. XLA also compiles it faster, as it has no loop.
+    """
+    return keras.backend.backend() == "jax"
+
+
 def is_worth_mapping(inputs):
     """Whether `map_examples()` may be faster than what computes for all at once.
 
@@ -244,7 +252,7 @@ def take_rows(bank, index):
 
     Args:
         bank: Tensor or variable of shape `(num_tasks, ...)`.
-        index: Integer, or int32 tensor of shape `(...)`.
+        index: Integer, or int32 tensor of shape `(...)`, in `[0, num_tasks)`.
 
     Returns:
         Tensor of the shape of `index`, followed by that of a row.
@@ -255,7 +263,33 @@ def take_rows(bank, index):
         bank = ops.reshape(bank, bank.shape)
     if keras.backend.backend() == "torch" and isinstance(index, int):
         return ops.convert_to_tensor(bank)[index]  # Without Keras' checks, a view.
+    if keras.backend.backend() == "jax":
+        # Keras' own also takes negative numbers, and fills in what is outside. XLA
+        # needs twice as long to compile that.
+        bank = ops.convert_to_tensor(bank)
+        return sys.modules["jax"].numpy.take(bank, index, axis=0, mode="clip")
     return ops.take(bank, index, axis=0)
+
+
+def take_rows_of(banks, index):
+    """Returns the same rows of several banks of one shape, a list.
+
+    JAX takes them together, for XLA compiles each look-up and each gradient of one; but
+    not if there are more tasks than examples, where the banks are large.
+
+    Args:
+        banks: Tensors or variables of shape `(num_tasks, ...)` and of one dtype.
+        index: Integer, or int32 tensor of shape `()` or `(n,)`, in `[0, num_tasks)`.
+    """
+    shape = getattr(index, "shape", ())
+    if (
+        keras.backend.backend() == "jax"
+        and len(shape) == 1
+        and isinstance(shape[0], int)  # Or a symbol, in an export.
+        and shape[0] >= banks[0].shape[0]
+    ):
+        return ops.unstack(take_rows(ops.stack(banks, axis=1), index), axis=1)
+    return [take_rows(bank, index) for bank in banks]
 
 
 def gather_last(inputs, order):

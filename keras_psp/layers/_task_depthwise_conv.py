@@ -76,8 +76,6 @@ class TaskDepthwiseConv(TaskRows, FewBits):
         banks = self._banks()
 
         def one(task):
-            if multiplies_depthwise():
-                return product(task)
             return depthwise_convolve(
                 inputs,
                 self._kernels(*banks, task.index),
@@ -101,7 +99,10 @@ class TaskDepthwiseConv(TaskRows, FewBits):
             shape = (*ops.shape(outputs)[:-2], channels * multiplier)
             return ops.moveaxis(ops.reshape(outputs, shape), -1, self._channel_axis)
 
-        outputs = task.branch(one, lambda: product(task))
+        if multiplies_depthwise():
+            outputs = product(task)  # Of one task and of several: one program, not two.
+        else:
+            outputs = task.branch(one, lambda: product(task))
         if self.bias is not None:
             rows = task.rows(self.bias, outputs, self._channel_axis)
             outputs = ops.add(outputs, rows)

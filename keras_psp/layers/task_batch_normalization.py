@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_psp._core.backend import take_rows
+from keras_psp._core.backend import take_rows_of
 from keras_psp._core.distribution import sum_over_replicas
 from keras_psp._core.task import Task
 from keras_psp.layers._task_rows import TaskRows
@@ -146,13 +147,21 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
                 known = counts if known is None else ops.logical_and(known, counts)
             parsed = task if task.in_blocks else Task.of_index(index, self.num_tasks)
             means, variances = self._update(x, parsed, known, mask, means, variances)
-        mean, variance = (take_rows(rows, index) for rows in (means, variances))
+        affine = [
+            ops.cast(getattr(self, name), x.dtype)
+            for name, wanted in (("gamma", self.scale), ("beta", self.center))
+            if wanted
+        ]
+        if self.affine_per_task:
+            mean, variance, *affine = take_rows_of([means, variances, *affine], index)
+        else:
+            mean, variance = take_rows_of([means, variances], index)
         scale = ops.rsqrt(variance + self.epsilon)
         if self.scale:
-            scale = scale * self._affine(self.gamma, index, x.dtype)
+            scale = scale * affine[0]
         offset = -mean * scale
         if self.center:
-            offset = offset + self._affine(self.beta, index, x.dtype)
+            offset = offset + affine[-1]
         shape = [1] * len(x.shape)
         shape[self.axis] = x.shape[self.axis]
         if len(scale.shape) == 2:
@@ -165,10 +174,6 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
 
     def _add_shared(self, name, *args, **kwargs):
         setattr(self, name, self.add_weight(*args, name=name, **kwargs))
-
-    def _affine(self, weight, index, dtype):
-        weight = ops.cast(weight, dtype)
-        return take_rows(weight, index) if self.affine_per_task else weight
 
     def _update(self, x, task, known, mask, means, variances):
         """Updates the running statistics, and returns those to normalize with."""
@@ -186,9 +191,10 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
             total = task.sum_by_task(values)
             return sum_over_replicas(total) if self.synchronized else total
 
-        total = sum_by_task(count)
+        sums = sum_by_task(ops.concatenate([count, count * mean], axis=1))
+        total = sums[:, :1]
         divisor = ops.maximum(total, 1.0)
-        task_mean = sum_by_task(count * mean) / divisor
+        task_mean = sums[:, 1:] / divisor
         # The variance within the examples, and that of their means.
         apart = ops.square(mean - take_rows(task_mean, task.index))
         task_variance = sum_by_task(count * (variance + apart)) / divisor

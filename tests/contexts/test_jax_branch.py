@@ -3,6 +3,10 @@ import pytest
 from conftest import BACKEND
 from keras import ops
 
+from keras_psp.layers import PSPConv2D
+from keras_psp.layers import TaskBatchNormalization
+from keras_psp.layers import TaskDepthwiseConv2D
+
 pytestmark = pytest.mark.skipif(BACKEND != "jax", reason="which alone has them")
 
 
@@ -64,3 +68,25 @@ def test_a_branch_has_the_gradients_of_what_was_taken():
     each = jax.vmap(jax.grad(loss), in_axes=(0, None, 0))
     found = each(x, np.float32(2), np.array([True, False, True]))
     np.testing.assert_allclose(found, [4, np.cos(1), 4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "layer, expected",
+    [
+        (TaskBatchNormalization(3, affine_per_task=True), [1, 0, 0]),
+        (TaskDepthwiseConv2D(3, num_tasks=3), [2, 0, 0]),
+        (PSPConv2D(4, 1, num_tasks=3, base=True), [3, 1, 0]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_how_much_a_first_call_compiles(layer, expected):
+    """Look-ups, branches and loops take the compiler longest."""
+    import jax
+
+    x, task = np.ones((4, 6, 6, 2), "float32"), np.array([0, 2, 1, 1], "int32")
+    layer(x, task)
+    traced = jax.jit(lambda x, task: layer(x, task)).trace(x, task)
+    assert "FILL_OR_DROP" not in str(traced.jaxpr)  # The guard of Keras' look-up.
+    program = traced.lower().as_text()
+    names = ("call @_take", "stablehlo.case", "stablehlo.while")
+    assert [program.count(name) for name in names] == expected
