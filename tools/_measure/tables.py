@@ -865,7 +865,7 @@ TABLES = {
         name: Table(_CONTEXTS, draw_cost, (name,))
         for name in (*_each("cost-layers"), "cost-crossover-jax")
     },
-    "devices": Table(_DISTRIBUTION, draw_devices, ("devices-torch",)),
+    "devices": Table(_DISTRIBUTION, draw_devices, _each("devices")),
     "merge-all": Table(_SURGERY, draw_merge, _MERGE),
     "merge-sizes": Table(_SURGERY, draw_merge_sizes, ("merge-sizes",)),
     "cost-serving": Table(_SURGERY, draw_throughput, _each("cost-serving")),
