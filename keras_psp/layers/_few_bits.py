@@ -130,7 +130,7 @@ def unpack_codes(xp: Any, packed: Any, bits: int, count: int) -> Any:
     codes = None
     for width, data in zip(widths, every, strict=True):
         pieces = _pieces(xp, xp.expand_dims(data, -2), width)
-        shape = (*packed.shape[:-1], data.shape[-1] * 8 // width)
+        shape = (*xp.shape(packed)[:-1], data.shape[-1] * 8 // width)
         pieces = xp.reshape(pieces, shape)[..., :count]
         codes = pieces if codes is None else xp.add(codes * 2**width, pieces)
     return codes
@@ -183,7 +183,7 @@ def centered(packed: Any, bits: int, shape: tuple) -> Any:
         packed = ops.take(ops.expand_dims(packed, 0), zero, axis=0)
     codes = unpack_codes(ops, packed, bits, int(np.prod(shape)))
     numbers = ops.subtract(ops.cast(codes, "float32"), levels(bits))
-    return ops.reshape(numbers, (*packed.shape[:-1], *shape))
+    return ops.reshape(numbers, (*ops.shape(packed)[:-1], *shape))
 
 
 def best_scale(values: np.ndarray, bits: int, axis: Any, weights: Any = 1.0) -> Any:

@@ -14,6 +14,10 @@ from keras_psp._reading.rows import input_rows
 from keras_psp.layers._superposed import Superposed
 
 MOST_BYTES = 2**29
+# Of a layer's rows in a task's examples, so many are kept for each number of a row, and
+# at least so many. A convolution has one for each place of an image: they are drawn
+# from images that have `SPREAD` times as many.
+ROWS_PER_NUMBER, LEAST_ROWS, SPREAD = 64, 2**14, 2
 # Of one task: an array of a layer's input rows for each batch.
 Rows = list[np.ndarray]
 
@@ -80,21 +84,27 @@ class Inputs:
     @functools.cached_property
     def _sizes(self) -> list[int]:
         """The bytes that each layer's rows take, of all tasks."""
-        batch = self._batches[0][0]
-        number = sum(len(next(iter(x.values()))) for xs in self._batches for x in xs)
-        calls = self._probe(range(len(self._layers))).predict_on_batch(batch)
+        calls = self._probe(range(len(self._layers))).predict_on_batch(
+            self._batches[0][0]
+        )
         one = keras.tree.map_structure(lambda x: x[:1], calls)
-        return [
-            number * input_rows(layer, each).nbytes
-            for (layer, _), each in zip(self._layers, one, strict=True)
-        ]
+        numbers = [sum(map(_count, batches)) for batches in self._batches]
+        sizes = []
+        for (layer, _), each in zip(self._layers, one, strict=True):
+            places, width = input_rows(layer, each)[:, 0].shape
+            most = _most_rows(width)
+            rows = sum(min(places * number, most) for number in numbers)
+            sizes.append(4 * rows * width)
+        return sizes
 
     def _run(self, places: Sequence[int], task: int, fitted: bool) -> list[Rows]:
         self._take_weights(task, fitted)
         probe, found = self._probe(places), []
+        total = sum(map(_count, self._batches[task]))
         for batch in self._batches[task]:
             calls = zip(places, probe.predict_on_batch(batch), strict=True)
-            found.append([input_rows(self._layers[p][0], x)[:, 0] for p, x in calls])
+            share = _count(batch) / total
+            found.append([_draw(self._layers[p][0], x, share) for p, x in calls])
         return [list(rows) for rows in zip(*found, strict=True)]
 
     def _probe(self, places: Sequence[int]) -> Any:
@@ -103,3 +113,31 @@ class Inputs:
             layers = [self._layers[place][1] for place in places]
             self._probes[key] = self._listener.probe(layers)
         return self._probes[key]
+
+
+def _count(batch: dict[str, np.ndarray]) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _most_rows(width: int) -> int:
+    return max(ROWS_PER_NUMBER * width, LEAST_ROWS)
+
+
+def _draw(layer: Superposed, calls: Any, share: float) -> np.ndarray:
+    """Returns a batch's share of a layer's rows, the same ones of each task's model."""
+    calls, found = keras.tree.flatten(calls), []
+    for x in calls:
+        places, width = input_rows(layer, x[:1])[:, 0].shape
+        most = int(np.ceil(share * _most_rows(width) / len(calls)))
+        if places * len(x) <= most:
+            found.append(input_rows(layer, x)[:, 0])
+            continue
+        rng = np.random.default_rng(0)
+        x = x[_choose(rng, len(x), -(-SPREAD * most // places))]
+        found.append(input_rows(layer, x)[_choose(rng, places * len(x), most), 0])
+    return np.concatenate(found)
+
+
+def _choose(rng: np.random.Generator, number: int, most: int) -> np.ndarray:
+    """Returns the places of at most so many of a number of things, in order."""
+    return np.sort(rng.choice(number, min(number, most), replace=False))

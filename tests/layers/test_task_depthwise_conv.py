@@ -154,7 +154,9 @@ def test_kernels_in_few_bits(rank, bits, tmp_path):
     inputs = {"image": x, "task": task}
     for one in (model, keras.models.clone_model(model)):
         one.set_weights(model.get_weights())
-        np.testing.assert_allclose(one.predict(inputs, verbose=0), expected, atol=1e-5)
+        # Batches of any size.
+        answers = one.predict(inputs, batch_size=4, verbose=0)
+        np.testing.assert_allclose(answers, expected, atol=1e-5)
     codes, new = layer.get_codes(), kernels.copy()
     new[3] *= 2
     (bank, *_) = layer.plain_weights

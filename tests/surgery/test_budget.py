@@ -11,6 +11,7 @@ from keras_psp._reading.graph import Graph
 from keras_psp._reading.plan import plan_models
 from keras_psp.layers import PSPDense
 from keras_psp.layers import TaskDepthwiseConv2D
+from keras_psp.surgery import _compressed
 from keras_psp.surgery import _inputs
 from keras_psp.surgery._compressed import Walk
 from keras_psp.surgery._embeddings import round_embeddings
@@ -267,6 +268,25 @@ def test_it_does_not_matter_how_many_inputs_are_kept(build, monkeypatch):
         found.append(np.concatenate(answers(one, data)))
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.once
+def test_of_many_places_of_images_some_are_enough(monkeypatch):
+    base, models, data = fine_tuned(convolutional)
+    data = [np.concatenate([x, -x, x[::-1]]) for x in data]
+    monkeypatch.setattr(_compressed, "BATCH_SIZE", 50)  # Three batches, one smaller.
+    errors = []
+    for number in (64, 6):
+        monkeypatch.setattr(_inputs, "LEAST_ROWS", 3 * number)
+        monkeypatch.setattr(_inputs, "ROWS_PER_NUMBER", number)
+        one = keras_psp.superpose(models, base=base, data=data, budget=2.0)
+        errors.append(max(differences(one, models, data)))
+    assert errors[1] < 2 * errors[0] < 0.02
+    graphs = [Graph(model) for model in (*models, base)]
+    plan = plan_models(graphs, in_parts=True)
+    walk = Walk(graphs, *plan, True, [{"x": x} for x in data], 0.1)
+    rows = [walk._inputs.own(0, task) for task in range(3)]
+    assert [[len(each) for each in batches] for batches in rows] == [[68, 68, 27]] * 3
 
 
 @pytest.mark.once
