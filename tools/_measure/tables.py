@@ -869,9 +869,7 @@ TABLES = {
     "merge-all": Table(_SURGERY, draw_merge, _MERGE),
     "merge-sizes": Table(_SURGERY, draw_merge_sizes, ("merge-sizes",)),
     "cost-serving": Table(_SURGERY, draw_throughput, _each("cost-serving")),
-    "cost-bert": Table(
-        _SURGERY, draw_cost_each, ("cost-bert-tensorflow", "cost-bert-torch")
-    ),
+    "cost-bert": Table(_SURGERY, draw_cost_each, _each("cost-bert")),
     "infer": Table(_SURGERY, draw_infer, ("infer-jax",)),
     "adapters": Table(_SURGERY, draw_adapters, ("adapters-jax",)),
     "hub": Table(_SURGERY, draw_hub, ("hub-torch",)),
