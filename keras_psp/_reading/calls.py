@@ -56,17 +56,56 @@ def record_calls(
         return None
     layers = [layer for layer in layers if getattr(layer, "weights", None)]
     for length in _LENGTHS:
-        specs = {name: _spec(tensor, length) for name, tensor in inputs.items()}
         listener = _Listener(read.model, layers)
-        try:
-            listener(read.give(specs))
-        except Exception:  # noqa: S112  Too short or too long, in any words.
-            continue
-        return Calls(
-            frozenset(set(map(id, layers)) - listener.read),
-            frozenset(each for each, fits in listener.called.items() if fits),
-        )
+        if _runs(listener, read, inputs, length):
+            return Calls(
+                frozenset(set(map(id, layers)) - listener.read),
+                frozenset(each for each, fits in listener.called.items() if fits),
+            )
     return None
+
+
+def find_changing(
+    read: Graph | OwnCode, layers: Iterable[keras.layers.Layer]
+) -> list[keras.layers.Layer]:
+    """Returns the layers whose floats a model's code changes in training.
+
+    Moving averages are such. Those of layers inside a layer count as its own. None are
+    returned of a model of which that cannot be known.
+
+    Args:
+        read: What `read_model()` returns of a model.
+        layers: Layers in it.
+    """
+    held = {
+        id(layer): [w for w in layer.non_trainable_weights if "float" in str(w.dtype)]
+        for layer in layers
+    }
+    if not any(held.values()):
+        return []
+    try:
+        inputs = read.inputs
+    except ValueError:
+        return []
+    for length in _LENGTHS:
+        trainer = _Trainer(read.model, [w for each in held.values() for w in each])
+        if _runs(trainer, read, inputs, length):
+            return [
+                layer
+                for layer in layers
+                if any(id(w) in trainer.changed for w in held[id(layer)])
+            ]
+    return []
+
+
+def _runs(layer, read, inputs, length):
+    """Calls a layer on inputs of a length; returns whether it takes these."""
+    specs = {name: _spec(tensor, length) for name, tensor in inputs.items()}
+    try:
+        layer(read.give(specs))
+    except Exception:  # Too short or too long, in any words.
+        return False
+    return True
 
 
 def _spec(tensor, length):
@@ -116,3 +155,23 @@ class _Listener(keras.layers.Layer):
 
     def compute_mask(self, inputs, mask):
         return None  # The layers inside use the masks of the inputs.
+
+
+class _Trainer(keras.layers.Layer):
+    """Calls a model in training, and notes which weights its code changes."""
+
+    def __init__(self, model, weights):
+        super().__init__()
+        # No attributes that Keras looks into.
+        vars(self).update(model=model, watched=weights, changed=set())
+
+    def call(self, inputs):
+        with keras.StatelessScope() as scope:
+            outputs = self.model(inputs, training=True)
+            for weight in self.watched:
+                if scope.get_current_value(weight) is not None:
+                    self.changed.add(id(weight))
+        return outputs
+
+    def compute_mask(self, inputs, mask):
+        return None

@@ -14,6 +14,7 @@ from keras_psp._core.checks import check_integer
 from keras_psp._core.checks import check_name
 from keras_psp._core.private import own_weights
 from keras_psp._core.task_index import check_num_tasks
+from keras_psp._reading.calls import find_changing
 from keras_psp._reading.counterparts import can_convert
 from keras_psp._reading.counterparts import check_context
 from keras_psp._reading.counterparts import is_altered
@@ -94,7 +95,8 @@ def convert(
             `"freeze"`: what tasks share is not trained. `"copy"`: each task has a copy
             of its own; of embeddings, this is a `TaskEmbedding`. What cannot be copied
             is not trained, and a warning says what it is. Defaults to `"warn"`, or to
-            `"freeze"` without a context.
+            `"freeze"` without a context. Moving averages of layers of your own are
+            shared, and change in training whatever this is: a warning names them.
         rank: Positive integer, the rank of a kernel `A_k B_k` that each task has of its
             own in every layer with a kernel, as in LoRA; less where a layer is smaller,
             and none where a convolution has groups of filters. Or `None`.
@@ -266,6 +268,8 @@ def _choose(read, layers, calls, wanted, shared, in_parts):
         raise ValueError(
             f"No layer of {read.name!r} can be converted. Received: layers={wanted!r}"
         )
+    if kept and shared != "warn":
+        _warn_of_changing(find_changing(read, kept))
     if kept and shared != "freeze":
         count = sum(count_numbers(weights_of(layer)) for layer in kept)
         share = count / max(read.model.count_params(), 1)
@@ -280,3 +284,16 @@ def _choose(read, layers, calls, wanted, shared, in_parts):
         warnings.warn(message, stacklevel=3)
     copied = [each for each in left if each not in kept] if shared == "copy" else []
     return chosen, copied, kept
+
+
+def _warn_of_changing(layers):
+    """Warns of shared layers that are not trained but change all the same."""
+    if layers:
+        names = ", ".join(f"{each.name!r} ({type(each).__name__})" for each in layers)
+        warnings.warn(
+            "The code of these layers changes weights in training, as moving averages "
+            f"are: {names}. All tasks share them, so a task that is trained changes "
+            "the answers of the others. Train before you convert, or call such layers "
+            "with `training=False`.",
+            stacklevel=4,
+        )

@@ -103,3 +103,28 @@ def test_layers_of_mixed_precision_are_trained(options):
         losses = model.fit({"x": x, "task": task}, y, epochs=5, verbose=0).history
         assert losses["loss"][-1] < losses["loss"][0]
     assert np.isfinite(model.predict({"x": x, "task": task}, verbose=0)).all()
+
+
+class MovingMean(layers.Layer):
+    """Takes a moving average of its inputs from them."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(
+            shape=(shape[-1],), initializer="zeros", trainable=False
+        )
+
+    def call(self, x, training=False):
+        if training:
+            mean = keras.ops.mean(x, axis=0)
+            self.mean.assign(0.5 * (self.mean + mean))
+        return x - self.mean
+
+
+@pytest.mark.parametrize("shared", ["freeze", "copy"])
+def test_what_training_changes_for_all_tasks_is_said(shared, recwarn):
+    for kind in (MovingMean, layers.Normalization):
+        x = keras.Input((8,), name="x")
+        y = layers.Dropout(0.5)(kind(name="own")(x))
+        keras_psp.convert(keras.Model(x, layers.Dense(2)(y)), 2, shared=shared)
+    said = [str(each.message) for each in recwarn if "in training" in str(each.message)]
+    assert len(said) == 1 and "'own' (MovingMean)" in said[0]
