@@ -846,6 +846,11 @@ TABLES = {
         functools.partial(draw_frontier, memories=(0.35, 0.6, 1.1)),
         ("frontier-mlp-32-tasks-jax",),
     ),
+    "frontier-resnet18": Table(
+        _SURGERY,
+        functools.partial(draw_frontier, memories=(0.25, 0.35, 0.5, 0.75, 1.1)),
+        ("frontier-resnet18-8-tasks-jax",),
+    ),
     "frontier-minilm": Table(
         _SURGERY,
         functools.partial(draw_frontier, memories=(0.25,)),
