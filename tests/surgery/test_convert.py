@@ -161,7 +161,7 @@ def test_layers_inside_a_model_are_found_by_name():
 
 
 @keras.saving.register_keras_serializable(package="keras_psp_tests")
-class OwnDense(keras.layers.Dense):
+class OwnDenseAlone(keras.layers.Dense):
     pass
 
 
@@ -170,13 +170,13 @@ def test_what_cannot_be_converted_is_listed():
         [
             keras.Input((4,), name="x"),
             keras.layers.PReLU(name="own_slope"),
-            OwnDense(2, name="own"),
+            OwnDenseAlone(2, name="own"),
             keras.layers.Dense(2, name="dense"),
         ]
     )
     with pytest.warns(UserWarning, match=r"'own_slope' \(PReLU\).*'own' \(Own.*share"):
         converted = keras_psp.convert(model, NUM_TASKS)
-    assert type(converted.get_layer("own")) is OwnDense
+    assert type(converted.get_layer("own")) is OwnDenseAlone
     with pytest.raises(ValueError, match=r"no superposed counterpart: 'own'"):
         keras_psp.convert(model, NUM_TASKS, layers=["own", "dense"])
     with pytest.raises(ValueError, match=r"no superposed counterpart: 'own_slope'"):
