@@ -851,6 +851,11 @@ TABLES = {
         functools.partial(draw_frontier, memories=(0.25, 0.35, 0.5, 0.75, 1.1)),
         ("frontier-resnet18-8-tasks-jax",),
     ),
+    "frontier-lite0": Table(
+        _SURGERY,
+        functools.partial(draw_frontier, memories=(0.5, 0.75, 1, 1.3)),
+        ("frontier-lite0-8-tasks-torch",),
+    ),
     "frontier-minilm": Table(
         _SURGERY,
         functools.partial(draw_frontier, memories=(0.25,)),
