@@ -228,6 +228,40 @@ def test_text_keeps_what_tells_changed_passages_apart(tmp_path):
     assert len(list((tmp_path / "models").iterdir())) == 2
 
 
+@pytest.mark.filterwarnings("ignore:(invalid value|divide by zero):RuntimeWarning")
+def test_images_of_a_network_of_pytorch(monkeypatch, tmp_path):
+    import torch
+
+    from keras_psp.datasets import Source
+
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    images = importlib.import_module("_measure.images")
+    rng, weights = np.random.default_rng(0), {}
+    kernels = {"_conv_stem": (32, 3, 3, 3), "_depthwise": (32, 1, 3, 3)}
+    kernels |= {"_project": (16, 32, 1, 1), "_conv_head": (1280, 16, 1, 1)}
+    for name, shape in kernels.items():
+        weights[name] = torch.tensor(0.1 * rng.normal(size=shape).astype("float32"))
+        for part in ("weight", "bias", "mean", "var"):
+            weights[f"{name}_bn.{part}"] = torch.ones(shape[0])
+        weights[f"{name}_bn.count"] = torch.tensor(1)
+    torch.save({**weights, "_fc.weight": torch.ones(1000, 1280)}, tmp_path / "w.pth")
+    labels = np.repeat(np.arange(10, 20, dtype="int32"), 4)
+    x = rng.integers(0, 256, size=(40, 8, 8, 3)).astype("uint8")
+    source = Source("cifar100", x, labels, x, labels)
+    monkeypatch.setattr(images, "BLOCKS", images.BLOCKS[:1])
+    monkeypatch.setattr(images.datasets, "load_source", lambda name: source)
+    base = images.build_base(tmp_path / "w.pth", 16)
+    kernel = base.get_layer(index=4).get_weights()[0]  # The depthwise one.
+    found = weights["_depthwise"].numpy()
+    np.testing.assert_array_equal(kernel, found.transpose(2, 3, 0, 1))
+    sizes = "--tasks 2 --size 16 --epochs 1 --batch-size 10 --budgets 1.5".split()
+    options = ("images", "--weights", tmp_path / "w.pth", *sizes, "--most", 0.2)
+    options += ("--systems", "superpose(budget=)")
+    result, _ = measure(tmp_path, f"frontier-lite0-2-tasks-{BACKEND}", *options)
+    _, ours = result["rows"]
+    assert ours["memory"] <= 1.5 and 0 <= ours["accuracy"] <= 100
+
+
 def test_frontier_measures_what_superpose_makes(monkeypatch):
     import keras
 

@@ -113,14 +113,23 @@ def _spec(tensor, length):
     return keras.KerasTensor((tensor.shape[0] or _BATCH, *sizes), tensor.dtype)
 
 
-class _Listener(keras.layers.Layer):
-    """Calls a model, and notes how layers inside it are called."""
+class _Caller(keras.layers.Layer):
+    """Calls a model, and notes something."""
+
+    def __init__(self, **held):
+        super().__init__()
+        vars(self).update(held)  # No attributes that Keras looks into.
+
+    def compute_mask(self, inputs, mask):
+        return None  # The layers inside use the masks of the inputs.
+
+
+class _Listener(_Caller):
+    """Notes how layers inside a model are called."""
 
     def __init__(self, model, layers):
-        super().__init__()
-        # No attributes that Keras looks into.
-        vars(self).update(model=model, layers=layers, called={}, read=set())
-        vars(self).update(ones=collections.Counter())
+        ones: dict = collections.Counter()
+        super().__init__(model=model, layers=layers, called={}, read=set(), ones=ones)
 
     def call(self, inputs):
         batch, trace = keras.tree.flatten(inputs)[0].shape[0], current_trace()
@@ -153,17 +162,12 @@ class _Listener(keras.layers.Layer):
         with calls_replaced(self.layers, hear), recorded_reads(note):
             return self.model(inputs)
 
-    def compute_mask(self, inputs, mask):
-        return None  # The layers inside use the masks of the inputs.
 
-
-class _Trainer(keras.layers.Layer):
-    """Calls a model in training, and notes which weights its code changes."""
+class _Trainer(_Caller):
+    """Notes which weights a model's code changes in training."""
 
     def __init__(self, model, weights):
-        super().__init__()
-        # No attributes that Keras looks into.
-        vars(self).update(model=model, watched=weights, changed=set())
+        super().__init__(model=model, watched=weights, changed=set())
 
     def call(self, inputs):
         with keras.StatelessScope() as scope:
@@ -172,6 +176,3 @@ class _Trainer(keras.layers.Layer):
                 if scope.get_current_value(weight) is not None:
                     self.changed.add(id(weight))
         return outputs
-
-    def compute_mask(self, inputs, mask):
-        return None

@@ -111,7 +111,9 @@ def superpose(
     sum_k tr(H_k E_k^T G_k E_k),   E_k the error of the kernel of task k
     ```
 
-    with inputs without their means, for each task's biases make up for these.
+    with inputs without their means, for each task's biases make up for these. Where a
+    convolution or a set of inputs gives more rows `X_k` than a fit needs, a random
+    sample of them is taken.
 
     With `rank`, `core` or `bits`, the parts are those that they name, in all layers.
     With these or a `budget`, embeddings that are the same in all models are kept in 8

@@ -17,6 +17,16 @@ from keras_psp.layers import TaskDense
 from keras_psp.layers import TaskDepthwiseConv2D
 
 IMAGES = (10, 5, 6, 4)
+
+
+def few_bits(layer):
+    layer.build(IMAGES)
+    rng = np.random.default_rng(0)
+    layer.set_weights([rng.normal(size=w.shape) for w in layer.weights])
+    layer.round_to_bits(3)
+    return layer
+
+
 KINDS = ("binary-seed", "complex", "powers", "rotation", "fast_rotation", "permutation")
 LAYERS = {
     kind: (
@@ -36,6 +46,7 @@ LAYERS |= {
     ),
     "conv-causal": (lambda: PSPConv1D(3, 2, NUM_TASKS, padding="causal"), (10, 5, 4)),
     "depthwise": (lambda: TaskDepthwiseConv2D(3, NUM_TASKS, padding="same"), IMAGES),
+    "depthwise-few-bits": (lambda: few_bits(TaskDepthwiseConv2D(3, NUM_TASKS)), IMAGES),
     "attention": (lambda: SelfAttention(2, 3, NUM_TASKS), (10, 3, 6)),
     "norm": (lambda: TaskBatchNormalization(NUM_TASKS, affine_per_task=True), IMAGES),
     "task-dense": (lambda: TaskDense(4, NUM_TASKS, bias_initializer="normal"), (10, 6)),

@@ -384,7 +384,9 @@ def time_calls(
     return [_row(key, repeats[key], times) for key in calls]
 
 
-def _milliseconds(call, repeats, clock):
+def _milliseconds(
+    call: Callable[[], Any], repeats: int, clock: Callable[[], float]
+) -> float:
     _wait(call())  # Brings this model's weights back into the caches.
     start = clock()
     for _ in range(repeats):

@@ -47,8 +47,9 @@ OURS = "superpose(budget=)"
 # Our method without some parts of a `Form`.
 WITHOUT = {"": (), ", without core": ("core",), ", without own rank": ("rank",)}
 BATCH_SIZE = 2500
-# Returns a task's test inputs, an array or a dictionary of these, and labels.
-Tests = Callable[[int], tuple[Any, np.ndarray]]
+# Inputs, an array or a dictionary of these, and labels.
+Examples = tuple[Any, np.ndarray]
+Tests = Callable[[int], Examples]  # Of a task.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +92,30 @@ def measure(args: argparse.Namespace, networks_of: Callable[[int], "Networks"]) 
     )
     result = results.save(args, name, what, rows)
     tables.show(tables.draw_frontier, result)
+
+
+def fine_tune(
+    model: keras.Model,
+    train: Examples,
+    test: Examples,
+    rate: float,
+    batch_size: int,
+    epochs: int = 1,
+    shuffle: bool = True,
+) -> float:
+    """Trains a model with a rate that rises and falls; returns its test accuracy."""
+    steps = epochs * len(train[1]) // batch_size
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps, warmup_target=rate, warmup_steps=steps // 10
+    )
+    model.compile(
+        keras.optimizers.AdamW(schedule),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    options = {"batch_size": batch_size, "verbose": 0}
+    model.fit(*train, epochs=epochs, shuffle=shuffle, **options)
+    return model.evaluate(*test, **options)[1]
 
 
 def read_or_train(

@@ -37,7 +37,6 @@ BLOCKS = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-Examples = tuple[np.ndarray, np.ndarray]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +66,8 @@ def read_models(
         train, test = read_task(source, task, args.size)
         model = keras.models.clone_model(base)
         model.set_weights(base.get_weights())
-        train_it = functools.partial(fine_tune, model, train, test, args)
+        settings = (RATE, args.batch_size, args.epochs)
+        train_it = functools.partial(frontier.fine_tune, model, train, test, *settings)
         frontier.read_or_train(args.folder, f"lite0-{seed}-{task}", model, train_it)
         models.append(model)
         data.append(train[0][: args.examples])
@@ -115,7 +115,9 @@ def _normalize(x, is_last=False):
     return x if is_last else layers.ReLU(6.0)(x)
 
 
-def read_task(source: Source, task: int, size: int) -> tuple[Examples, Examples]:
+def read_task(
+    source: Source, task: int, size: int
+) -> tuple[frontier.Examples, frontier.Examples]:
     """Returns images in [-1, 1] and labels, to train with and to test with."""
     first = FIRST + CLASSES * task
 
@@ -125,20 +127,3 @@ def read_task(source: Source, task: int, size: int) -> tuple[Examples, Examples]
         return keras.ops.convert_to_numpy(x) / 127.5 - 1.0, labels[chosen] - first
 
     return read(source.x_train, source.y_train), read(source.x_test, source.y_test)
-
-
-def fine_tune(
-    model: keras.Model, train: Examples, test: Examples, args: argparse.Namespace
-) -> float:
-    """Trains all of a model; returns its test accuracy."""
-    steps = args.epochs * len(train[0]) // args.batch_size
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, steps, warmup_target=RATE, warmup_steps=steps // 10
-    )
-    model.compile(
-        keras.optimizers.AdamW(rate),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    model.fit(*train, batch_size=args.batch_size, epochs=args.epochs, verbose=0)
-    return model.evaluate(*test, batch_size=100, verbose=0)[1]

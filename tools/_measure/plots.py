@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -81,41 +80,35 @@ def draw_merge(sizes: Result, examples: Result) -> Figure:
     return figure
 
 
-def draw_frontier(*results: Result) -> Figure:
-    """Shares of the fine-tuned accuracy over the memory, for each system.
-
-    There is a panel for each result.
-    """
-    figure, least = new_figure(6.5 + 3.5 * len(results), 5.5), 97
-    (panels,) = figure.subplots(1, len(results), squeeze=False, sharey=True)
-    lines: dict[str, Any] = {}
-    for axis, result in zip(panels, results, strict=True):
-        for system, points in tables.read_frontier(result).items():
-            # What is worse than something smaller of the same system is of no use.
-            kept: list[tuple[float, float]] = []
-            for point in points:
-                share = tables.mean(point["share"])
-                if point["memory"] < 2.6 and (not kept or share > kept[-1][1]):
-                    kept.append((point["memory"], share))
-            if not any(share >= least for _, share in kept):
-                continue
-            x, y = zip(*kept, strict=True)
-            number = [*lines, system].index(system)
-            style = {**line_style(number), "marker": "o", "markersize": 4}
-            if system.startswith("superpose"):
-                style |= {"linewidth": 2.5, "zorder": 3}
-            (lines[system],) = axis.plot(x, y, **style)
-        axis.set_xscale("log")
-        axis.set_xticks(tables.MEMORIES, [f"{memory:g}" for memory in tables.MEMORIES])
-        axis.minorticks_off()
-        axis.set(xlim=(0.13, 2.6), ylim=(least, 100.1))
-        axis.set(xlabel="memory, in float32 networks of one task")
-        config = result["config"]
-        axis.set_title(f"{config['tasks']} fine-tuned networks ({config['network']})")
-        axis.grid(alpha=0.3)
-    panels[0].set(ylabel="of the fine-tuned networks' accuracy (%)")
-    options = {"loc": "outside right upper", "fontsize": "small", "frameon": False}
-    figure.legend(lines.values(), lines.keys(), **options)
+def draw_frontier(result: Result) -> Figure:
+    """Shares of the fine-tuned accuracy over the memory, for each system."""
+    figure, least = new_figure(10, 5.5), 97
+    axis, number = figure.subplots(), 0
+    for system, points in tables.read_frontier(result).items():
+        # What is worse than something smaller of the same system is of no use.
+        kept: list[tuple[float, float]] = []
+        for point in points:
+            share = tables.mean(point["share"])
+            if point["memory"] < 2.6 and (not kept or share > kept[-1][1]):
+                kept.append((point["memory"], share))
+        if not any(share >= least for _, share in kept):
+            continue
+        x, y = zip(*kept, strict=True)
+        style = {**line_style(number), "marker": "o", "markersize": 4}
+        if system.startswith("superpose"):
+            style |= {"linewidth": 2.5, "zorder": 3}
+        axis.plot(x, y, **style, label=system)
+        number += 1
+    axis.set_xscale("log")
+    axis.set_xticks(tables.MEMORIES, [f"{memory:g}" for memory in tables.MEMORIES])
+    axis.minorticks_off()
+    axis.set(xlim=(0.13, 2.6), ylim=(least, 100.1))
+    axis.set(xlabel="memory, in float32 networks of one task")
+    axis.set(ylabel="of the fine-tuned networks' accuracy (%)")
+    config = result["config"]
+    axis.set_title(f"{config['tasks']} fine-tuned networks ({config['network']})")
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
     return figure
 
 

@@ -138,11 +138,17 @@ def read_models(
     for name in itertools.islice(CHANGES, args.tasks):
         task = Task(name, passages, read, seed)
         model, file = copy(base), f"{seed}-{name.replace(' ', '-')}"
-        train = functools.partial(fine_tune, model, task, args)
-        frontier.read_or_train(args.folder, file, model, train)
+        train, test = (
+            task.draw(args.steps * args.batch_size, 0),
+            task.draw(args.tests, 1),
+        )
+        # They are drawn in a random order.
+        settings = {"rate": RATE, "batch_size": args.batch_size, "shuffle": False}
+        tune = functools.partial(frontier.fine_tune, model, train, test, **settings)
+        frontier.read_or_train(args.folder, file, model, tune)
         models.append(model)
         data.append(task.draw(args.examples, 0)[0])
-        tests.append(task.draw(args.tests, 1))
+        tests.append(test)
     return models, base, data, lambda task: tests[task]
 
 
@@ -215,20 +221,3 @@ class Task:
         read = self._read(texts)
         inputs = {k: keras.ops.convert_to_numpy(v) for k, v in read.items()}
         return inputs, labels.astype("int32")
-
-
-def fine_tune(model: keras.Model, task: Task, args: argparse.Namespace) -> float:
-    """Trains all of a model but its embeddings; returns its test accuracy."""
-    x, y = task.draw(args.steps * args.batch_size, 0)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, args.steps, warmup_target=RATE, warmup_steps=args.steps // 10
-    )
-    model.compile(
-        keras.optimizers.AdamW(rate),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    # They are drawn in a random order.
-    model.fit(x, y, batch_size=args.batch_size, shuffle=False, verbose=0)
-    x, y = task.draw(args.tests, 1)
-    return model.evaluate(x, y, batch_size=256, verbose=0)[1]
