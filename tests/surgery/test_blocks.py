@@ -708,7 +708,6 @@ def test_tokenizers_keep_their_vocabulary(tmp_path):
         keras_psp.superpose([model, other])
 
 
-@pytest.mark.once
 def test_text_is_read_wherever_data_are():
     models = [text_classifier(0), text_classifier(1)]
     arrays = models[0].preprocess_samples(TEXT)
