@@ -25,10 +25,20 @@ SYSTEM = (
     *("model", "training"),
 )
 SIZES = ("units", "depth", "width")
-TOLD = (*SIZES, "optimizer", "learning_rate", "task_learning_rate", "schedule")
+# What is measured after the last task; results of release 0.1 lack these fields.
+AFTERWARDS = ("part_bits", "guessed")
+TOLD = (
+    *(*SIZES, "optimizer", "learning_rate", "task_learning_rate", "schedule"),
+    *AFTERWARDS,
+)
 # Names of other fields' settings.
 NAMED = ("recipe", "protocol")
 
+_AFTERWARDS = {
+    "parts in few bits %": ("in_few_bits",),
+    "task guessed by image %": ("guessed", "by_image"),
+    "task guessed by 32 %": ("guessed", "by_batch"),
+}
 CONSOLIDATION_NAMES = {
     "ewc": "EWC",
     "per_task_ewc": "EWC, anchored to each task",
@@ -105,6 +115,16 @@ class Entry:
         """The mean in percent, and the standard deviation if there is more than one."""
         return in_percent(self._values(metric))
 
+    def describe_afterwards(self, *path: str) -> str:
+        """The mean accuracy over the tasks at this path of `RunResult.afterwards`."""
+        values = []
+        for result in self.results:
+            found: Any = result.afterwards
+            for name in path:
+                found = found.get(name, {})
+            values.append(np.mean(found["accuracy"]) if found else np.nan)
+        return in_percent(values)
+
     def _values(self, metric: str) -> np.ndarray:
         return np.array(
             [result.metrics[metric] for result in self.results], dtype=float
@@ -130,6 +150,11 @@ class Group:
     def rows(self) -> list[dict[str, str]]:
         """The table; `**` marks the best average of a system that is no upper bound."""
         rows = [_row(entry) for entry in self.entries]
+        for name, path in _AFTERWARDS.items():
+            cells = [entry.describe_afterwards(*path) for entry in self.entries]
+            if any(cell != UNKNOWN for cell in cells):
+                for row, cell in zip(rows, cells, strict=True):
+                    row[name] = cell
         others = [i for i, entry in enumerate(self.entries) if not entry.is_bound]
         if others and len(rows) > 1:
             best = rows[others[0]]
@@ -276,10 +301,12 @@ def _entries(members: list[tuple[PathLike, RunResult]]) -> list[Entry]:
     ]
     systems: dict[str, dict[int, tuple[PathLike, RunResult]]] = {}
     for path, result in members:
+        values = [(name, _field(result, name)) for name in differing]
+        told = [each for each in values if each[1] or each[0] not in AFTERWARDS]
         name = ", ".join(
             [
                 describe_system(result),
-                *(f"{_words(name)} {_field(result, name)}" for name in differing),
+                *(f"{_words(name)} {value}" for name, value in told),
             ]
         )
         seeds = systems.setdefault(name, {})
@@ -301,7 +328,9 @@ def _words(name: str) -> str:
 
 
 def _field(result: RunResult, name: str) -> Any:
-    return result.backend if name == "backend" else result.config.get(name)
+    if name == "backend":
+        return result.backend
+    return result.config.get(name, 0 if name in AFTERWARDS else None)
 
 
 def _title(result: RunResult, others: list[RunResult]) -> str:

@@ -27,6 +27,7 @@ from keras_psp.consolidation import Freeze
 from keras_psp.consolidation import Gram
 from keras_psp.consolidation import SynapticIntelligence
 from keras_psp.datasets import TaskSequence
+from keras_psp.layers._few_bits import check_bits
 from keras_psp.models import TaskModel
 from keras_psp.optimizers import PerTask
 
@@ -51,6 +52,7 @@ CONSOLIDATIONS: dict[str, tuple[Callable, dict[str, Any]] | None] = {
 PARTS["consolidation"] = CONSOLIDATIONS
 
 
+_MAY_BE_ZERO = ("seed", "depth", "rank", "part_bits", "guessed")
 # How many times as fast parts of low rank learn as the weights that tasks share.
 TASK_LEARNING_RATE = 3.0
 
@@ -142,6 +144,16 @@ class Config:
         "how many times as fast the weights of a task's own are trained; 0 means "
         f"{TASK_LEARNING_RATE:g} with rank, and no difference without",
     )
+    part_bits: int = option(
+        0,
+        "bits of each number of tasks' own parts, which are rounded after the last "
+        "task and tested again; 0 for not",
+    )
+    guessed: int = option(
+        0,
+        "test images of each task that are answered after the last one without being "
+        "told the task; 0 for none",
+    )
     training: str = option("fit", "how the network is trained", TRAININGS)
     strength: float = option(
         0.0, "weight of the consolidation's penalty; 0 means the method's default"
@@ -185,7 +197,7 @@ class Config:
             if field.metadata["names"]:
                 check_name(field.name, value, field.metadata["names"])
             elif types[field.name] is int:
-                least = 0 if field.name in ("seed", "depth", "rank") else 1
+                least = 0 if field.name in _MAY_BE_ZERO else 1
                 check_integer(field.name, value, least)
             elif types[field.name] is str:
                 if not isinstance(value, str):
@@ -218,6 +230,19 @@ class Config:
             raise ValueError(
                 "`consolidation='freeze'` trains the weights alone that each task has "
                 "of its own, as by `rank` or `head='multi'`. Received: neither"
+            )
+        if self.part_bits:
+            check_bits(self.part_bits)
+            if not self.rank:
+                raise ValueError(
+                    "`part_bits` is for the parts that `rank` gives to each task. "
+                    f"Received: part_bits={self.part_bits} and rank=0"
+                )
+        if self.guessed and (self.separate or self.num_contexts != self.tasks):
+            raise ValueError(
+                "`guessed` is for one network with a context for each task. Received: "
+                f"guessed={self.guessed}, separate={self.separate} and "
+                f"{self.num_contexts} contexts for {self.tasks} tasks"
             )
         # Raises if `learnable` contexts of this family have nothing to learn.
         contexts.get(

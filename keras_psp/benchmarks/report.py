@@ -37,10 +37,13 @@ LEGEND = (
     "best accuracy. Backward transfer: how later tasks changed the accuracy on earlier "
     "ones. Forward transfer: how much better than guessing a task is before its "
     "training. Weights: all that is needed to answer for every task. Beside: what the "
-    "consolidation keeps while training. Context bits/task: what the contexts of one "
-    "more task take. Drift: the largest element of |C C^T - I| of any layer's contexts "
-    "C, if they are learned. Numbers with ± are means and standard deviations over "
-    "runs with different seeds."
+    "consolidation keeps while training. Parts in few bits: the average once tasks' "
+    "own parts are rounded to `part_bits`. Task guessed: the average over `guessed` "
+    "images of each task if the model must also find their task, image by image or for "
+    "32 of a task together. Context bits/task: what the contexts of one more task "
+    "take. Drift: the largest element of |C C^T - I| of any layer's contexts C, if "
+    "they are learned. Numbers with ± are means and standard deviations over runs with "
+    "different seeds."
 )
 CAPTIONS = {
     "retention": "Accuracy over the course of the tasks",

@@ -50,6 +50,12 @@ class RunResult(Shown):
             tasks are visited more than once): lists; `None` for the tasks not yet seen.
         ahead: The accuracy on each task right before its first training; `None` for
             task 0, and where each task has a network of its own.
+        afterwards: What the config's options `part_bits` and `guessed` ask for.
+            `in_few_bits`: `accuracy` on each task and bytes of `weights` once tasks'
+            own parts are rounded. `guessed`: the number of `images` of each task, and
+            `by_image` and `by_batch` (of 32) how often their task is `found` and the
+            `accuracy` of the answers, by task. A model with rounded parts guesses with
+            these.
     """
 
     experiment: str
@@ -65,6 +71,7 @@ class RunResult(Shown):
     timings: dict
     matrix: list
     ahead: list
+    afterwards: dict = dataclasses.field(default_factory=dict)
 
     @property
     def accuracy_matrix(self) -> np.ndarray:
@@ -148,6 +155,7 @@ class RunResult(Shown):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             names = [field.name for field in dataclasses.fields(cls)]
+            content = {"afterwards": {}, **content}  # Not in results of release 0.1.
             result = cls(**{name: content[name] for name in names})
             _check(result)
         except (
@@ -198,7 +206,23 @@ def _check(result: RunResult) -> None:
     for row in (*result.matrix, result.ahead):
         check("matrix", row, lambda x: len(x) == tasks)
         check("accuracy", row, lambda x: all(y is None or _is_share(y) for y in x))
+    afterwards = result.afterwards
+    known = {"in_few_bits", "guessed"}
+    check("afterwards", afterwards, lambda x: isinstance(x, dict) and set(x) <= known)
+    if "in_few_bits" in afterwards:
+        check("memory", afterwards["in_few_bits"]["weights"], _is_amount)
+    if "guessed" in afterwards:
+        check("images", afterwards["guessed"]["images"], _is_positive)
+    for shares in _shares_afterwards(afterwards):
+        check("accuracy", shares, lambda x: len(x) == tasks and all(map(_is_share, x)))
     average_accuracy(result.accuracy_matrix)  # Raises if accuracies are missing.
+
+
+def _shares_afterwards(afterwards: dict) -> list[list[float]]:
+    found = [afterwards[name]["accuracy"] for name in afterwards if name != "guessed"]
+    for way in ("by_image", "by_batch") if "guessed" in afterwards else ():
+        found += [afterwards["guessed"][way][name] for name in ("found", "accuracy")]
+    return found
 
 
 def _is_text(x: Any) -> bool:
@@ -257,6 +281,6 @@ _CONFIG = {
     **dict.fromkeys(("tasks", "steps", "cycles", "units"), _is_positive),
     **dict.fromkeys(("strength", "learning_rate", "width"), _is_amount),
     "task_learning_rate": _is_amount,
-    **dict.fromkeys(("depth", "rank"), _is_count),
+    **dict.fromkeys(("depth", "rank", "part_bits", "guessed"), _is_count),
     "schedule": _is_word,
 }

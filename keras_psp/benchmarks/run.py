@@ -19,6 +19,7 @@ from keras_psp._core.checks import check_number
 from keras_psp._core.files import check_empty
 from keras_psp._core.files import lock_folder
 from keras_psp._core.memory import count_bytes
+from keras_psp.benchmarks._afterwards import measure_afterwards
 from keras_psp.benchmarks._checkpoint import Checkpoint
 from keras_psp.benchmarks._checkpoint import check_same_run
 from keras_psp.benchmarks._checkpoint import describe
@@ -201,6 +202,7 @@ def _run(
         },
         matrix=state["matrix"],
         ahead=state["ahead"],
+        afterwards=measure_afterwards(config, model, tasks),
     )
     if checkpoint is not None:
         result.save(checkpoint.folder)

@@ -69,10 +69,12 @@ HEADS: tuple[Options, ...] = (
 )
 
 # Parts of each task's own beside Gram, and what a reader would compare them with.
-BEST: Options = {"recipe": "best"}
+GUESSED: Options = {"guessed": 320}
+OWN: Options = {"rank": 4, "head": "multi", "part_bits": 4}
+BEST: Options = {"recipe": "best", "part_bits": 4}
 RETAINED: tuple[Options, ...] = (
-    BEST,
-    {"recipe": "gram", "context": "fast_rotation"},
+    {**BEST, **GUESSED},
+    {"recipe": "gram", "context": "fast_rotation", **GUESSED},
     {**BEST, "consolidation": "freeze"},
     {"recipe": "gram", "context": "fast_rotation", "units": 512},
     {"context": "identity", "separate": True},
@@ -80,8 +82,13 @@ RETAINED: tuple[Options, ...] = (
 )
 # In the protocol of GPM: standard networks with one head, which know no task.
 GPM: Options = {"protocol": "gpm", "context": "identity"}
+COSINE: Options = {
+    "consolidation": "gram",
+    "schedule": "cosine",
+    "learning_rate": 0.03,
+}
 SINGLE_HEAD: tuple[Options, ...] = (
-    {**GPM, "consolidation": "gram", "schedule": "cosine", "learning_rate": 0.03},
+    {**GPM, **COSINE},
     {**GPM, "consolidation": "gram"},
     {**GPM, "consolidation": "ewc"},
     {**GPM, "consolidation": "si"},
@@ -151,6 +158,7 @@ SUITES: dict[str, list[Config]] = {
                 for kept in RETAINED
             ),
             *SINGLE_HEAD,
+            {**GPM, **COSINE, "context": "fast_rotation", **OWN},
         )
     ],
 }

@@ -169,14 +169,7 @@ class AccuracyMatrix(Shown, keras.callbacks.Callback):
             return
         num_tasks = self.tasks.num_tasks
         self._begin(self.tasks.num_visits, num_tasks)
-        # The same layers in another model, so that the trained one keeps its metrics.
-        self._metric = TaskAccuracy(num_tasks)
-        self._evaluator = TaskModel(self.model.input, self.model.output)
-        self._evaluator.compile(
-            loss=_label_loss,
-            metrics=[self._metric],
-            jit_compile=self.model.jit_compile,
-        )
+        self._evaluator, self._metric = make_evaluator(self.model, num_tasks)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         if not self._is_own:
@@ -289,6 +282,20 @@ class AccuracyMatrix(Shown, keras.callbacks.Callback):
         self.matrix, self.ahead = matrix, ahead
         self.train_seconds = [float(x) for x in state["train_seconds"]]
         self.test_seconds = [float(x) for x in state["test_seconds"]]
+
+
+def make_evaluator(
+    model: keras.Model, num_tasks: int
+) -> tuple[TaskModel, TaskAccuracy]:
+    """Returns a model of the same layers, and the metric that `evaluate()` fills.
+
+    The trained one keeps its metrics.
+    """
+    metric = TaskAccuracy(num_tasks)
+    evaluator = TaskModel(model.input, model.output)
+    options = {"loss": _label_loss, "metrics": [metric]}
+    evaluator.compile(**options, jit_compile=model.jit_compile)
+    return evaluator, metric
 
 
 def matrix_rows(

@@ -223,6 +223,9 @@ def test_tensorboard_has_the_average_accuracy(tmp_path):
         ("recipe", "bets", ValueError, "Known: best, gram, none, paper"),
         ("protocol", "gmp", ValueError, "Known: dendrites, gpm, none, ritter"),
         ("task_learning_rate", 2.0, ValueError, "by `rank` or `head='multi'`"),
+        ("part_bits", 4, ValueError, "part_bits=4 and rank=0"),
+        ("part_bits", 9, ValueError, "bits=9"),
+        ("guessed", -1, ValueError, "`guessed` must be"),
         ("consolidation", "freeze", ValueError, "trains the weights alone"),
     ],
 )
@@ -231,6 +234,16 @@ def test_bad_configs(field, value, error, message):
         PermutedConfig(**{field: value})
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(SMALL, field, value)
+
+
+@pytest.mark.once
+def test_tasks_are_guessed_of_one_network_with_a_context_for_each():
+    for config, other in (
+        (PermutedConfig, {"separate": True}),
+        (benchmarks.RotatingConfig, {"assignment": "step"}),
+    ):
+        with pytest.raises(ValueError, match="guessed=5"):
+            config(guessed=5, **other)
 
 
 @pytest.mark.once
@@ -266,15 +279,27 @@ def test_named_settings():
 
 
 @pytest.mark.parametrize("kwargs", [{}, once({"consolidation": "freeze"})])
-def test_parts_of_low_rank_are_trained(kwargs):
-    config = dataclasses.replace(
-        SMALL, **{"head": "multi", "rank": 2, "consolidation": "gram", **kwargs}
-    )
-    result = run(config)
+def test_parts_of_low_rank_are_trained(tmp_path, kwargs):
+    own = {"head": "multi", "rank": 2, "part_bits": 4, "guessed": 40}
+    config = dataclasses.replace(SMALL, **{**own, "consolidation": "gram", **kwargs})
+    result = run(config, tmp_path)
     assert (result.accuracy_matrix[np.tril_indices(3)] > 0.6).all()
-    without = dataclasses.replace(config, rank=0).build_model(config.build_tasks())
-    parts = 3 * 2 * (64 + 64 + 64 + 64) * 4
-    assert result.memory["weights"] == count_bytes(without.weights) + parts
+    changes = {"rank": 0, "part_bits": 0}
+    without = dataclasses.replace(config, **changes).build_model(config.build_tasks())
+    own, parts = count_bytes(without.weights), 3 * 2 * (64 + 64 + 64 + 64)
+    assert result.memory["weights"] == own + 4 * parts
+    few = result.afterwards["in_few_bits"]
+    assert few["weights"] == own + parts // 2 + 3 * 2 * 2 * 4  # And scales.
+    np.testing.assert_allclose(few["accuracy"], result.accuracy_matrix[-1], atol=0.06)
+    guessed = result.afterwards["guessed"]
+    for way, least in (("by_image", 0.5), ("by_batch", 0.6)):
+        found, accuracy = np.array([guessed[way][x] for x in ("found", "accuracy")])
+        assert found.mean() > least and (accuracy > found - 0.4).all()
+    assert RunResult.load(tmp_path) == result
+    for damage in ({"in_few_bits": {**few, "accuracy": [2.0] * 3}}, {"guessed": {}}):
+        dataclasses.replace(result, afterwards=damage).save(tmp_path)
+        with pytest.raises(ValueError, match="damaged"):
+            RunResult.load(tmp_path)
 
 
 @pytest.mark.once

@@ -181,7 +181,11 @@ def _time_serving(args: argparse.Namespace) -> tuple[str, list[Row]]:
     }
     rows = []
     for kind, model in plain.items():
+        rng = np.random.default_rng(SEED)
         models = [keras_psp.extract(model, 0) for _ in range(number)]
+        for each in models[1:]:
+            shaken = [w + 0.01 * rng.normal(size=w.shape) for w in each.get_weights()]
+            each.set_weights(shaken)
         superposed, name = {}, "superposed"
         if kind == "resnet18":
             channels = build(number, context_over="channels")
@@ -189,7 +193,9 @@ def _time_serving(args: argparse.Namespace) -> tuple[str, list[Row]]:
             name = "superposed over kernels"
         superposed[name] = keras_psp.superpose(models)
         superposed[f"{name}, with a base"] = keras_psp.superpose(models, base=models[0])
-        rng = np.random.default_rng(SEED)
+        superposed["base, core and rank 32, in 4 bits"] = keras_psp.superpose(
+            models, base=models[0], core=32, rank=32, bits=4
+        )
         x = rng.normal(size=(batch_size, *shapes[kind])).astype("float32")
         task = np.repeat(np.arange(number, dtype="int32"), batch_size // number)
         order = rng.permutation(batch_size)

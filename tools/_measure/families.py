@@ -124,4 +124,24 @@ def _condense(result: RunResult) -> Row:
             for name, value in result.metrics.items()
         },
         "matrix": matrix,
+        "afterwards": _condense_afterwards(result.afterwards),
     }
+
+
+def _condense_afterwards(found: dict[str, Any]) -> Row:
+    """The means over the tasks, in %."""
+
+    def mean(shares: list[float]) -> float:
+        return round(100 * sum(shares) / len(shares), 2)
+
+    condensed: Row = {}
+    if "in_few_bits" in found:
+        few = found["in_few_bits"]
+        condensed["in_few_bits"] = {**few, "accuracy": mean(few["accuracy"])}
+    if "guessed" in found:
+        ways = {name: x for name, x in found["guessed"].items() if name != "images"}
+        condensed["guessed"] = {"images": found["guessed"]["images"]} | {
+            way: {name: mean(shares) for name, shares in figures.items()}
+            for way, figures in ways.items()
+        }
+    return condensed

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import operator
 import os
 import re
 import statistics
@@ -586,6 +587,7 @@ def _summarize(runs: list[Row]) -> Row:
         "beside_bytes": runs[0]["memory"]["consolidation"],
         "bits_per_task": runs[0]["contexts"]["bits_per_task"],
         "drift": None if None in drifts else max(drifts),
+        "afterwards": [run.get("afterwards", {}) for run in runs],
     }
 
 
@@ -614,6 +616,23 @@ def _megabytes(key: str) -> Callable[[Row], str]:
     return lambda row: f"{row[key] / 1e6:.1f} MB" if row[key] else "0 MB"
 
 
+def _after(*path: str) -> Callable[[Row], str]:
+    """What runs measured after the last task; nothing where they did not."""
+
+    def write(row: Row) -> str:
+        first, *others = path
+        found = [x[first] for x in row["afterwards"] if first in x]
+        known = [functools.reduce(operator.getitem, others, x) for x in found]
+        return _percent(known) if known else ""
+
+    return write
+
+
+def _few_bytes(row: Row) -> str:
+    found = [x["in_few_bits"] for x in row["afterwards"] if "in_few_bits" in x]
+    return f"{found[0]['weights'] / 1e6:.1f} MB" if found else ""
+
+
 _COLUMNS: dict[str, Callable[[Row], str]] = {
     "options": lambda row: _write_options(row["config"]),
     **{f"{tasks} tasks": _average(tasks) for tasks in (10, 20, 30, 50)},
@@ -624,6 +643,10 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "s": lambda row: f"{mean(row['seconds']):.0f}",
     "weights": _megabytes("bytes"),
     "beside": _megabytes("beside_bytes"),
+    "parts in few bits": _after("in_few_bits", "accuracy"),
+    "their weights": _few_bytes,
+    "guessed by image": _after("guessed", "by_image", "accuracy"),
+    "guessed by 32": _after("guessed", "by_batch", "accuracy"),
 }
 
 
@@ -638,7 +661,10 @@ def draw_retention(result: Result) -> Cells:
     return ["", "options", "tasks", *_RETENTION], rows
 
 
-_RETENTION = ("all tasks", "task 0", "just trained", "weights", "beside")
+_RETENTION = (
+    *("all tasks", "task 0", "just trained", "weights", "beside"),
+    *("parts in few bits", "their weights", "guessed by image", "guessed by 32"),
+)
 
 
 def _name_control(config: Row) -> str:
