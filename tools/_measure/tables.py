@@ -652,13 +652,16 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
 
 def draw_retention(result: Result) -> Cells:
     """Systems beside their controls: accuracy and bytes, by the number of tasks."""
+    found = summarize(result)
+    # What no run measured has no column.
+    columns = [name for name in _RETENTION if any(_COLUMNS[name](x) for x in found)]
     rows = []
-    for row in summarize(result):
+    for row in found:
         config = row["config"]
-        cells = (_COLUMNS[each](row) for each in _RETENTION)
+        cells = (_COLUMNS[name](row) for name in columns)
         options = _write_named_options(config)
         rows.append([_name_control(config), options, str(config["tasks"]), *cells])
-    return ["", "options", "tasks", *_RETENTION], rows
+    return ["", "options", "tasks", *columns], rows
 
 
 _RETENTION = (
