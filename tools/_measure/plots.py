@@ -169,5 +169,6 @@ PLOTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
     "merge": (draw_merge, ("merge-sizes", "merge-mlp-8-tasks-jax")),
     "growth": (draw_growth, ("growth-jax",)),
     "frontier-8": (draw_frontier, ("frontier-mlp-8-tasks-jax",)),
+    "frontier-32": (draw_frontier, ("frontier-mlp-32-tasks-jax",)),
     "frontier-resnet18": (draw_frontier, ("frontier-resnet18-8-tasks-jax",)),
 }

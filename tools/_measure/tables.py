@@ -872,7 +872,7 @@ TABLES = {
     "frontier-8": Table(_SURGERY, draw_frontier, (_FRONTIER,)),
     "frontier-32": Table(
         _SURGERY,
-        functools.partial(draw_frontier, memories=(0.35, 0.6, 1.1)),
+        functools.partial(draw_frontier, memories=(0.25, 0.35, 0.5, 0.6, 0.8)),
         ("frontier-mlp-32-tasks-jax",),
     ),
     "frontier-resnet18": Table(
