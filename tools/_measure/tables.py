@@ -333,10 +333,13 @@ _FRONTIER_SUMMARY = (
 )
 
 
-def draw_frontier(result: Result, memories: Sequence[float] = MEMORIES) -> Cells:
+def draw_frontier(
+    result: Result, memories: Sequence[float] = MEMORIES, in_brackets: str = "way"
+) -> Cells:
     """The best share of the fine-tuned accuracy in so much memory, by system.
 
-    Behind it in brackets is the share of the way there from the floor.
+    Behind it in brackets is the share of the way there from the floor, or how often
+    answers are those of the fine-tuned networks (`"agreement"`).
     """
     rows = []
     for system, points in read_frontier(result).items():
@@ -344,7 +347,7 @@ def draw_frontier(result: Result, memories: Sequence[float] = MEMORIES) -> Cells
         for memory in memories:
             within = [point for point in points if point["memory"] <= 1.005 * memory]
             chosen = max(within, key=lambda point: mean(point["share"]), default=None)
-            cells.append(_write_share(chosen) if chosen else "")
+            cells.append(_write_share(chosen, in_brackets) if chosen else "")
         if any(cells):
             rows.append([system, *cells])
     return ["", *(f"{memory:g}" for memory in memories)], rows
@@ -362,7 +365,7 @@ def draw_frontier_summary(result: Result) -> Cells:
 def read_frontier(result: Result) -> dict[str, list[Row]]:
     """Returns for each system a row for each of its sizes, smallest first.
 
-    A row has the mean memory, and the list of `share` and `way` of all seeds.
+    A row has the mean memory, and the lists of the other figures of all seeds.
     """
     found: dict[str, dict[str, list[Row]]] = {}
     for row in result["rows"]:
@@ -370,7 +373,7 @@ def read_frontier(result: Result) -> dict[str, list[Row]]:
     points = {
         system: [
             {"memory": mean([row["memory"] for row in same])}
-            | {key: [row[key] for row in same] for key in ("share", "way")}
+            | {key: [row[key] for row in same] for key in _FIGURES}
             for same in sizes.values()
         ]
         for system, sizes in found.items()
@@ -381,10 +384,13 @@ def read_frontier(result: Result) -> dict[str, list[Row]]:
     }
 
 
-def _write_share(point: Row) -> str:
+_FIGURES = ("share", "way", "agreement")
+
+
+def _write_share(point: Row, in_brackets: str) -> str:
     shares = point["share"]
     deviation = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
-    return f"{mean(shares):.2f}{deviation} ({mean(point['way']):.2f})"
+    return f"{mean(shares):.2f}{deviation} ({mean(point[in_brackets]):.2f})"
 
 
 def draw_export(*results: Result) -> Cells:
@@ -880,9 +886,20 @@ TABLES = {
         functools.partial(draw_frontier, memories=(0.25, 0.35, 0.5, 0.75, 1.1)),
         ("frontier-resnet18-8-tasks-jax",),
     ),
+    "frontier-cifar": Table(
+        _SURGERY,
+        functools.partial(
+            draw_frontier,
+            memories=(0.25, 0.35, 0.5, 0.6, 0.75, 1.1),
+            in_brackets="agreement",
+        ),
+        ("frontier-resnet18-cifar10-8-tasks-jax",),
+    ),
     "frontier-lite0": Table(
         _SURGERY,
-        functools.partial(draw_frontier, memories=(0.5, 0.75, 1, 1.3)),
+        functools.partial(
+            draw_frontier, memories=(0.5, 0.75, 1, 1.3), in_brackets="agreement"
+        ),
         ("frontier-lite0-8-tasks-torch",),
     ),
     "frontier-minilm": Table(
