@@ -183,6 +183,8 @@ class Task:
             rows = ops.repeat(bank, self._size // self.num_tasks, axis=0)
         else:
             rows = take_rows(bank, self.index)
+        if self.is_one and axis is None:
+            return rows  # Which broadcasts as it is.
         rank, shape = len(like.shape), list(bank.shape[1:])
         if axis is not None:
             shape += [1] * (rank - 1 - axis % rank)

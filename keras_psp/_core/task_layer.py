@@ -131,6 +131,8 @@ class TaskLayer(KerasLayer):
 
     def _by_name(self, *args: Any) -> dict[str, Any]:
         """Returns what a block calls the layer with behind the inputs, by name."""
+        if all(each is None for each in args):
+            return {}  # As most blocks do, at each call on torch.
         names = list(inspect.signature(self.call).parameters)[2:]  # Without the task.
         if any(each is not None for each in args[len(names) :]):
             raise TypeError(

@@ -16,6 +16,7 @@ from keras_psp._core.private import calls_replaced
 from keras_psp._core.private import recorded_reads
 from keras_psp._reading.graph import Graph
 from keras_psp._reading.graph import OwnCode
+from keras_psp.layers._original import layers_within
 
 # Neither None nor what Keras puts in its place, so that it is the batch.
 _BATCH = 97
@@ -43,7 +44,7 @@ def record_calls(
 ) -> Calls | None:
     """Returns how layers are called inside a model, or `None` if it cannot be known.
 
-    That is so if nothing tells what its inputs are, or if it takes none of the lengths
+    That is so if nothing tells what its inputs are, or if it takes none of the sizes
     that are tried.
 
     Args:
@@ -55,9 +56,9 @@ def record_calls(
     except ValueError:
         return None
     layers = [layer for layer in layers if getattr(layer, "weights", None)]
-    for length in _LENGTHS:
+    for sizes in _unknown_sizes(read):
         listener = _Listener(read.model, layers)
-        if _runs(listener, read, inputs, length):
+        if _runs(listener, read, inputs, *sizes):
             return Calls(
                 frozenset(set(map(id, layers)) - listener.read),
                 frozenset(each for each, fits in listener.called.items() if fits),
@@ -87,9 +88,9 @@ def find_changing(
         inputs = read.inputs
     except ValueError:
         return []
-    for length in _LENGTHS:
+    for sizes in _unknown_sizes(read):
         trainer = _Trainer(read.model, [w for each in held.values() for w in each])
-        if _runs(trainer, read, inputs, length):
+        if _runs(trainer, read, inputs, *sizes):
             return [
                 layer
                 for layer in layers
@@ -98,9 +99,26 @@ def find_changing(
     return []
 
 
-def _runs(layer, read, inputs, length):
-    """Calls a layer on inputs of a length; returns whether it takes these."""
-    specs = {name: _spec(tensor, length) for name, tensor in inputs.items()}
+def _unknown_sizes(read):
+    """Yields what dimensions that inputs leave open may be: a length, and a width.
+
+    The width is that of floats' last dimension, such as the numbers of a patch of an
+    image. One of the layers inside the model takes it.
+    """
+    for length in _LENGTHS:
+        yield length, length
+    inside = [each for layer in read.layers for each in (layer, *layers_within(layer))]
+    specs = keras.tree.flatten([getattr(each, "input_spec", None) for each in inside])
+    axes = [each.axes for each in specs if isinstance(each, keras.InputSpec)]
+    widths = {each.get(-1) for each in axes} - {None, *_LENGTHS}
+    for width in sorted(widths):
+        for length in _LENGTHS:
+            yield length, width
+
+
+def _runs(layer, read, inputs, length, width):
+    """Calls a layer on inputs of these sizes; returns whether it takes them."""
+    specs = {name: _spec(tensor, length, width) for name, tensor in inputs.items()}
     try:
         layer(read.give(specs))
     except Exception:  # Too short or too long, in any words.
@@ -108,9 +126,13 @@ def _runs(layer, read, inputs, length):
     return True
 
 
-def _spec(tensor, length):
-    sizes = (size or length for size in tensor.shape[1:])
-    return keras.KerasTensor((tensor.shape[0] or _BATCH, *sizes), tensor.dtype)
+def _spec(tensor, length, width):
+    is_float = keras.backend.is_float_dtype(tensor.dtype)
+    batch, *sizes = tensor.shape
+    if sizes and sizes[-1] is None and is_float:
+        sizes[-1] = width
+    sizes = (size or length for size in sizes)
+    return keras.KerasTensor((batch or _BATCH, *sizes), tensor.dtype)
 
 
 class _Caller(keras.layers.Layer):

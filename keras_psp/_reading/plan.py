@@ -159,7 +159,9 @@ def _block_around(read, layer):
         raise ValueError(
             f"Tasks cannot have a copy each of a {type(layer).__name__} whose weights, "
             "or those of a layer inside it, are used elsewhere too, or without calling "
-            f"it. Received: models whose {layer.name!r} differ"
+            "it. Give it weights of its own, train the models with it frozen, or "
+            "superpose what stands before it alone, such as their `backbone`. "
+            f"Received: models whose {layer.name!r} differ"
         )
     return min(blocks, key=lambda block: len(layers_within(block)))
 

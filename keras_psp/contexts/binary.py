@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_psp._core.backend import multiply_add
 from keras_psp.contexts._sign_context import SignContext
 
 
@@ -64,6 +65,9 @@ class Binary(SignContext):
 
     def unbind(self, inputs: Any, index: Any) -> Any:
         return self.bind(inputs, index)  # A diagonal map is its own transpose.
+
+    def unbind_onto(self, inputs: Any, others: Any, index: Any) -> Any:
+        return multiply_add(inputs, self.signs(index, inputs), others)
 
     def mix(self, inputs: Any, weights: Any) -> Any:
         return self.bind(inputs, weights)

@@ -131,6 +131,13 @@ class Context(TaskLayer, keras.layers.Layer):
         """Computes `x C_k^T`; arguments and result as for `bind()`."""
         raise NotImplementedError
 
+    def unbind_onto(self, inputs: Any, others: Any, index: Any) -> Any:
+        """Computes `x C_k^T + y` for `others` y of the inputs' shape.
+
+        Families that can compute it in one pass do.
+        """
+        return ops.add(self.unbind(inputs, index), others)
+
     def rows_of(self, index: Any) -> Any:
         """Looks up what `draw()` has drawn for tasks; `bind()` needs it.
 

@@ -9,6 +9,8 @@ import keras
 from keras import ops
 
 from keras_psp import contexts
+from keras_psp._core.backend import reshape
+from keras_psp._core.backend import transpose
 from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.private import LeafLayer
@@ -334,28 +336,32 @@ class Superposed(TaskLayer, LeafLayer):
         Returns:
             Tensor like `kernel`.
         """
-        beside = self.kernel_beside(index)
         if self.context is None:
-            return ops.convert_to_tensor(beside)
+            return ops.convert_to_tensor(self.kernel_beside(index))
         # C W = (W^T C^T)^T
-        rows = self.kernel_rows(self.kernel)
-        rows = self._transform_rows(self.context.unbind, rows, index)
-        kernel = self.kernel_of_rows(rows)
-        return kernel if beside is None else ops.add(kernel, beside)
+        rows, beside = self.kernel_rows(self.kernel), self._rows_beside(index)
+        if beside is None:
+            rows = self._transform_rows(self.context.unbind, index, rows)
+        else:
+            rows = self._transform_rows(self.context.unbind_onto, index, rows, beside)
+        return self.kernel_of_rows(rows)
 
     def kernel_beside(self, index: Any) -> Any:
         """Returns what one task sees beside `C_k W`, or `None` if there is nothing.
 
         That is `W_0 + A core_k V^T + A_k B_k`, or those of these that there are.
         """
-        kernels = [] if self.base is None else [self.base_kernel]
-        for own in self.own_kernels:
-            kernels.append(self.kernel_of_rows(own.kernel_rows(index)))
-        return add_up(kernels) if kernels else None
+        rows = self._rows_beside(index)
+        return None if rows is None else self.kernel_of_rows(rows)
+
+    def _rows_beside(self, index):
+        rows = [] if self.base is None else [self.kernel_rows(self.base_kernel)]
+        rows += [own.kernel_rows(index) for own in self.own_kernels]
+        return add_up(rows) if rows else None
 
     def unbind_rows(self, rows: Any, index: Any) -> Any:
         """Returns `C_k^T W` for the `(M, N)` rows of `kernel_rows()`, of any N."""
-        return self._transform_rows(self.context.bind, rows, index)
+        return self._transform_rows(self.context.bind, index, rows)
 
     def call_bound(self, layer_call: Any, inputs: Any, task: Any) -> Any:
         """Calls `layer_call` on the bound inputs, as it were the layer's own."""
@@ -401,12 +407,15 @@ class Superposed(TaskLayer, LeafLayer):
         parts = [part for part in (self.base, *self.own_kernels) if part is not None]
         return [part for part in parts if part.bits is None]
 
-    def _transform_rows(self, transform, rows, index):
+    def _transform_rows(self, transform, index, *rows):
         # The context binds all rows, or as many at each place.
-        width = self.context.input_spec.axes[-1]
-        x = ops.reshape(rows, (-1, width, rows.shape[-1]))
-        x = ops.transpose(transform(ops.transpose(x, (0, 2, 1)), index), (0, 2, 1))
-        return ops.reshape(x, rows.shape)
+        width, shape = self.context.input_spec.axes[-1], rows[0].shape
+        if shape[0] == width:
+            x = transform(*(transpose(each, (1, 0)) for each in rows), index)
+            return transpose(x, (1, 0))
+        rows = (reshape(each, (-1, width, shape[-1])) for each in rows)
+        x = transform(*(transpose(each, (0, 2, 1)) for each in rows), index)
+        return reshape(transpose(x, (0, 2, 1)), shape)
 
     def save_own_variables(self, store: Any) -> None:
         if self.context is None:  # Keras would save a kernel.

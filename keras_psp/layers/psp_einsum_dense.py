@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.backend import reshape
+from keras_psp._core.backend import transpose
 from keras_psp.layers._superposed_dense import SuperposedDense
 
 
@@ -134,6 +136,7 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         self._input_order = [inputs.index(x) for x in rest + own + summed]
         new = [x for x in kernel if x not in summed + own]
         self._kernel_order = [kernel.index(x) for x in summed + own + new]
+        self._kernel_inverse = np.argsort(self._kernel_order).tolist()
         self._num_summed, self._num_own = len(summed), len(own)
         self._equations = _split(inputs, summed, rest, new, outputs)
         self._width = math.prod(sizes)
@@ -145,6 +148,7 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
             bias_shape = [full[i] if outputs[i] in bias_axes else 1 for i in places]
             self.bias_axes = None  # Keras would add one that tasks share.
         super().build(input_shape)
+        self._kernel_sizes = [self.kernel_shape[axis] for axis in self._kernel_order]
         self.bias_axes = bias_axes
         self.build_parts(bias_shape)
 
@@ -160,11 +164,10 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
         return ops.transpose(x, np.argsort(order).tolist())
 
     def kernel_rows(self, kernel: Any) -> Any:
-        return ops.reshape(ops.transpose(kernel, self._kernel_order), (self._width, -1))
+        return reshape(transpose(kernel, self._kernel_order), (self._width, -1))
 
     def kernel_of_rows(self, rows: Any) -> Any:
-        rows = ops.reshape(rows, self._kernel_sizes)
-        return ops.transpose(rows, np.argsort(self._kernel_order).tolist())
+        return transpose(reshape(rows, self._kernel_sizes), self._kernel_inverse)
 
     def inputs_met(self, inputs: Any) -> Any:
         x = ops.transpose(inputs, self._input_order)
@@ -184,10 +187,6 @@ class PSPEinsumDense(SuperposedDense, keras.layers.EinsumDense):
             return ops.einsum(self._equations[2], products)
         rows = ops.reshape(rows, (rows.shape[0], *sizes))
         return ops.einsum(self._equations[1], products, rows)
-
-    @property
-    def _kernel_sizes(self):
-        return [self.kernel_shape[axis] for axis in self._kernel_order]
 
 
 def sums_over_inputs(equation: str, rank: Any) -> Any:

@@ -10,6 +10,7 @@ from context_reference import matrix
 from context_reference import numbers
 from hypothesis import given
 from hypothesis import strategies as st
+from keras import ops
 from layer_checks import draw
 from layer_checks import to_numpy
 
@@ -52,6 +53,9 @@ def test_orthogonal_maps_of_inputs_and_kernels(case):
         one = to_numpy(context(x[i : i + 1], int(k)))
         close(mixed[i], one[0])
         close(one @ kernel, x[i : i + 1] @ to_numpy(bound))
+        rows, others = map(ops.convert_to_tensor, (kernel.T, np.cos(kernel.T)))
+        onto = to_numpy(context.unbind_onto(rows, others, int(k)))
+        close(onto, kernel.T @ c.T + np.cos(kernel.T))
     assert context.orthogonality_drift().max() < 1e-5
 
 

@@ -142,6 +142,26 @@ class OddBlock(layers.Layer):
         return cls(**config)
 
 
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class Patches(layers.Layer):
+    """Reads a kernel, and alone knows how many numbers a patch has. See Gemma 4."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = layers.Dense(5, name="hidden")
+        self.read = layers.Dense(3, use_bias=False, name="read")
+
+    def build(self, shape):
+        self.hidden.build((None, None, 7))
+        self.read.build((None, None, 5))
+
+    def call(self, inputs):
+        return ops.matmul(self.hidden(inputs), self.read.kernel)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], 3)
+
+
 def words():
     return np.random.default_rng(0).integers(0, 11, (6, 4))
 
@@ -163,6 +183,13 @@ def odd_block():
     x = np.random.default_rng(0).normal(size=(6, 6, 3)).astype("float32")
     inputs = keras.Input((6, 3), name="x")
     y = layers.Flatten()(OddBlock(name="block")(inputs))
+    return keras.Model(inputs, layers.Dense(2, name="head")(y)), x
+
+
+def patches():
+    x = np.random.default_rng(0).normal(size=(6, 4, 7)).astype("float32")
+    inputs = keras.Input((None, None), name="x")
+    y = layers.GlobalAveragePooling1D()(Patches(name="block")(inputs))
     return keras.Model(inputs, layers.Dense(2, name="head")(y)), x
 
 
@@ -479,10 +506,11 @@ def test_models_of_other_architectures_are_refused():
         keras_psp.superpose([base, other])
 
 
+@pytest.mark.parametrize("make", [odd_block, once(patches)])
 def test_models_that_differ_in_a_layer_read_without_a_call_have_its_block_each(
-    tmp_path,
+    make, tmp_path
 ):
-    base, x = odd_block()
+    base, x = make()
     draw_weights(base)
     models, own = tune(base, x, NUM_TASKS)
     one = keras_psp.superpose(models[:2], base=base, rank=9, bits=32)

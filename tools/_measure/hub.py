@@ -369,4 +369,6 @@ def _largest(given, expected):
 
 def _shorten(error):
     text = re.sub(r"\x1b\[\d*m", "", f"{type(error).__name__}: {error}")
-    return re.sub(r"\s+", " ", text)[:300]
+    text = re.sub(r"\s+", " ", text)
+    # The end of a process' traceback says what was wrong.
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-200:]}"

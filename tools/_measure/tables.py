@@ -929,7 +929,7 @@ TABLES = {
     "infer": Table(_SURGERY, draw_infer, ("infer-jax",)),
     "adapters": Table(_SURGERY, draw_adapters, ("adapters-jax",)),
     "hub": Table(_SURGERY, draw_hub, ("hub-torch",)),
-    "hub-sample": Table(_SURGERY, draw_hub_sample, ("hub-jax",)),
+    "hub-sample": Table(_SURGERY, draw_hub_sample, ("hub-jax", "hub-tensorflow")),
     "stack": Table(_SURGERY, draw_stack, _each("stack")),
     "stack-curve": Table(_SURGERY, draw_stack_curve, ("stack-curve-jax",)),
     "machines": Table(_SURGERY, draw_machines, ("machines-jax",)),
