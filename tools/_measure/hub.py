@@ -161,6 +161,7 @@ def _measure_superpose(row, attempt, model, x, expected):
 
 
 def _measure_export(row, attempt, model, x, expected):
+    row.pop("plain export", None)
     exported = attempt("export", _export, model, x)
     if exported is not None:
         row["export"] = exported

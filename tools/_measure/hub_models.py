@@ -572,7 +572,7 @@ def _parseq() -> keras.Model:
 
 
 @keras.saving.register_keras_serializable(package="keras_psp_tools")
-class _TransformerBlock(layers.Layer):
+class TransformerBlock(layers.Layer):
     """keras.io's block of "Text classification with Transformer", with a config."""
 
     def __init__(self, embed_dim, num_heads, ff_dim, rate=0.1, **kwargs):
@@ -598,7 +598,7 @@ class _TransformerBlock(layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_psp_tools")
-class _TokenAndPositionEmbedding(layers.Layer):
+class TokenAndPositionEmbedding(layers.Layer):
     """keras.io's embedding of the same example."""
 
     def __init__(self, maxlen, vocab_size, embed_dim, **kwargs):
@@ -618,8 +618,8 @@ class _TokenAndPositionEmbedding(layers.Layer):
 
 def _keras_io() -> keras.Model:
     inputs = keras.Input((LENGTH,), dtype="int32", name="tokens")
-    x = _TokenAndPositionEmbedding(LENGTH, VOCABULARY, 8)(inputs)
-    x = _TransformerBlock(8, 2, 16)(x)
+    x = TokenAndPositionEmbedding(LENGTH, VOCABULARY, 8)(inputs)
+    x = TransformerBlock(8, 2, 16)(x)
     x = layers.Dropout(0.1)(layers.GlobalAveragePooling1D()(x))
     x = layers.Dense(20, activation="relu")(x)
     return keras.Model(inputs, layers.Dense(2, activation="softmax")(x))
