@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import functools
 import importlib
 import sys
 
@@ -185,21 +184,14 @@ def depthwise_convolve(inputs, kernel, strides, padding, data_format, dilation_r
     return ops.depthwise_conv(inputs, kernel, *arguments)
 
 
-def multiplies_depthwise():
-    """Whether products of shifted inputs are the fastest depthwise convolution.
+def computes_by_products():
+    """Whether products are the fastest convolutions in depth, and of one place.
 
-    They are on a CPU of JAX', whose own convolution in groups takes far longer.
+    They are on a CPU of JAX', whose own convolution in groups takes far longer. XLA
+    also needs less time to compile a product than a branch or a loop.
     """
     jax = keras.backend.backend() == "jax"
     return jax and sys.modules["jax"].default_backend() == "cpu"
-
-
-def multiplies_pointwise():
-    """Whether one product with a kernel for each example is faster than a map of them.
-
-    For convolutions of one place. XLA also compiles it faster, as it has no loop.
-    """
-    return keras.backend.backend() == "jax"
 
 
 def is_worth_mapping(inputs):
@@ -397,14 +389,14 @@ def trace_for(value):
     if keras.backend.backend() != "jax":
         return contextlib.nullcontext()
     if ops.is_tensor(value) or isinstance(value, keras.KerasTensor):
-        return _trace_context()(object())
+        return _trace_context(object())
     key = (value.shape, value.tobytes()) if hasattr(value, "shape") else value
-    return _trace_context()(key)
+    return _trace_context(key)
 
 
-@functools.cache
-def _trace_context():
-    return private.trace_context()
+# JAX compiles all anew once there is another one: it must not come while it traces.
+if keras.backend.backend() == "jax":
+    _trace_context = private.trace_context()
 
 
 def travelling(value, read, inputs, tasks):

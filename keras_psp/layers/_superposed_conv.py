@@ -6,10 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_psp._core.backend import computes_by_products
 from keras_psp._core.backend import convolve
 from keras_psp._core.backend import is_worth_mapping
 from keras_psp._core.backend import map_examples
-from keras_psp._core.backend import multiplies_pointwise
 from keras_psp._core.backend import take_rows
 from keras_psp.contexts import Identity
 from keras_psp.layers._patches import patches
@@ -138,13 +138,17 @@ class SuperposedConv(Superposed):
             return task.mask(add_up(outputs))
 
         def apart():
-            kernels = self._task_kernels()
-            if self._is_pointwise and multiplies_pointwise():
-                return task.mask(self._multiply_each(inputs, kernels, task.index))
-            outputs = map_examples(self._convolve, inputs, kernels, task.index)
+            outputs = map_examples(
+                self._convolve, inputs, self._task_kernels(), task.index
+            )
             return task.mask(outputs)
 
-        apart = apart if self._kernels_are_smaller(inputs) else None
+        if not self._kernels_are_smaller(inputs):
+            return task.branch(one, mixed)
+        is_each = not (task.is_soft or task.is_one or task.in_blocks)
+        if is_each and self._is_pointwise and computes_by_products():
+            # As fast as one product for one task: so one program, not two.
+            return task.mask(self._multiply_each(inputs, task))
         return task.branch(one, mixed, apart)
 
     def _convolve(self, inputs, kernel, conv=convolve):
@@ -221,13 +225,14 @@ class SuperposedConv(Superposed):
     def _is_pointwise(self):
         return math.prod(self.kernel_size) == self.groups == 1
 
-    def _multiply_each(self, inputs, kernels, index):
+    def _multiply_each(self, inputs, task):
         """Convolves each example with its task's kernel of one place, all at once."""
+        kernels = self._task_kernels()
+        kernels = ops.reshape(kernels, (self.num_tasks, -1, self.filters))
         met = ops.squeeze(self._patches(inputs), -2)
-        rows = ops.reshape(kernels, (self.num_tasks, met.shape[-1], self.filters))
         shape = ops.shape(met)
         met = ops.reshape(met, (shape[0], -1, shape[-1]))
-        outputs = ops.matmul(met, take_rows(rows, index))
+        outputs = ops.matmul(met, take_rows(kernels, task.index))
         outputs = ops.reshape(outputs, (*shape[:-1], self.filters))
         return ops.moveaxis(outputs, -1, self._channel_axis)
 

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_psp._core.backend import computes_by_products
 from keras_psp._core.backend import depthwise_convolve
-from keras_psp._core.backend import multiplies_depthwise
 from keras_psp._core.backend import take_rows
 from keras_psp.layers._few_bits import FIXED
 from keras_psp.layers._few_bits import QUANTIZATION
@@ -99,7 +99,7 @@ class TaskDepthwiseConv(TaskRows, FewBits):
             shape = (*ops.shape(outputs)[:-2], channels * multiplier)
             return ops.moveaxis(ops.reshape(outputs, shape), -1, self._channel_axis)
 
-        if multiplies_depthwise():
+        if computes_by_products():
             outputs = product(task)  # Of one task and of several: one program, not two.
         else:
             outputs = task.branch(one, lambda: product(task))

@@ -911,6 +911,9 @@ TABLES = {
     "retention": Table(_BENCHMARKS, draw_retention, ("suite-retention-jax",)),
     "incremental": Table(_BENCHMARKS, draw_incremental, ("incremental-cifar",)),
     "consolidation": Table(_CONSOLIDATION, _LEARNING, ("suite-consolidation-3-seeds",)),
+    "cost-consolidation": Table(
+        _CONSOLIDATION, draw_cost_each, _each("cost-consolidation")
+    ),
     "gram-families": Table(_CONSOLIDATION, draw_gram_families, ("gram-families",)),
     "families": Table(
         _CONTEXTS,
