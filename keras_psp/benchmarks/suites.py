@@ -69,12 +69,11 @@ HEADS: tuple[Options, ...] = (
 )
 
 # Parts of each task's own beside Gram, and what a reader would compare them with.
-GUESSED: Options = {"guessed": 320}
 OWN: Options = {"rank": 4, "head": "multi", "part_bits": 4}
 BEST: Options = {"recipe": "best", "part_bits": 4}
 RETAINED: tuple[Options, ...] = (
-    {**BEST, **GUESSED},
-    {"recipe": "gram", "context": "fast_rotation", **GUESSED},
+    {**BEST, "guessed": 320},
+    {"recipe": "gram", "context": "fast_rotation"},
     {**BEST, "consolidation": "freeze"},
     {"recipe": "gram", "context": "fast_rotation", "units": 512},
     {"context": "identity", "separate": True},
