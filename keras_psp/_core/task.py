@@ -258,7 +258,22 @@ class Task:
         # Which has a row for each example.
         outputs = self.select(present[0], first, first)
         if not is_readable(self.index):
-            return ops.fori_loop(1, self.num_tasks, step, outputs)
+
+            def tensors(structure: Any) -> list:
+                return [x for x in keras.tree.flatten(structure) if x is not None]
+
+            def whole(found: list) -> Any:
+                rest = iter(found)
+                return keras.tree.map_structure(
+                    lambda each: None if each is None else next(rest), outputs
+                )
+
+            def carry(task: Any, found: list) -> list:
+                return tensors(step(task, whole(found)))
+
+            # A loop of TensorFlow carries tensors alone.
+            start = tensors(outputs)
+            return whole(ops.fori_loop(1, self.num_tasks, carry, start))
         for k in present[1:]:
             outputs = step(k, outputs)
         return outputs

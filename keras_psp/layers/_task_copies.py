@@ -126,8 +126,10 @@ class TaskCopies(TaskRows, _SavedByOrder):
         return super(TaskLayer, self).__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        if vars(self).get("_shapes_alone"):
-            return super().call(*args, **kwargs)
+        shapes_alone = vars(self).get("_shapes_alone")
+        if shapes_alone is not None:
+            with shapes_alone:
+                return super().call(*args, **kwargs)
         given = keras.tree.flatten((args, kwargs))
         inputs = next((x for x in given if len(getattr(x, "shape", ())) > 0), None)
         if is_for_all(inputs):
@@ -207,13 +209,14 @@ class TaskCopies(TaskRows, _SavedByOrder):
 
     def _outputs_of(self, args, kwargs):
         """The symbolic outputs, which are alike for all tasks."""
-        vars(self)["_shapes_alone"] = True
+        # JAX computes shapes in a scope of its own. While a model is trained there, the
+        # scope outside alone has the values: of what draws numbers too.
+        vars(self)["_shapes_alone"] = extended_scope(())
         try:
-            with keras.StatelessScope():
-                # By the call itself: a layer's own way may know fewer arguments.
-                return keras.Operation.compute_output_spec(self, *args, **kwargs)
+            # By the call itself: a layer's own way may know fewer arguments.
+            return keras.Operation.compute_output_spec(self, *args, **kwargs)
         finally:
-            vars(self)["_shapes_alone"] = False
+            vars(self)["_shapes_alone"] = None
 
     def get_config(self) -> dict[str, Any]:
         config = {"original": self._as_it_was, "num_tasks": self.num_tasks}

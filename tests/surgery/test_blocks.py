@@ -85,13 +85,29 @@ class NoConfig(layers.Layer):
     def __init__(self, width):
         super().__init__(name="no_config")
         self.dense = layers.Dense(width)
+        self.dropout = layers.Dropout(1e-9)  # Draws numbers, and drops nothing.
 
     def build(self, shape):
         self.token = self.add_weight(shape=shape[1:], name="token")
         self.dense.build(shape)
 
     def call(self, inputs):
-        return self.dense(inputs + self.token), None
+        return self.dropout(self.dense(inputs + self.token)), None
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class Pair(layers.Layer):
+    """Calls a layer that returns a tensor and nothing."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.own = NoConfig(3)
+
+    def build(self, shape):
+        self.own.build(shape)
+
+    def call(self, inputs):
+        return self.own(inputs)[0]
 
 
 def squash(x):
@@ -184,6 +200,12 @@ def odd_block():
     inputs = keras.Input((6, 3), name="x")
     y = layers.Flatten()(OddBlock(name="block")(inputs))
     return keras.Model(inputs, layers.Dense(2, name="head")(y)), x
+
+
+def pair():
+    x = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
+    inputs = keras.Input((3,), name="x")
+    return keras.Model(inputs, layers.Dense(2)(Pair(name="block")(inputs))), x
 
 
 def patches():
@@ -294,6 +316,7 @@ def train(model, x, task, outputs):
         (block, "copy"),
         once(block, "freeze"),
         (odd_block, "copy"),
+        (pair, "copy"),
         (decoder, "copy"),
         once(decoder, "freeze"),
         once(odd_block, "freeze"),
