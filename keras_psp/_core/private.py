@@ -142,6 +142,12 @@ def children(layer: keras.layers.Layer) -> list:
     if not isinstance(layer, keras.layers.Layer):
         return []
     found = layer._flatten_layers(include_self=False, recursive=False)
+    if isinstance(layer, keras.Model):
+        # What stands in attributes of a functional model, as in KerasHub's, Keras finds
+        # before the others on some backends, and not at all on torch.
+        inside = {id(each) for each in found}
+        first = [each for each in layer.layers if id(each) in inside]
+        found = list({id(each): each for each in (*first, *found)}.values())
     return [each for each in found if not isinstance(each, keras.layers.InputLayer)]
 
 

@@ -15,6 +15,8 @@ from keras_psp._core.backend import branches_return_any
 from keras_psp._core.backend import take_rows
 from keras_psp._core.private import adding_weights
 from keras_psp._core.private import extended_scope
+from keras_psp._core.private import learned_weights
+from keras_psp._core.private import own_weights
 from keras_psp._core.private import seed_generators
 from keras_psp._core.private import take_class
 from keras_psp._core.private import trusted
@@ -46,6 +48,7 @@ def make_copies(
     as_it_was = as_it_is(layer, is_block=False) if is_alone else {}
     weights = list(layer.weights)
     values = layer.get_weights()
+    order = _order_in_files(layer)
     untrack_weights(layer, weights)
     for each in layers_within(layer):
         # Some save and load what they know by name.
@@ -61,9 +64,10 @@ def make_copies(
     vars(layer)["_as_it_was"] = as_it_was
     vars(layer)["_copied"] = Hidden(weights)
     with adding_weights(layer):
-        for i, (weight, value) in enumerate(zip(weights, values, strict=True)):
+        for weight, value in zip(weights, values, strict=True):
+            attribute = f"copies_{order[id(weight)]}"
             copies.add_rows(
-                f"copies_{i}",
+                attribute,
                 tuple(weight.shape),
                 # What a task that is added later begins with, too.
                 functools.partial(_constant, value),
@@ -73,7 +77,20 @@ def make_copies(
                 dtype=weight.dtype,
                 trainable=weight.trainable,
             )
-            copies.set_new_row(getattr(layer, f"copies_{i}"), value)
+            copies.set_new_row(getattr(layer, attribute), value)
+
+
+def _order_in_files(layer):
+    """Returns a number for each of a layer's weights, by its `id()`.
+
+    Keras' own order of what stands in attributes of a functional model differs between
+    backends.
+    """
+    own = [w for each in (layer, *layers_within(layer)) for w in own_weights(each)]
+    known = {id(weight) for weight in layer.weights}
+    ordered = [id(weight) for weight in own if id(weight) in known]
+    every = dict.fromkeys([*ordered, *map(id, layer.weights)])
+    return {name: i for i, name in enumerate(every)}
 
 
 def _nothing(store):
@@ -95,8 +112,28 @@ def _constant(value, shape, dtype=None):
 class _SavedByOrder:
     """Saves weights as Keras' `Layer` does: some layers look for theirs by name."""
 
-    save_own_variables = keras.layers.Layer.save_own_variables
-    load_own_variables = keras.layers.Layer.load_own_variables
+    def save_own_variables(self, store: Any) -> None:
+        found: dict[str, Any] = {}
+        keras.layers.Layer.save_own_variables(self, found)
+        for i, name in enumerate(self._names()):
+            store[str(i)] = found[name]
+
+    def load_own_variables(self, store: Any) -> None:
+        names = self._names()
+        if len(store.keys()) == len(names):  # Or Keras says what is wrong.
+            store = {name: store[str(i)] for i, name in enumerate(names)}
+        keras.layers.Layer.load_own_variables(self, store)
+
+    def _names(self) -> list[str]:
+        """Keras' names for the copies, in the order of a file: the trained ones first.
+
+        Keras knows those in the order of this backend.
+        """
+        own, learned = own_weights(self), set(map(id, learned_weights(self)))
+        names = {id(weight): str(i) for i, weight in enumerate(own)}
+        copies = [getattr(self, f"copies_{i}") for i in range(len(own))]
+        copies.sort(key=lambda weight: id(weight) not in learned)
+        return [names[id(weight)] for weight in copies]
 
 
 class TaskCopies(TaskRows, _SavedByOrder):
