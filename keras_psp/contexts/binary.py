@@ -67,6 +67,9 @@ class Binary(SignContext):
         return self.bind(inputs, index)  # A diagonal map is its own transpose.
 
     def unbind_onto(self, inputs: Any, others: Any, index: Any) -> Any:
+        kind = type(self)
+        if kind.bind is not Binary.bind or kind.unbind is not Binary.unbind:
+            return super().unbind_onto(inputs, others, index)  # A map of its own.
         return multiply_add(inputs, self.signs(index, inputs), others)
 
     def mix(self, inputs: Any, weights: Any) -> Any:

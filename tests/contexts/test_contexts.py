@@ -11,6 +11,7 @@ from context_reference import matrix
 from layer_checks import draw
 from layer_checks import to_numpy
 
+import keras_psp
 from keras_psp import contexts
 
 SHAPES = ((10, 6), (10, 3, 6), (10, 2, 3, 6), (10, 2, 1, 3, 6))
@@ -146,3 +147,21 @@ def test_learned_phases_keep_their_precision_in_low_precision():
     exact = contexts.get("powers", **kwargs)(x, 1000)
     low = contexts.get("powers", dtype="mixed_bfloat16", **kwargs)(x, 1000)
     np.testing.assert_allclose(to_numpy(low), to_numpy(exact), atol=0.1)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Halved(contexts.Binary):
+    """A family of one's own with another map."""
+
+    def bind(self, inputs, index):
+        return 0.5 * super().bind(inputs, index)
+
+
+def test_a_map_of_ones_own_is_used_beside_a_base():
+    base = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3)])
+    models = [keras.models.clone_model(base) for _ in range(2)]
+    one = keras_psp.superpose(models, context=Halved(2), base=base)
+    x = np.ones((4, 4), "float32")
+    mixed = one.predict({"x": x, "task": np.array([0, 1, 1, 0])}, verbose=0)
+    alone = one.predict({"x": x, "task": np.zeros(4, int)}, verbose=0)
+    np.testing.assert_allclose(mixed[0], alone[0], rtol=1e-5, atol=1e-5)
