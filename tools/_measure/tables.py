@@ -693,7 +693,7 @@ def _write_named_options(config: Row) -> str:
     if config["protocol"] in PROTOCOLS:
         protocol = PROTOCOLS[config["protocol"]]
         settings |= {**protocol.training, **protocol.fixed}
-    for key, default in {**OPTIONS, "units": 256, "joint": False}.items():
+    for key, default in {**OPTIONS, "units": 256, "rank": 0, "joint": False}.items():
         if config[key] != settings.get(key, default):
             words.append((key, config[key]))
     texts = (
