@@ -1,5 +1,6 @@
 """`tools/measure.py`, which measures what the READMEs say and writes their tables."""
 
+import argparse
 import contextlib
 import importlib
 import io
@@ -260,6 +261,33 @@ def test_images_of_a_network_of_pytorch(monkeypatch, tmp_path):
     result, _ = measure(tmp_path, f"frontier-lite0-2-tasks-{BACKEND}", *options)
     _, ours = result["rows"]
     assert ours["memory"] <= 1.5 and 0 <= ours["accuracy"] <= 100
+
+
+def test_a_network_that_has_learned_other_images(monkeypatch):
+    from keras_psp.datasets import Source
+
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    images = importlib.import_module("_measure.images")
+    x = np.random.default_rng(0).integers(0, 256, size=(20, 8, 8, 3)).astype("uint8")
+    labels = np.arange(20, dtype="int32") % 10
+    source = Source("cifar10", x, labels, x, labels)
+    monkeypatch.setattr(images.datasets, "load_source", lambda name: source)
+    learned = []
+    read = images.frontier.read_or_train
+    monkeypatch.setattr(
+        images.frontier,
+        "read_or_train",
+        lambda folder, name, model, train: (
+            learned.append(model),
+            read(folder, name, model, train),
+        ),
+    )
+    sizes = {"size": 8, "width": 0.0625, "batch_size": 10, "base_epochs": 1}
+    base = images.read_resnet18(argparse.Namespace(folder=None, **sizes), 0)
+    *ours, kernel, _ = base.get_weights()
+    for mine, known in zip(ours, learned[0].get_weights(), strict=False):
+        np.testing.assert_array_equal(mine, known)
+    assert kernel.shape[1] == images.CLASSES and len(ours) > 20
 
 
 def test_frontier_measures_what_superpose_makes(monkeypatch):

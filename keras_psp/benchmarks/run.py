@@ -202,7 +202,11 @@ def _run(
         },
         matrix=state["matrix"],
         ahead=state["ahead"],
-        afterwards=measure_afterwards(config, model, tasks),
+        afterwards=_read(
+            "figures after the last task",
+            lambda: measure_afterwards(config, model, tasks),
+        )
+        or {},
     )
     if checkpoint is not None:
         result.save(checkpoint.folder)

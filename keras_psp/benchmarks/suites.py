@@ -69,7 +69,6 @@ HEADS: tuple[Options, ...] = (
 )
 
 # Parts of each task's own beside Gram, and what a reader would compare them with.
-OWN: Options = {"rank": 4, "head": "multi", "part_bits": 4}
 BEST: Options = {"recipe": "best", "part_bits": 4}
 RETAINED: tuple[Options, ...] = (
     {**BEST, "guessed": 320},
@@ -81,13 +80,9 @@ RETAINED: tuple[Options, ...] = (
 )
 # In the protocol of GPM: standard networks with one head, which know no task.
 GPM: Options = {"protocol": "gpm", "context": "identity"}
-COSINE: Options = {
-    "consolidation": "gram",
-    "schedule": "cosine",
-    "learning_rate": 0.03,
-}
+GPM_GRAM: Options = {**GPM, **GRAM, "learning_rate": 0.03}
 SINGLE_HEAD: tuple[Options, ...] = (
-    {**GPM, **COSINE},
+    GPM_GRAM,
     {**GPM, "consolidation": "gram"},
     {**GPM, "consolidation": "ewc"},
     {**GPM, "consolidation": "si"},
@@ -157,7 +152,11 @@ SUITES: dict[str, list[Config]] = {
                 for kept in RETAINED
             ),
             *SINGLE_HEAD,
-            {**GPM, **COSINE, "context": "fast_rotation", **OWN},
+            # With a context, a head and a part for each task, which is told.
+            {
+                **{**GPM_GRAM, "context": "fast_rotation", "head": "multi"},
+                **{"rank": 4, "part_bits": 4},
+            },
         )
     ],
 }

@@ -113,6 +113,34 @@ def test_rows_are_systems_and_tables_settings(tmp_path):
     assert second[0]["drift"] == "2.5e-01"
 
 
+def test_what_runs_measured_afterwards_has_columns(tmp_path):
+    config = permuted(tasks=2, rank=2, part_bits=4, guessed=9)
+    found = {
+        "in_few_bits": {"accuracy": [0.5, 0.7], "weights": 10},
+        "guessed": {
+            "images": 9,
+            "by_image": {"found": [1.0, 1.0], "accuracy": [0.2, 0.3]},
+            "by_batch": {"found": [1.0, 1.0], "accuracy": [0.3, 0.4]},
+        },
+    }
+    result = dataclasses.replace(make_result(config), afterwards=found)
+    (tmp_path / "a").mkdir()
+    result.save(tmp_path / "a")
+    save(tmp_path / "b", permuted(tasks=2), best=0.7)
+    (rows,) = report([tmp_path / "a", tmp_path / "b"]).tables.values()
+    columns = (
+        *("system", "parts in few bits %"),
+        *("task guessed by image %", "task guessed by 32 %"),
+    )
+    assert [[row[name] for name in columns] for row in rows] == [
+        [
+            "superposed (binary), rank 2 for each task, part bits 4, guessed 9",
+            *("60.0", "25.0", "35.0"),
+        ],
+        ["superposed (binary)", "—", "—", "—"],
+    ]
+
+
 def test_no_two_tables_have_one_title(tmp_path):
     runs = [
         save(tmp_path / "a", permuted(learning_rate=1e-3)),

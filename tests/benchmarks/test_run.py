@@ -247,6 +247,14 @@ def test_tasks_are_guessed_of_one_network_with_a_context_for_each():
 
 
 @pytest.mark.once
+def test_what_is_measured_afterwards_costs_no_result(tmp_path):
+    config = dataclasses.replace(SMALL, tasks=2, steps=5, learning_rate=1e30, guessed=5)
+    with pytest.warns(UserWarning, match="no figures after the last task: .*finite"):
+        result = run(config, tmp_path)
+    assert result.afterwards == {} and RunResult.load(tmp_path) == result
+
+
+@pytest.mark.once
 def test_named_settings():
     best = PermutedConfig(recipe="best", seed=1)
     assert (best.rank, best.context, best.head) == (4, "fast_rotation", "multi")

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import torch
 from keras import layers
 
 import keras_psp
@@ -97,6 +96,8 @@ def build_base(weights: Path, size: int) -> keras.Model:
             x = _block(x, kernel, 1 if i else stride, expansion, channels)
     x = _normalize(layers.Conv2D(1280, 1, use_bias=False)(x))
     body = keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+    import torch  # Whoever starts from CIFAR-10 need not have it.
+
     found = torch.load(weights, map_location="cpu", weights_only=True)
     values = {name: x.numpy() for name, x in found.items() if x.ndim}
     kept = [name for name in values if not name.startswith("_fc")]
