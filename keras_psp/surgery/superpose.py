@@ -143,9 +143,9 @@ def superpose(
             any width: if it is another than the models', their mean stands in for it.
         data: List of one set of unlabelled inputs for each task, or a dictionary by the
             names of the tasks. A set is an array, a list or dictionary of arrays if the
-            model has several inputs, or batches of these (see
-            `keras_psp._core.data.read_inputs`). A few hundred examples of each are
-            enough. Or `None`.
+            model has several inputs, or batches of these as a list, a generator, a
+            `tf.data.Dataset`, a `keras.utils.PyDataset` or a torch `DataLoader`. A few
+            hundred examples of each are enough. Or `None`.
         ridge: Non-negative float, with `data`: how much of a layer's mean squared input
             is added to the diagonal, for inputs that the data do not show. With 0 the
             data must show all inputs. Defaults to 1e-3, and to 0.1 with a `budget`.
