@@ -33,6 +33,18 @@ def adafactor():
     return optimizer
 
 
+def schedule_free():
+    optimizer = keras.optimizers.ScheduleFreeAdamW()
+    optimizer.build([keras.Variable(np.ones((2, 3)))])
+    return optimizer
+
+
+def several():
+    optimizer = keras.optimizers.MultiOptimizer(lambda each: keras.optimizers.SGD())
+    optimizer.build([keras.Variable(np.ones((2, 3)))])
+    return optimizer
+
+
 NAMES = {
     fitted_model: {"_compile_loss"},
     lambda: fitted_model().layers[0]: {
@@ -64,6 +76,9 @@ NAMES = {
         "_variables",
         "update_step",
     },
+    several: {"_var_to_optimizer_idx"},
+    schedule_free: {"_momentums"},
+    lambda: keras.Model: {"_unpickle_model"},
     lambda: masking: {"get_keras_mask", "set_keras_mask"},
     lambda: global_state: {"get_global_attribute"},
     lambda: serialization_lib: {"SafeModeScope"},

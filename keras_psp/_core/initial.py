@@ -1,4 +1,4 @@
-"""First values of variables for which Keras has no initializer."""
+"""What gives a variable its first values where no initializer of Keras' does."""
 
 from collections.abc import Callable
 from typing import Any

@@ -183,6 +183,15 @@ def take_class(layer: keras.layers.Layer, kind: Any) -> None:
         del vars(layer)["quantize"]
 
 
+def pickled(layer: keras.layers.Layer) -> tuple:
+    """Returns what `pickle` keeps of a layer of a class that no module has.
+
+    Keras' own keeps a file, and a method of the layer's class that reads any file.
+    """
+    _, file = keras.Model.__reduce__(layer)
+    return keras.Model._unpickle_model, file
+
+
 def stand_where(layer: keras.layers.Layer, old: keras.layers.Layer) -> None:
     """Lets the weights of a layer, not built yet, be named as those of another one."""
     layer._parent_path = old._parent_path
@@ -331,6 +340,17 @@ def source_of(tensor: Any) -> tuple[Any, list, int]:
     return operation, operation._inbound_nodes[node].input_tensors, place
 
 
+def input_like(tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    """Returns a new `keras.Input` like one of a model's, which may be left out or not.
+
+    That is known to what made the tensor alone.
+    """
+    optional = getattr(source_of(tensor)[0], "optional", False)
+    return keras.Input(
+        batch_shape=tensor.shape, dtype=tensor.dtype, name=name, optional=optional
+    )
+
+
 def entry_layer() -> keras.layers.Layer | None:
     """Returns the outermost layer whose call is under way, or `None`.
 
@@ -435,6 +455,17 @@ def moving_averages(optimizer: Any) -> Any:
     return getattr(optimizer, "_model_variables_moving_average", None)
 
 
+def kept_values(optimizer: Any) -> list[list]:
+    """Returns the optimizer's lists of what it keeps of the weights' own values.
+
+    These are their averages, and what `ScheduleFreeAdamW` makes the weights of.
+    """
+    found = [moving_averages(optimizer)]
+    if isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW):
+        found.append(optimizer._momentums)
+    return [each for each in found if each is not None]
+
+
 def show_averages(optimizer: Any, inner: Any) -> None:
     """Lets Keras' `SwapEMAWeights` find the averages of an optimizer inside another.
 
@@ -495,6 +526,40 @@ def rebuilding(optimizers: list, replaced: list[tuple[Any, Any]]) -> Iterator[No
 def _copy_state(optimizer: Any) -> tuple[dict, list, set]:
     ids = set(optimizer._tracker.stored_ids["variables"])
     return dict(vars(optimizer)), list(optimizer._variables), ids
+
+
+def find_shares(optimizer: keras.optimizers.MultiOptimizer) -> list[tuple[Any, list]]:
+    """Returns the optimizers in a built one, each with its places among the weights."""
+    chosen = [
+        optimizer._var_to_optimizer_idx[optimizer._var_key(each)]
+        for each in optimizer._trainable_variables
+    ]
+    return [
+        (each, [place for place, own in enumerate(chosen) if own == i])
+        for i, each in enumerate(optimizer.optimizers)
+        if i in chosen
+    ]
+
+
+def set_shares(
+    optimizer: keras.optimizers.MultiOptimizer, variables: list, chosen: list
+) -> None:
+    """Tells an optimizer which of those in it has which weights.
+
+    Args:
+        optimizer: The optimizer, built for other weights.
+        variables: The weights.
+        chosen: For each of them the optimizer that was built for it.
+    """
+    keys = [optimizer._var_key(variable) for variable in variables]
+    places = {id(each): i for i, each in enumerate(optimizer.optimizers)}
+    which = [places[id(each)] for each in chosen]
+    # Keras would take what is set in the usual way for variables of its own.
+    vars(optimizer).update(
+        _trainable_variables=list(variables),
+        _trainable_variables_indices={key: i for i, key in enumerate(keys)},
+        _var_to_optimizer_idx=dict(zip(keys, which, strict=True)),
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Reads files of LoRA adapters, as changes of a base's kernels."""
+"""Files of LoRA adapters, as the changes of a base's kernels that they are."""
 
 import functools
 import json

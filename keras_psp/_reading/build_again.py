@@ -1,4 +1,4 @@
-"""Builds a model once more, with other layers in some places."""
+"""A model built once more, with other layers in some places."""
 
 from collections.abc import Callable
 from collections.abc import Mapping

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from keras_psp._core.private import calls_replaced
+from keras_psp._core.private import input_like
 from keras_psp._core.private import trusted
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
@@ -98,10 +99,7 @@ class Graph:
 
     def new_inputs(self) -> dict[str, keras.KerasTensor]:
         """Returns a new `keras.Input` for each input, by name."""
-        return {
-            name: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=name)
-            for name, tensor in self.inputs.items()
-        }
+        return {name: input_like(x, name) for name, x in self.inputs.items()}
 
     def rebuild(self, inputs, replace, call=_call, also=()):
         """Builds the model once more.
@@ -118,7 +116,9 @@ class Graph:
             The symbolic outputs.
         """
         # A plain model, of a list: Keras wants a dictionary's names to be the tensors'.
-        graph = keras.Model([*self.inputs.values(), *also], self.output)
+        # What is not used here has names of its own: a layer may be called as it is.
+        unused = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in also]
+        graph = keras.Model([*self.inputs.values(), *unused], self.output)
         given = [*(inputs[name] for name in self.inputs), *also]
 
         def call_by_position(layer, *args, **kwargs):

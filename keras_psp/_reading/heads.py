@@ -1,4 +1,4 @@
-"""Makes models alike whose last layers have different numbers of outputs."""
+"""Models whose last layers have other numbers of outputs, made alike."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Adds Keras' LoRA to the kernels, as if the kernels had been trained themselves."""
+"""Models with Keras' LoRA, as if their kernels themselves had been trained."""
 
 from typing import Any
 

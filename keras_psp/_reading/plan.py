@@ -1,4 +1,4 @@
-"""Decides which layers of a model take a task, and how."""
+"""Which layers of a model are to take a task, and how."""
 
 import warnings
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""One of a kernel's two matrices, kept as eigenvalues and eigenvectors."""
+"""One side of what a kernel's matrices say, by its eigenvectors."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Measures the Fisher information through Keras' own `fit()`."""
+"""What there is to know of the Fisher information, by way of Keras' own `fit()`."""
 
 from collections.abc import Callable
 from typing import Any

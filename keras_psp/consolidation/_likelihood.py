@@ -1,4 +1,4 @@
-"""Finds the likelihood behind a model's loss, and draws labels from the model."""
+"""Of which likelihood a model's loss is, with labels drawn from the model itself."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""The base of all consolidations: an optimizer around another one."""
+"""What every way of consolidating tasks is: an optimizer around another."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Freezes what tasks share after the first task: a control for consolidations."""
+"""What tasks share stands still after the first task: a control for consolidations."""
 
 from typing import Any
 
@@ -6,7 +6,10 @@ import keras
 from keras import ops
 
 from keras_psp._core.distribution import strategy_scope
+from keras_psp._core.private import moving_averages
+from keras_psp._core.private import trained_variables
 from keras_psp.consolidation.consolidation import Consolidation
+from keras_psp.optimizers._around import chain_of
 
 
 @keras.saving.register_keras_serializable(package="keras_psp")
@@ -62,13 +65,21 @@ class Freeze(Consolidation):
         return ops.convert_to_tensor(0.0)
 
     def take_step(self, grads: list, variables: list) -> None:
-        """Takes one step, and puts back what tasks share if one has ended."""
+        """Takes one step, and puts back what tasks share if one has ended.
+
+        Of its average too, by which `use_ema=True` replaces it when `fit()` ends.
+        """
         shared = [variable for variable in variables if self.protects(variable)]
         olds = [ops.copy(variable.value) for variable in shared]
         frozen = ops.convert_to_tensor(self.frozen)
         self.step_other(grads, variables)
+        averages = moving_averages(chain_of(self)[-1]) or ()
+        trained = map(id, trained_variables(self))
+        of_variable = dict(zip(trained, averages, strict=False))
         for variable, old in zip(shared, olds, strict=True):
-            self.assign(variable, ops.where(frozen, old, variable.value))
+            for each in (variable, of_variable.get(id(variable))):
+                if each is not None:
+                    self.assign(each, ops.where(frozen, old, each.value))
 
     def end_task(self, model: keras.Model, data: Any = None) -> None:
         """Freezes what tasks share.

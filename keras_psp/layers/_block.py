@@ -18,6 +18,7 @@ import keras
 from keras_psp._core import scope
 from keras_psp._core.private import become
 from keras_psp._core.private import forget_parameters
+from keras_psp._core.private import pickled
 from keras_psp._core.private import stand_where
 from keras_psp._core.private import take_class
 from keras_psp._core.private import trusted
@@ -212,6 +213,9 @@ class Block(KerasLayer):
         }
         options = {**self._options, "quantized": modes} if modes else self._options
         return {"original": self._as_it_was, "layers": layers, **options}
+
+    def __reduce__(self) -> tuple:
+        return pickled(self)
 
     def get_build_config(self) -> None:
         """Returns nothing: the block as it was tells its shapes."""

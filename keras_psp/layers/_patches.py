@@ -1,4 +1,4 @@
-"""Patches: the inputs that a filter meets at each place."""
+"""What each place of a filter meets."""
 
 import itertools
 from typing import Any

@@ -1,4 +1,4 @@
-"""What all superposed convolutions add to the Keras layers that they replace."""
+"""What every superposed convolution is, beside the Keras layer it replaces."""
 
 import math
 from typing import Any

@@ -17,6 +17,7 @@ from keras_psp._core.private import adding_weights
 from keras_psp._core.private import extended_scope
 from keras_psp._core.private import learned_weights
 from keras_psp._core.private import own_weights
+from keras_psp._core.private import pickled
 from keras_psp._core.private import seed_generators
 from keras_psp._core.private import take_class
 from keras_psp._core.private import trusted
@@ -259,6 +260,9 @@ class TaskCopies(TaskRows, _SavedByOrder):
         config = {"original": self._as_it_was, "num_tasks": self.num_tasks}
         removed = list(self.removed_tasks)
         return config | ({"removed_tasks": removed} if removed else {})
+
+    def __reduce__(self) -> tuple:
+        return pickled(self)
 
     def get_build_config(self) -> None:
         """Returns nothing: the layer as it was tells its shapes."""

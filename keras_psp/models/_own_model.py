@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_psp._core import scope
 from keras_psp._core.data import BesideInputs
+from keras_psp._core.private import input_like
 from keras_psp._core.task import mask_outputs
 from keras_psp._core.task_index import as_index
 from keras_psp._core.task_index import check_task_type
@@ -69,10 +70,7 @@ class OwnModel(TakesTasks, Block):
             )
         named = self.input if isinstance(self.input, dict) else None
         named = named or {tensor.name: tensor for tensor in graph}
-        inputs = {
-            name: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=name)
-            for name, x in named.items()
-        }
+        inputs = {name: input_like(x, name) for name, x in named.items()}
         inputs["task"] = keras.Input((), dtype="int32", name="task")
         model = TaskModel(inputs, self(inputs), name=self.name)
         if self.task_names is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 import re
 import weakref
 from collections.abc import Callable
@@ -47,6 +48,8 @@ from keras_psp.optimizers._advise import advise_of_earlier_tasks
 from keras_psp.optimizers._advise import note_trained
 from keras_psp.optimizers._grow import check_can_grow
 from keras_psp.optimizers._grow import grow_optimizer
+from keras_psp.optimizers._grow import moved_along
+from keras_psp.optimizers._grow import part_averages
 
 if TYPE_CHECKING:
     from typing import Any as KerasModel  # What stands behind the mixin.
@@ -203,7 +206,7 @@ class TakesTasks(KerasModel):
             )
         if names is not None:
             check_task_names((*filter(None, names), *(new or ())))
-        self._check_can_change(number)
+        self.check_can_change(number)
         self.check_can_hold(self.num_tasks + number)
         places = self.next_tasks(number)
         reused = [k for k in places if k < self.num_tasks]
@@ -233,15 +236,15 @@ class TakesTasks(KerasModel):
     def remove_task(self, task: int | str) -> Self:
         """Removes one task, wherever it stands. The others stay exactly as they are.
 
-        They keep their indices and their answers, bit for bit. The index of the removed
-        task is refused like one outside `[0, num_tasks)`, until `add_tasks()` gives it
-        out again. `num_tasks` still counts it.
+        They keep their indices and their answers, bit for bit. The index of the task
+        answers nothing any more: it is refused as one outside `[0, num_tasks)` is, and
+        is the next that `add_tasks()` gives out. `num_tasks` counts it still.
 
         What the task has of its own (biases, scales, low rank, its context, and what
         the optimizer keeps of these) becomes zero. What it has written into shared
-        kernels stays there as noise, because taking it out would change the others. It
+        kernels stays there as noise, for to take it out would change the others. It
         cannot be read: its context is gone, and the index gets a new one when it is
-        given out again. (`"identity"` contexts are all alike, so there it can.)
+        given out again. That is not so of `"identity"` contexts, which are all alike.
         `keras_psp.surgery.remove_models()` takes models out of the kernels if they are
         at hand.
 
@@ -269,7 +272,7 @@ class TakesTasks(KerasModel):
         """
         index = self.task_index(task)
         self._check_leaves_one([index])
-        self._check_can_change(1)
+        self.check_can_change(1)
         rows = [k if k != index else None for k in range(self.num_tasks)]
 
         def change() -> None:
@@ -301,11 +304,24 @@ class TakesTasks(KerasModel):
         """
         total = self.num_tasks - check_fewer_tasks(n, self.num_tasks)
         self._check_leaves_one(range(total, self.num_tasks))
-        self._check_can_change(n)
+        self.check_can_change(n)
         names = self.task_names
         self._change(list(range(total)), lambda: self._resize(total))
         self.task_names = names and names[:total]
         return self
+
+    def check_can_change(self, n: int) -> None:
+        """Raises a `ValueError` if `n` tasks cannot be added to the model, or removed.
+
+        It takes soft contexts, or an optimizer cannot follow.
+        """
+        if self._is_soft():
+            raise ValueError(
+                "A model that takes soft contexts has an input of `num_tasks` weights "
+                f"and can neither grow nor shrink. Received: n={n}"
+            )
+        for model, variables in self._trained():
+            check_can_grow(model.optimizer, variables)
 
     def check_can_hold(self, num_tasks: int) -> None:
         """Raises a `ValueError` if a layer's context cannot hold `num_tasks`."""
@@ -334,6 +350,7 @@ class TakesTasks(KerasModel):
         optimizer, tasks = getattr(self, "optimizer", None), self._tasks_in(given["x"])
         advise(self, optimizer)
         advise_of_earlier_tasks(self, optimizer, tasks)
+        part_averages(optimizer)
         try:
             with check.plain_errors(), self._guarded():
                 history = super().fit(**given)
@@ -382,7 +399,7 @@ class TakesTasks(KerasModel):
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         before = [np.array(w) for w in self.get_weights()]
-        marks = _marks_of(self)
+        marks, names, fitted = _marks_of(self), self.task_names, self.fitted_to_data
         try:
             return super().load_weights(filepath, *args, **kwargs)
         except Exception:
@@ -390,6 +407,7 @@ class TakesTasks(KerasModel):
             # is of another family, or size.
             self.set_weights(before)
             _set_marks(marks)
+            self.task_names, self.fitted_to_data = names, fitted
             raise
 
     def save_own_variables(self, store: Any) -> None:
@@ -398,13 +416,23 @@ class TakesTasks(KerasModel):
             store["fitted_to_data"] = np.array(1)
         if self.removed_tasks:
             store["removed_tasks"] = np.array(self.removed_tasks)
+        if self.task_names:  # As numbers, for files of weights hold these alone.
+            encoded = json.dumps(self.task_names).encode()
+            store["task_names"] = np.frombuffer(encoded, "uint8")
 
     def load_own_variables(self, store: Any) -> None:
         values = {name: store[name] for name in store.keys()}
+        encoded = values.pop("task_names", None)
+        names = None
+        if encoded is not None and self.task_names is not None:
+            names = json.loads(np.array(encoded).tobytes())
+            self._check_same_names(names)
         self.fitted_to_data = bool(values.pop("fitted_to_data", self.fitted_to_data))
         removed = tuple(np.array(values.pop("removed_tasks", ())).astype(int).tolist())
         if removed != self.removed_tasks:
             self.removed_tasks = removed
+        if names is not None:
+            self.task_names = names  # Those of removed tasks are others now.
         super().load_own_variables(values)
 
     def quantize(
@@ -432,11 +460,14 @@ class TakesTasks(KerasModel):
             )
         super().quantize(name, config=config, filters=filters, **kwargs)
 
-    def _check_can_change(self, n: int) -> None:
-        if self._is_soft():
+    def _check_same_names(self, names: Sequence[str]) -> None:
+        """Raises a `ValueError` if a file's tasks have other names than the model's."""
+        pairs = zip(names, self.task_names or (), strict=False)
+        if any(theirs and ours and theirs != ours for theirs, ours in pairs):
             raise ValueError(
-                "A model that takes soft contexts has an input of `num_tasks` weights "
-                f"and can neither grow nor shrink. Received: n={n}"
+                "The tasks of a file must have the names of the model's, in their "
+                "order: one would answer for another. Set `task_names` to load it. "
+                f"Received: a file of {list(names)} for {list(self.task_names or ())}"
             )
 
     def _check_leaves_one(self, indices: Iterable[int]) -> None:
@@ -476,18 +507,10 @@ class TakesTasks(KerasModel):
             rows: For each task after that the one that it was, or `None` for another.
             change: Function that does it.
         """
-        models = self._models_around()
-        for model in models:
+        for model in self._models_around():
             give_weights_back(model)  # A callback may change tasks.
         before, values, marks = self.num_tasks, self.get_weights(), _marks_of(self)
-        trained = [
-            (model, list(model.trainable_variables))
-            for model in models
-            # A probe is made anew where the variables are others.
-            if model.compiled and not getattr(model, "is_probe", False)
-        ]
-        for model, variables in trained:
-            check_can_grow(model.optimizer, variables)
+        trained = self._trained()
         try:
             change()
         except BaseException:
@@ -502,6 +525,25 @@ class TakesTasks(KerasModel):
             self._class_names = kept if any(kept) else None
         for model, variables in trained:
             grow_optimizer(model.optimizer, variables, model.trainable_variables, rows)
+
+    @contextlib.contextmanager
+    def weights_moved(self) -> Iterator[None]:
+        """Where weights of tasks that there are change otherwise than by training."""
+        for model in self._models_around():
+            give_weights_back(model)
+        with contextlib.ExitStack() as stack:
+            for model, variables in self._trained():
+                stack.enter_context(moved_along(model.optimizer, variables))
+            yield
+
+    def _trained(self) -> list[tuple[Any, list]]:
+        """The models around this one that have an optimizer, with what it trains."""
+        return [
+            (model, list(model.trainable_variables))
+            for model in self._models_around()
+            # A probe is made anew where the variables are others.
+            if model.compiled and not getattr(model, "is_probe", False)
+        ]
 
     def _forget_compiled(self) -> None:
         """Lets all be compiled anew that has the old weights and tasks in it."""

@@ -1,4 +1,4 @@
-"""Warns once if an optimizer moves what absent tasks need."""
+"""A word, once, to those whose optimizer moves what absent tasks need."""
 
 import warnings
 import weakref

@@ -1,4 +1,4 @@
-"""The base of all optimizers around another one: `PerTask` and consolidations."""
+"""What every optimizer around another is: `PerTask` and all ways of consolidating."""
 
 from typing import Any
 from typing import Self

@@ -1,7 +1,10 @@
-"""Keeps an optimizer's state when a model's weights get or lose rows."""
+"""What optimizers know is kept when a model's weights get other rows."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_psp._core import private
@@ -46,16 +49,16 @@ def grow_optimizer(
     (1, (3, 4))
     """
     check_can_grow(optimizer, old)
-    if optimizer is None:
+    if not _keeps_something(optimizer, old):
         return
-    if not optimizer.built:
-        if getattr(optimizer, "_loaded", None) is None:
-            return
-        optimizer.build(old)  # With what a file has held.
     origins = _find_origins(old, new, len(rows))
     if [id(v) for v in old] == [id(v) for v in new]:
         return
     chain = chain_of(optimizer)
+    if isinstance(chain[-1], keras.optimizers.MultiOptimizer):
+        _grow_each(chain.pop(), old, new, origins, rows)
+    if not chain:
+        return
     kept = [
         (private.find_slots(each), private.find_scalars(each), dict(vars(each)))
         for each in chain
@@ -85,6 +88,76 @@ def grow_optimizer(
                     variable.assign(scalars[name])
             if hasattr(each, "carry_over"):
                 each.carry_over(attributes, origins, rows)
+
+
+@contextlib.contextmanager
+def moved_along(optimizer: Any, variables: list) -> Iterator[None]:
+    """Lets what an optimizer keeps of weights' values follow what changes them inside.
+
+    Else the next training would take them back, to averages or anchors from before.
+
+    Args:
+        optimizer: A `keras.optimizers.Optimizer`, or `None`.
+        variables: The model's trainable variables.
+    """
+    pairs = {}
+    if _keeps_something(optimizer, variables):
+        for each in _all_in(optimizer):
+            of_each = private.trained_variables(each)
+            for kept in (*private.kept_values(each), getattr(each, "anchors", ())):
+                found = zip(kept, of_each, strict=False)
+                pairs.update({id(k): (k, v) for k, v in found if k is not None})
+    before = {id(v): ops.copy(v.value) for _, v in pairs.values()}
+    yield
+    for kept, variable in pairs.values():
+        moved = ops.subtract(variable.value, before[id(variable)])
+        kept.assign(ops.add(kept, ops.cast(moved, kept.dtype)))
+
+
+def part_averages(optimizer: Any) -> None:
+    """Gives averages of weights buffers of their own, on JAX.
+
+    When `fit()` ends, Keras makes each one buffer with its weight, which the next
+    `fit()` cannot hand over twice.
+    """
+    if keras.backend.backend() == "jax" and getattr(optimizer, "built", False):
+        for each in _all_in(optimizer):
+            for average in private.moving_averages(each) or ():
+                average.assign(ops.copy(average.value))
+
+
+def _keeps_something(optimizer: Any, variables: list) -> bool:
+    """Whether an optimizer is built; what it has of a file, it is built with now."""
+    if optimizer is None:
+        return False
+    if not optimizer.built and getattr(optimizer, "_loaded", None) is not None:
+        optimizer.build(variables)
+    return optimizer.built
+
+
+def _all_in(optimizer: Any) -> list:
+    """Returns an optimizer and all those inside it."""
+    chain = chain_of(optimizer)
+    if isinstance(chain[-1], keras.optimizers.MultiOptimizer):
+        for each, _ in private.find_shares(chain[-1]):
+            chain += _all_in(each)
+    return chain
+
+
+def _grow_each(
+    optimizer: keras.optimizers.MultiOptimizer,
+    old: list,
+    new: list,
+    origins: list[tuple[int, bool]],
+    rows: list[int | None],
+) -> None:
+    """Grows the optimizers inside one, each for the weights that it trains."""
+    chosen = {}
+    for each, places in private.find_shares(optimizer):
+        now = [v for v, (k, _) in zip(new, origins, strict=True) if k in places]
+        grow_optimizer(each, [old[k] for k in places], now, rows)
+        chosen.update({id(variable): each for variable in now})
+    private.set_shares(optimizer, new, [chosen[id(variable)] for variable in new])
 
 
 def check_can_grow(optimizer: Any, variables: list) -> None:

@@ -26,6 +26,7 @@ _BIAS_CORRECTED = (
     keras.optimizers.Adam,
     keras.optimizers.Adamax,
     keras.optimizers.Lamb,
+    keras.optimizers.ScheduleFreeAdamW,
 )
 # Of a sum of two numbers, what may be rounded off.
 _EPSILON = {"float64": 2.0**-49, "float32": 2.0**-20, "float16": 2.0**-7}
@@ -58,9 +59,9 @@ class PerTask(Around):
     moments that the optimizer keeps for them. A row is trained as if no other task
     existed:
 
-    - Adam, AdamW, Adamax and Lamb count the steps of each row apart, for their bias
-      correction. A learning rate schedule follows the steps of the whole model, and so
-      do the momentum and bias correction of Nadam.
+    - Adam, AdamW, Adamax, Lamb and ScheduleFreeAdamW count the steps of each row apart,
+      for their bias correction. A learning rate schedule follows the steps of the whole
+      model, and so do the momentum and bias correction of Nadam.
     - An average of the weights (`use_ema=True`) begins at a row's first step.
     - With `gradient_accumulation_steps` a row is in a step if its task had an example
       in any of the accumulated batches.
@@ -90,7 +91,8 @@ class PerTask(Around):
 
     Raises:
         TypeError: `rates` holds something else than numbers.
-        ValueError: There is no such optimizer; a rate is negative or not finite. When
+        ValueError: There is no such optimizer, or it is a `MultiOptimizer`, in which
+            each optimizer may be a `PerTask`; a rate is negative or not finite. When
             it is built: there are more or fewer rates than tasks.
 
     Example:
@@ -121,6 +123,11 @@ class PerTask(Around):
         rates: Sequence[float] | np.ndarray | float | None = None,
     ) -> None:
         super().__init__(optimizer, name)
+        if isinstance(self._innermost, keras.optimizers.MultiOptimizer):
+            raise ValueError(
+                "`PerTask` stands inside a `MultiOptimizer`, around each of its "
+                f"optimizers. Received: optimizer={optimizer!r}"
+            )
         self.rates_given: Any = None
         if isinstance(rates, (Sequence, np.ndarray)):
             self.rates_given = [check_number("rates", rate) for rate in rates]

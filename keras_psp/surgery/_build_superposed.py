@@ -83,6 +83,9 @@ class _Builder:
         def superposed_of(layer):
             if id(layer) not in made:
                 made[id(layer)] = layer, make(layer)
+                new = made[id(layer)][1]
+                if new is not layer and new.name == "task":
+                    new.name = "task_layer"  # The input has that name.
             return made[id(layer)][1]
 
         def make(layer):

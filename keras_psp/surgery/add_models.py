@@ -1,4 +1,4 @@
-"""Adds trained models to a superposed one, and removes them."""
+"""Trained models -> into a superposed one, and out again."""
 
 import contextlib
 import warnings
@@ -124,7 +124,19 @@ def add_models(
     models, names = split_names("models", models)
     models = as_models(models, base)
     pairs, graphs, heads = _pair(model, models)
-    _check_names(model.task_names, names)
+    known = model.task_names
+    if names is None and known is not None:
+        raise ValueError(
+            "The tasks of the model have names: give the new models as a dictionary by "
+            f"name. Received: a list, for tasks {list(known)}"
+        )
+    if names is not None:
+        if known is None:
+            raise ValueError(
+                "The tasks of the model have no names, and new ones cannot have any. "
+                f"Received: models {list(names)}"
+            )
+        check_task_names((*filter(None, known), *names))
     tasks = len(models) if names is None else names
     given: Any = in_order("data", data, names)
     if ridge is not None:
@@ -137,10 +149,11 @@ def add_models(
     if given is None and layers and all(map(has_factors, layers)):
         with _undone_if_it_fails(model, pairs):
             model.add_tasks(tasks)
-            for layer, plains in pairs:
-                set_task_weights(layer, plains, new)
-                if isinstance(layer, Superposed):
-                    hold_factors(layer, plains, new)
+            with model.weights_moved():
+                for layer, plains in pairs:
+                    set_task_weights(layer, plains, new)
+                    if isinstance(layer, Superposed):
+                        hold_factors(layer, plains, new)
         return _name_classes(model, models, new)
     _check_contexts(layers)
     if given is None:
@@ -158,38 +171,23 @@ def add_models(
         ]
     with _undone_if_it_fails(model, pairs):
         model.add_tasks(tasks)
-        for layer, plains in pairs:
-            set_task_weights(layer, plains, new)
-            if isinstance(layer, Superposed):
-                Kernel(layer, plains, new).add_up()
-        _cut(heads, new)
-        if given is not None:
-            kernels = [
-                Kernel(*each, [*present, *new])
-                for each in held
-                if isinstance(each[0], Superposed)
-            ]
-            probes = InputProbes(model, held)
-            for kernel in kernels:  # Each sees what the ones before it now give.
-                kernel.fit(probes, given, RIDGE if ridge is None else ridge)
-            model.fitted_to_data = True
+        with model.weights_moved():
+            for layer, plains in pairs:
+                set_task_weights(layer, plains, new)
+                if isinstance(layer, Superposed):
+                    Kernel(layer, plains, new).add_up()
+            _cut(heads, new)
+            if given is not None:
+                kernels = [
+                    Kernel(*each, [*present, *new])
+                    for each in held
+                    if isinstance(each[0], Superposed)
+                ]
+                probes = InputProbes(model, held)
+                for kernel in kernels:  # Each sees what the ones before it now give.
+                    kernel.fit(probes, given, RIDGE if ridge is None else ridge)
+                model.fitted_to_data = True
     return _name_classes(model, models, new)
-
-
-def _check_names(known, names):
-    """Raises a `ValueError` if new names do not fit those of the present tasks."""
-    if names is None and known is not None:
-        raise ValueError(
-            "The tasks of the model have names: give the new models as a dictionary by "
-            f"name. Received: a list, for tasks {list(known)}"
-        )
-    if names is not None:
-        if known is None:
-            raise ValueError(
-                "The tasks of the model have no names, and new ones cannot have any. "
-                f"Received: models {list(names)}"
-            )
-        check_task_names((*filter(None, known), *names))
 
 
 def _name_classes(model, models, new):
@@ -208,10 +206,11 @@ def _add_compressed(model, tasks, graphs, pairs, heads, data, ridge):
     new = model.next_tasks(len(graphs))
     with _undone_if_it_fails(model, pairs):
         model.add_tasks(tasks)
-        for layer, plains in pairs:
-            set_task_weights(layer, plains, new)
-        for layer, parts, biases in fitted:
-            hold_more(layer, parts, biases, new)
+        with model.weights_moved():
+            for layer, plains in pairs:
+                set_task_weights(layer, plains, new)
+            for layer, parts, biases in fitted:
+                hold_more(layer, parts, biases, new)
         _cut(heads, new)
 
 
@@ -235,9 +234,7 @@ def _check_contexts(layers):
             )
 
 
-def remove_models(
-    model: TaskModel, models: Sequence[keras.Model] | Mapping[str, keras.Model]
-) -> TaskModel:
+def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
     """Removes trained models from a superposed one, and their tasks.
 
     ```
@@ -262,7 +259,8 @@ def remove_models(
         TypeError: `model` takes no task; one of `models` is not a Keras model.
         ValueError: There is no model; one has another architecture, or other biases,
             scales or statistics than the task has (biases beside kernels in few bits
-            are not compared); no task would be left. The model is then as it was.
+            are not compared); a task was removed already; no task would be left; the
+            optimizer cannot follow. The model is then as it was.
 
     Example:
 
@@ -284,6 +282,12 @@ def remove_models(
     tasks = last = list(range(first, model.num_tasks))
     if names is not None:
         tasks = [model.task_index(name) for name in names]
+    gone = sorted(set(tasks) & set(model.removed_tasks))
+    if gone:
+        raise ValueError(
+            f"`models` must be the last tasks of {model.name!r}. Received: "
+            f"{len(tasks)} models, where the tasks {gone} were removed already"
+        )
     if len(tasks) == len(model.present_tasks):
         raise ValueError(
             f"A model must keep at least one task. Received: all {len(tasks)} models "
@@ -298,10 +302,12 @@ def remove_models(
                 f"`models` must be {which} of {model.name!r}. Received: models "
                 f"that have other weights in {layer.name!r} than these tasks"
             )
+    model.check_can_change(len(tasks))
     if not model.fitted_to_data:
-        for layer, plains in pairs:
-            if isinstance(layer, Superposed) and layer.context is not None:
-                Kernel(layer, plains, tasks).add_up(sign=-1)
+        with model.weights_moved():
+            for layer, plains in pairs:
+                if isinstance(layer, Superposed) and layer.context is not None:
+                    Kernel(layer, plains, tasks).add_up(sign=-1)
     if sorted(tasks) == last:
         return model.remove_tasks(n=len(models))
     for task in tasks:

@@ -109,7 +109,8 @@ def convert(
         `keras_psp.models.TaskModel`. Inputs: a dictionary of the
         model's inputs by name, and `"task"`, int32 `(batch,)`. Inputs without a name
         are called `"input"`, `"input_1"`, ..., and one that has the name of a layer
-        gets `"_input"` behind it. Outputs: the model's. A task that is added later also
+        gets `"_input"` behind it. A layer `"task"` becomes `"task_layer"`. Outputs: the
+        model's. A task that is added later also
         starts as the model.
 
         A model of a class of its own, such as KerasHub's, keeps its class and methods.
@@ -212,36 +213,6 @@ def _find_holders(read, copy):
     return layers, calls
 
 
-def _select(read, layers, wanted):
-    """Returns the layers that `convert(layers=)` means."""
-    if wanted is None:
-        return layers
-    if isinstance(wanted, (list, tuple)):
-        names = {layer.name for layer in layers}
-        unknown = [name for name in wanted if name not in names]
-        if unknown:
-            raise ValueError(
-                f"There is no layer {unknown[0]!r} in {read.name!r}. "
-                f"Received: layers={wanted!r}"
-            )
-        return [layer for layer in layers if layer.name in wanted]
-    if isinstance(wanted, (str, re.Pattern)):
-        try:
-            expression = re.compile(wanted)
-        except re.error as error:
-            raise ValueError(
-                f"`layers` must be a regular expression ({error}). "
-                f"Received: layers={wanted!r}"
-            ) from error
-        return [layer for layer in layers if expression.fullmatch(layer.name)]
-    if callable(wanted):
-        return [layer for layer in layers if wanted(layer)]
-    raise TypeError(
-        "`layers` must be a list of names, a regular expression, or a function of "
-        f"a layer. Received: layers={wanted!r} (of type {type(wanted).__name__})"
-    )
-
-
 def _choose(read, layers, calls, wanted, shared, in_parts):
     """Returns the layers to convert, those to copy, and those that all tasks share.
 
@@ -249,7 +220,31 @@ def _choose(read, layers, calls, wanted, shared, in_parts):
     a block uses without calling it is one of these: its code would not see the task.
     """
     named = isinstance(wanted, (list, tuple))
-    layers = _select(read, layers, wanted)
+    if named:
+        names = {layer.name for layer in layers}
+        unknown = [name for name in wanted if name not in names]
+        if unknown:
+            raise ValueError(
+                f"There is no layer {unknown[0]!r} in {read.name!r}. "
+                f"Received: layers={wanted!r}"
+            )
+        layers = [layer for layer in layers if layer.name in wanted]
+    elif isinstance(wanted, (str, re.Pattern)):
+        try:
+            expression = re.compile(wanted)
+        except re.error as error:
+            raise ValueError(
+                f"`layers` must be a regular expression ({error}). "
+                f"Received: layers={wanted!r}"
+            ) from error
+        layers = [layer for layer in layers if expression.fullmatch(layer.name)]
+    elif callable(wanted):
+        layers = [layer for layer in layers if wanted(layer)]
+    elif wanted is not None:
+        raise TypeError(
+            "`layers` must be a list of names, a regular expression, or a function of "
+            f"a layer. Received: layers={wanted!r} (of type {type(wanted).__name__})"
+        )
     for layer in layers:
         if is_altered(layer):
             raise ValueError(

@@ -69,8 +69,10 @@ def test_own_weights_are_trained_by_the_loss_alone(make):
     consolidation.end_task(model, fit(model, 1))
 
 
-def test_freeze_trains_own_weights_alone(tmp_path):
-    model = build(Freeze(PerTask(keras.optimizers.Adam(0.01))))
+@pytest.mark.parametrize("averaged", [once(False), True])
+def test_freeze_trains_own_weights_alone(averaged, tmp_path):
+    adam = keras.optimizers.Adam(0.01, use_ema=averaged, ema_momentum=0.5)
+    model = build(Freeze(PerTask(adam)))
     start, _ = kernels(model)
     data = fit(model, 0)
     shared, own = kernels(model)

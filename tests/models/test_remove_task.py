@@ -425,3 +425,27 @@ def test_gram_keeps_how_far_it_has_gone_with_two_tasks():
     model.remove_task(1)
     np.testing.assert_array_equal(model.optimizer.paths, before)
     assert np.all(before)
+
+
+def test_names_of_a_file_are_those_of_the_model(tmp_path):
+    """No task answers by the weights of one of another name."""
+    path, model = tmp_path / "model.weights.h5", compiled(head="multi")
+    model.save_weights(path)
+    expected = ask(model, "paris")
+    others = mlp((6,), 3, ["tokyo", "paris", "berlin"], units=8, depth=1, head="multi")
+    before = [np.array(w) for w in others.get_weights()]
+    with pytest.raises(ValueError, match="must have the names of the model's"):
+        others.load_weights(path)
+    for a, b in zip(others.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    model.remove_task("tokyo").save_weights(path)
+    again = mlp((6,), 3, NAMES, units=8, depth=1, head="multi")
+    again.load_weights(path)
+    assert again.task_names == model.task_names and again.removed_tasks == (1,)
+    np.testing.assert_allclose(ask(again, "paris"), expected, atol=1e-6)
+    model.add_tasks(["rome"]).save_weights(path)
+    with pytest.raises(ValueError, match="'rome'"):
+        mlp((6,), 3, NAMES, units=8, depth=1, head="multi").load_weights(path)
+    others = mlp((6,), 3, 3, units=8, depth=1, head="multi")
+    others.load_weights(path)
+    assert others.task_names is None

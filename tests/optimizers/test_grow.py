@@ -22,6 +22,13 @@ MAKERS = {
     "scaled": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
     "per_task": lambda: PerTask(keras.optimizers.Adam(gradient_accumulation_steps=2)),
     "ewc": lambda: EWC(PerTask("adam"), strength=50.0),
+    "multi": lambda: EWC(
+        keras.optimizers.MultiOptimizer(
+            keras.optimizers.OptimizerMap(
+                PerTask("adam"), {"dense.*": keras.optimizers.SGD(momentum=0.9)}
+            )
+        )
+    ),
     "si": lambda: SynapticIntelligence("adam"),
     "gram": lambda: Gram("adam", every=2),
     "diagonal": lambda: keras.optimizers.LossScaleOptimizer(
@@ -58,7 +65,9 @@ def replace(model, rows):
     return new
 
 
-@pytest.mark.parametrize("name", some_once(MAKERS, every=("per_task", "ewc", "gram")))
+@pytest.mark.parametrize(
+    "name", some_once(MAKERS, every=("per_task", "ewc", "gram", "multi"))
+)
 def test_there_and_back_is_as_if_nothing_had_been(name):
     model, inner = trained(name)
     before = [to_numpy(v) for v in model.optimizer.variables]

@@ -34,6 +34,7 @@ OPTIMIZERS = {
     "adafactor": lambda: keras.optimizers.Adafactor(0.01),
     "nadam": lambda: keras.optimizers.Nadam(0.01),
     "lamb": lambda: keras.optimizers.Lamb(0.01),
+    "schedule_free": lambda: keras.optimizers.ScheduleFreeAdamW(0.01),
     "scaled": lambda: keras.optimizers.Adam(0.01, loss_scale_factor=64.0),
 }
 AROUND = {
@@ -109,7 +110,8 @@ def test_inside_and_around_other_optimizers(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["adam", once("adamw"), once("accumulating"), once("lamb")]
+    "name",
+    ["adam", *map(once, ("adamw", "accumulating", "lamb", "schedule_free"))],
 )
 def test_a_task_is_trained_as_if_there_were_no_other(name):
     regularizer = None if name == "lamb" else L2  # Which sees the norm of all rows.
@@ -219,3 +221,9 @@ def test_a_model_that_needs_it_says_so_once():
 def test_bad_input():
     with pytest.raises(ValueError, match="nadm"):
         PerTask("nadm")
+
+
+def test_several_optimizers_stand_around_it():
+    inside = keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.Adam())
+    with pytest.raises(ValueError, match="stands inside a `MultiOptimizer`"):
+        PerTask(inside)

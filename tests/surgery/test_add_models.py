@@ -9,6 +9,8 @@ from small_models import draw_inputs
 from small_models import draw_weights
 
 import keras_psp
+from keras_psp.consolidation import Gram
+from keras_psp.optimizers import PerTask
 from keras_psp.surgery import add_models
 from keras_psp.surgery import remove_models
 
@@ -63,6 +65,53 @@ def test_a_compiled_model_trains_on_what_it_trained(parts, frozen):
         if one.num_tasks == 2:
             add_models(one, models[3:])
     assert [weight.path for weight in one.trainable_weights] == trained
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: keras.optimizers.SGD(0.0, use_ema=True, ema_momentum=0.5),
+        once(lambda: PerTask(keras.optimizers.ScheduleFreeAdamW(0.0))),
+        lambda: Gram(keras.optimizers.SGD(1e-6), strength=1e9, every=1),
+        once(
+            lambda: keras.optimizers.MultiOptimizer(
+                lambda variable: keras.optimizers.SGD(0.0, use_ema=True)
+            )
+        ),
+    ],
+)
+def test_training_does_not_take_models_back(make):
+    """Averages and anchors of the weights follow what is added to these."""
+    models = [draw_weights(small_models.sequential(), seed) for seed in range(3)]
+    one = keras_psp.superpose(models[:2])
+    one.compile(make(), "mse")
+    x, y = draw_inputs(models[0]), np.ones((6, small_models.CLASSES))
+    one.fit({**x, "task": np.zeros(6, "int32")}, y, verbose=0)
+    if hasattr(one.optimizer, "end_task"):
+        one.optimizer.end_task(one, ({**x, "task": np.zeros(6, "int32")}, y))
+    for change in (add_models, remove_models):
+        change(one, models[2:])
+        for k in range(one.num_tasks):
+            expected = answers(one, x, k)
+            one.fit({**x, "task": np.zeros(6, "int32")}, y, verbose=0)
+            np.testing.assert_allclose(answers(one, x, k), expected, atol=1e-3)
+
+
+def test_what_was_removed_is_not_removed_again():
+    models = [draw_weights(small_models.sequential(), seed) for seed in range(4)]
+    one = keras_psp.superpose(models, "powers").remove_task(2)
+    one.compile("sgd", "mse")
+    x, y = draw_inputs(models[0]), np.ones((6, small_models.CLASSES))
+    one.fit({**x, "task": np.zeros(6, "int32")}, y, verbose=0)
+    one.get_layer("first").trainable = False
+    before = [np.array(w) for w in one.get_weights()]
+    with pytest.raises(ValueError, match=r"tasks \[2\] were removed already"):
+        remove_models(one, models[2:])
+    with pytest.raises(ValueError, match="was built for other variables"):
+        remove_models(one, models[3:])
+    assert one.num_tasks == 4 and one.removed_tasks == (2,)
+    for a, b in zip(one.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_converted_model_takes_models_in():

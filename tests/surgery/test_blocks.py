@@ -1,5 +1,7 @@
 """Layers are superposed in blocks, in wrappers and in models of any class."""
 
+import pickle
+
 import keras
 import keras_hub
 import numpy as np
@@ -895,3 +897,19 @@ def test_copies_are_not_quantized(make):
     np.testing.assert_allclose(one.predict(data, verbose=0), answers, atol=0.1)
     with pytest.raises(ValueError, match="to 'float8'"):
         keras_psp.convert(own_head()[0], NUM_TASKS).quantize("float8")
+
+
+@pytest.mark.once
+def test_models_and_layers_of_classes_made_here_are_pickled():
+    model, x = OwnModel(), np.ones((3, 4), "float32")
+    model(x)
+    converted = keras_psp.convert(model, 2)
+    again = pickle.loads(pickle.dumps(converted))
+    with keras_psp.task(1):
+        np.testing.assert_allclose(call(again, x), call(converted, x), atol=1e-6)
+    inputs = keras.Input((4, 3), name="x")
+    graph = keras.Model(inputs, layers.GRU(2)(inputs))
+    (copies,) = find_task_layers(keras_psp.convert(graph, 2, shared="copy"))
+    again = pickle.loads(pickle.dumps(copies))
+    for a, b in zip(again.get_weights(), copies.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

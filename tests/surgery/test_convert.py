@@ -418,3 +418,26 @@ def test_predicting_leaves_no_trace_in_models_that_are_built_later():
     seen = []
     Seen()(keras.Input((2,)))
     assert seen and not any(each is False for each in seen)
+
+
+def test_an_input_may_be_left_out_and_a_layer_be_called_as_the_task():
+    class Sum(keras.layers.Layer):
+        def call(self, x, more=None):
+            return x if more is None else x + more
+
+        def compute_output_spec(self, x, more=None):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+    x, more = keras.Input((4,), name="x"), keras.Input((4,), name="more", optional=True)
+    y = keras.layers.Dense(2, name="task")(Sum(name="sum")(x, more))
+    model, x = keras.Model([x, more], y), np.ones((3, 4), "float32")
+    converted = keras_psp.convert(model, NUM_TASKS)
+    plain = keras_psp.extract(converted, 1)
+    for more in (None, x):
+        given, expected = {"x": x, "more": more}, call(model, [x, more])
+        for answers in (
+            call(converted, {**given, "task": np.arange(3)}),
+            call(plain, given),
+        ):
+            np.testing.assert_allclose(answers, expected, atol=1e-5)
+    assert [each.name for each in model.layers][-1] == "task"

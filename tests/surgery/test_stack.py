@@ -522,3 +522,15 @@ def test_bad_batches_losses_and_rates():
     many.remove_task(0)
     with pytest.raises(ValueError, match=r"without its tasks \(0,\)"):
         many.fit(batches, verbose=0)
+
+
+def test_averages_are_those_of_the_weights_that_were_drawn():
+    many = keras_psp.stack(encoder(), 2)
+    many.compile(keras.optimizers.SGD(0.0, use_ema=True), "mse")
+    x = np.ones((4, 6), "float32")
+    many.fit({"x": x, "task": np.arange(4) % 2}, x, verbose=0)
+    many.add_tasks(1)
+    expected = many.predict({"x": x, "task": np.full(4, 2)}, verbose=0)
+    many.fit({"x": x, "task": np.arange(4) % 2}, x, verbose=0)
+    found = many.predict({"x": x, "task": np.full(4, 2)}, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
