@@ -14,6 +14,13 @@ from mkdocs.structure.files import Files
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "keras_psp"
 LINK = re.compile(r"\]\(([^)#:]+)[^)]*\)")
+# The members that users call and that a class has from an internal mixin.
+INHERITED = {
+    "keras_psp.models.TaskModel": (
+        "num_tasks, task_names, class_names, present_tasks, removed_tasks, "
+        "task_index, add_tasks, remove_task, remove_tasks"
+    )
+}
 PROJECT = ["docs/architecture.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"]
 
 
@@ -37,10 +44,17 @@ def api_pages():
         names = _exported_names(tree)
         if package == "keras_psp":  # The packages have pages of their own.
             names = [n for n in names if not (PACKAGE / n / "__init__.py").exists()]
-        blocks = [f"::: {package}.{name}" for name in names]
+        blocks = [_block(f"{package}.{name}") for name in names]
         title = f"# `{package}`\n\n{ast.get_docstring(tree)}"
         pages[f"api/{package}.md"] = "\n\n".join([title, *blocks])
     return pages
+
+
+def _block(name):
+    """The Markdown that mkdocstrings replaces by the documentation of a name."""
+    if name not in INHERITED:
+        return f"::: {name}"
+    return f"::: {name}\n    options:\n      inherited_members: [{INHERITED[name]}]"
 
 
 def _exported_names(tree):

@@ -1,6 +1,6 @@
 """
 Title: Eight fine-tuned models in the memory of two
-Description: What eight models have learned after one base model, kept in one.
+Description: Eight models that were fine-tuned from one base, kept in one network.
 Accelerator: None
 
 Run it with `pip install "keras-psp[bench]"` and any backend.
@@ -13,10 +13,10 @@ import keras_psp
 from keras_psp import datasets
 
 """
-## One model, and eight that go on from it
+## One base model, and eight that are fine-tuned from it
 
-Handwritten digits; the base learns them upright, each of the eight learns them turned
-by another angle.
+The base learns upright handwritten digits. Each of the eight models then learns them
+turned by another angle.
 """
 
 num_tasks = 8
@@ -51,8 +51,8 @@ for task in range(num_tasks):
 """
 ## All of them in one
 
-Only what each has learned after the base is superposed, and 200 images of each task,
-without their labels, tell where the tasks must not disturb one another.
+Only the differences from the base are superposed. `superpose` fits them to 200 images
+of each task, without labels, so that tasks disturb each other little.
 """
 
 data = [

@@ -1,5 +1,5 @@
 """
-Title: Consolidation in a `fit()` of your own
+Title: Consolidation of a plain Keras model
 Description: Elastic weight consolidation makes a plain Keras model forget less.
 Accelerator: None
 
@@ -14,8 +14,8 @@ from keras_psp.consolidation import EWC
 """
 ## The tasks and the model
 
-Real handwritten digits, whose pixels every task but the first sees in an order of its
-own. The model knows nothing of tasks.
+Each task is real handwritten digits, whose pixels it sees in an order of its own.
+Task 0 sees them as they are. The model is a plain Keras model without tasks.
 """
 
 num_tasks = 3
@@ -45,9 +45,9 @@ def load(split):
 """
 ## Training
 
-`EWC` is an optimizer around another: it adds to the gradients what pulls the weights
-that matter to earlier tasks back to where these left them. At the end of each task it
-is told so. With a `strength` of 0 nothing is pulled.
+`EWC` is an optimizer around another one. It pulls the weights that matter to earlier
+tasks back to the values that these tasks left. Call its `end_task()` when a task ends.
+With a `strength` of 0 it pulls nothing: that is the comparison.
 """
 
 

@@ -1,8 +1,8 @@
 """A consolidation of one's own: gradient projection memory, a rival of `Gram`.
 
-After each task it finds the directions that fill the inputs of each kernel, and later
-gradients are projected onto what is left. It is what Saha et al. (2021) do, with the
-settings of their permuted MNIST. It keeps a square matrix for each kernel.
+After each task it finds the directions that the inputs of each kernel fill. It projects
+later gradients onto the remaining directions. This is the method of Saha et al. (2021),
+with the settings of their permuted MNIST. It keeps a square matrix for each kernel.
 
     python examples/gradient_projection.py
 

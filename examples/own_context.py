@@ -1,8 +1,8 @@
 """A family of contexts of one's own: signs that are constant over blocks of inputs.
 
 A family says what a task needs (`draw`), how it is applied (`bind`), and how that is
-undone (`unbind`). Everything else it then has: any layer takes it, it is saved, grows
-by `add_tasks`, refuses indices that are no task, and mixes by weights.
+undone (`unbind`). The base class does the rest: every layer takes the family, it is
+saved, grows by `add_tasks`, refuses unknown tasks, and mixes contexts by weights.
 
     python examples/own_context.py
 """

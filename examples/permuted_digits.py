@@ -10,15 +10,15 @@ import keras
 
 import keras_psp
 from keras_psp import datasets
-from keras_psp.benchmarks import AccuracyMatrix
-from keras_psp.benchmarks import average_accuracy
-from keras_psp.benchmarks import forgetting
+from keras_psp.evaluation import AccuracyMatrix
+from keras_psp.evaluation import average_accuracy
+from keras_psp.evaluation import forgetting
 
 """
 ## The tasks
 
-Real handwritten digits; every task but the first sees their pixels in an order of its
-own, so that no two tasks agree on what a kernel should be.
+Each task is real handwritten digits, whose pixels it sees in an order of its own.
+Task 0 sees them as they are. No two tasks agree on what a kernel should be.
 """
 
 num_tasks, steps_per_task = 10, 200
@@ -28,7 +28,7 @@ tasks = datasets.permuted("digits", num_tasks=num_tasks, seed=0)
 ## The model
 
 Any functional model will do. A `PSPDense` is a `Dense` that takes a task index beside
-its input; the kernel is one, and every task sees it through signs of its own.
+its input. All tasks share its kernel, and each sees it through signs of its own.
 """
 
 image = keras.Input(tasks.image_shape, name="image")

@@ -10,15 +10,15 @@ import keras
 
 import keras_psp
 from keras_psp import datasets
-from keras_psp.benchmarks import AccuracyMatrix
-from keras_psp.benchmarks import average_accuracy
+from keras_psp.evaluation import AccuracyMatrix
+from keras_psp.evaluation import average_accuracy
 
 """
 ## The tasks
 
-Handwritten digits that turn a little every step. A task is a tenth of the circle, and
-at every angle the model is given a mixture of its context and the next one's: a weight
-for each of the ten in place of an index.
+Handwritten digits turn a little with every step. A task is a tenth of the circle. At
+every angle the model gets a mixture of the task's context and the next one's: a weight
+for each of the ten tasks instead of an index.
 """
 
 steps = 50
@@ -44,7 +44,7 @@ model = keras_psp.models.mlp(
 """
 ## Training
 
-One `fit()`, in which an epoch is a visit to a task; all tasks are visited three times.
+In this one `fit()`, an epoch is a visit to a task. All tasks are visited three times.
 """
 
 model.compile(

@@ -62,8 +62,8 @@ keras_psp.export(model, path)
 
 They have the form of TensorFlow Serving's REST requests: `{"inputs": {"image": [...],
 "task": [...]}}`, with up to 64 examples. A request that does not fit the card, or is
-too large, is refused before anything is computed. No example at all is answered with no
-output at all.
+too large, is refused before anything is computed. A request without an example gets an
+answer without an output.
 """
 
 
@@ -137,8 +137,9 @@ def check(body, card, limit=64):
 """
 ## The server
 
-It knows neither Keras nor keras-psp. Ray Serve calls `answer` with all requests that
-arrived during the last call; for the model they are one batch, whatever their tasks.
+The server needs neither Keras nor keras-psp. Ray Serve calls `answer` with all requests
+that arrived during the last call. The model answers them as one batch, whatever their
+tasks.
 The model computes in a thread of its own, so that the server reads and refuses requests
 meanwhile.
 """

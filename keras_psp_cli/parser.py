@@ -85,14 +85,14 @@ def _add_run(parser: argparse.ArgumentParser, options: dict[str, Any]) -> None:
         "--suite",
         type=_known("suite", suites),
         metavar="NAME",
-        help="run the experiments of a suite one after the other, except those that "
-        "have their result: " + ", ".join(suites),
+        help="run all experiments of a suite, one after the other, but those that have "
+        "their result. The suites: " + ", ".join(suites),
     )
     parser.add_argument(
         "--workers",
         type=int,
         metavar="INT",
-        help="run as many experiments of the suite at a time, on Ray",
+        help="how many experiments of the suite run at a time, on Ray",
     )
     parser.add_argument(
         "--ray-address",
@@ -157,8 +157,8 @@ def _add_seeds(parser: Any) -> None:
         type=_read_seeds,
         default=argparse.SUPPRESS,
         metavar="INT,INT,...",
-        help="run with each of these seeds, or, given one number, with so many; "
-        "except where there is the result",
+        help="run once with each of these seeds; one number N means the seeds 0 to "
+        "N - 1. A run that has its result is left out",
     )
 
 
@@ -270,7 +270,7 @@ def _add_report(parser: argparse.ArgumentParser, options: dict[str, Any]) -> Non
     parser.add_argument(
         "--paper",
         action="store_true",
-        help="write plots as PDF and SVG, and tables in LaTeX, too",
+        help="also write plots as PDF and SVG, and tables in LaTeX",
     )
 
 

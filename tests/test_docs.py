@@ -177,4 +177,6 @@ def test_the_site_builds_without_warnings(tmp_path):
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site/api/keras_psp.layers/index.html").read_text()
     assert "PSPDense" in page
+    page = (tmp_path / "site/api/keras_psp.models/index.html").read_text()
+    assert "keras_psp.models.TaskModel.remove_task" in page  # From its mixin.
     assert "<svg" in (tmp_path / "site/docs/architecture/index.html").read_text()

@@ -4,7 +4,7 @@ Description: Anomaly detection: trained together, compressed together.
 Accelerator: None
 
 Run it with `pip install "keras-psp[bench]"` and any backend. `MACHINES=1000` in the
-environment sets the number of machines, `EPOCHS` for how long they are trained at most,
+environment sets the number of machines, `EPOCHS` the most epochs of their training, and
 `FOLDER` where the model is kept. README.md says how it is served and watched.
 """
 
@@ -90,8 +90,8 @@ labels = np.repeat([0, 1], 100)
 """
 ## One network for each machine, trained together
 
-All begin as a network that has seen a little of every machine. `stack` holds a copy for
-each. Its loss is each machine's own, and so are the steps of `PerTask`.
+All machines begin with a network that has seen a little of every machine; `stack` holds
+a copy for each. Each copy is trained by its own machine's loss alone.
 """
 
 
@@ -124,7 +124,7 @@ print(f"validation loss: {stop.losses[0].mean():.3f} -> {stop.best.mean():.3f}")
 """
 ## The same in a loop
 
-A few machines' networks one after the other, which tells how long all would take.
+Training a few machines' networks one after the other tells how long all would take.
 """
 
 sample = min(num_machines // 6, 20)
@@ -149,7 +149,7 @@ print(
 """
 ## All of them in a tenth of their memory
 
-`superpose` keeps what each network differs from the first one by, in few bits.
+`superpose` keeps each network's difference from the common first one, in few bits.
 """
 
 few = [train[:200] for train, *_ in machines]
@@ -183,9 +183,9 @@ print(f"largest loss of a machine: {100 * (own - compressed).max():.2f} points")
 """
 ## An alarm
 
-The threshold of each machine is what 95 % of its own windows stay below. The compressed
-model, the thresholds and the week are kept: README.md says how the model is served, and
-how a page shows the errors of the week.
+The threshold of each machine is an error that 95 % of its own windows stay below. The
+folder then holds the compressed model, the thresholds and the week. README.md says how
+to serve the model, and how a page shows the errors of the week.
 """
 
 normal = np.stack([x for x, _ in held_out])

@@ -1,4 +1,4 @@
-"""What gives a variable its first values where no initializer of Keras' does."""
+"""First values of variables for which Keras has no initializer."""
 
 from collections.abc import Callable
 from typing import Any

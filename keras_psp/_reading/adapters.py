@@ -1,4 +1,4 @@
-"""Files of LoRA adapters, as the changes of a base's kernels that they are."""
+"""Reads files of LoRA adapters, as changes of a base's kernels."""
 
 import functools
 import json

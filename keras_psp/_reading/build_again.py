@@ -1,4 +1,4 @@
-"""A model built once more, with other layers in some places."""
+"""Builds a model once more, with other layers in some places."""
 
 from collections.abc import Callable
 from collections.abc import Mapping

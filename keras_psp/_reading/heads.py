@@ -1,4 +1,4 @@
-"""Models whose last layers have other numbers of outputs, made alike."""
+"""Makes models alike whose last layers have different numbers of outputs."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Models with Keras' LoRA, as if their kernels themselves had been trained."""
+"""Adds Keras' LoRA to the kernels, as if the kernels had been trained themselves."""
 
 from typing import Any
 

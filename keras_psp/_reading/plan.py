@@ -1,4 +1,4 @@
-"""Which layers of a model are to take a task, and how."""
+"""Decides which layers of a model take a task, and how."""
 
 import warnings
 from collections.abc import Iterable

@@ -15,8 +15,6 @@ from keras import ops
 
 from keras_psp._reading.describe import describe_layer
 
-FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
-
 
 def same_value(one: Any, other: Any) -> bool:
     """Returns whether two values are the same, as far as answers depend on them.

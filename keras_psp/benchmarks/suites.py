@@ -85,8 +85,30 @@ SINGLE_HEAD: tuple[Options, ...] = (
     GPM_GRAM,
     {**GPM, "consolidation": "gram"},
     {**GPM, "consolidation": "ewc"},
-    {**GPM, "consolidation": "si"},
+    {**GPM, **SI},  # With its default strength it diverges at this rate.
     {**GPM, "joint": True},
+)
+# Other published settings: first what knows no task and stores nothing for it.
+RITTER: Options = {"protocol": "ritter"}
+WIDE: Options = {"source": "mnist", "tasks": 10, "units": 2000, "depth": 2}
+OTHERS: tuple[Options, ...] = (
+    {**RITTER, "recipe": "gram", "context": "identity"},
+    {**RITTER, "recipe": "gram", "context": "fast_rotation"},
+    {**RITTER, **BEST},
+    {**WIDE, "recipe": "gram", "context": "fast_rotation"},
+    {"protocol": "dendrites", **GRAM, "context": "fast_rotation"},
+)
+# The 40 classes of CIFAR-100 at hand, four for each task; each with norms of its own.
+CIFAR: Options = {
+    **{"source": "cifar100", "tasks": 10, "classes_per_task": 4, "augment": True},
+    **{"width": 0.25, "steps": 150, "batch_size": 32, "head": "multi"},
+}
+CIFAR_SYSTEMS: tuple[Options, ...] = (
+    {**CIFAR, **GRAM, "context": "binary", "rank": 4, "task_learning_rate": 3.0},
+    {**CIFAR, **GRAM, "context": "binary"},
+    {**CIFAR, **GRAM, "context": "identity", "consolidation": "ewc"},
+    {**CIFAR, **GRAM, "context": "binary", "consolidation": "freeze"},
+    {**CIFAR, "schedule": "cosine", "context": "identity", "separate": True},
 )
 
 # Minutes on two cores, with the digits that come with scikit-learn.
@@ -152,11 +174,17 @@ SUITES: dict[str, list[Config]] = {
                 for kept in RETAINED
             ),
             *SINGLE_HEAD,
+            *OTHERS,
             # With a context, a head and a part for each task, which is told.
             {
                 **{**GPM_GRAM, "context": "fast_rotation", "head": "multi"},
                 **{"rank": 4, "part_bits": 4},
             },
         )
+    ],
+    "retention-cifar": [
+        Incremental(**system, seed=seed)
+        for seed in range(3)
+        for system in CIFAR_SYSTEMS
     ],
 }

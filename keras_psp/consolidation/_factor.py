@@ -1,4 +1,4 @@
-"""One side of what a kernel's matrices say, by its eigenvectors."""
+"""One of a kernel's two matrices, kept as eigenvalues and eigenvectors."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What there is to know of the Fisher information, by way of Keras' own `fit()`."""
+"""Measures the Fisher information through Keras' own `fit()`."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Of which likelihood a model's loss is, with labels drawn from the model itself."""
+"""Finds the likelihood behind a model's loss, and draws labels from the model."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""What every way of consolidating tasks is: an optimizer around another."""
+"""The base of all consolidations: an optimizer around another one."""
 
 from typing import Any
 

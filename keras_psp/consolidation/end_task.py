@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class EndTask(keras.callbacks.Callback):
-    """Calls the optimizer's `end_task()` with the task's data at the end of each.
+    """Calls the optimizer's `end_task()` with a task's data when the task ends.
 
-    For a `fit()` in which an epoch is a visit to a task, by a model whose optimizer has
-    a method `end_task()`: a `keras_psp.consolidation.Consolidation`, an optimizer of
-    your own, or either of them inside another optimizer, such as a
+    Use it in a `fit()` in which an epoch is a visit to a task. The model's optimizer
+    must have a method `end_task()`: a `keras_psp.consolidation.Consolidation`, an
+    optimizer of your own, or either of them inside another optimizer, such as a
     `keras.optimizers.LossScaleOptimizer`.
 
     Args:

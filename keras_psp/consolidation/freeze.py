@@ -1,4 +1,4 @@
-"""What tasks share stands still after the first task: a control for consolidations."""
+"""Freezes what tasks share after the first task: a control for consolidations."""
 
 from typing import Any
 

@@ -13,7 +13,7 @@ from keras_psp.contexts.complex import Complex
 
 @keras.saving.register_keras_serializable(package="keras_psp")
 class Powers(Complex):
-    """The k-th power of one vector of phases: a task more costs nothing.
+    """The k-th power of one vector of phases: each extra task costs nothing.
 
     ```
     C_k = C^k,  C = diag(exp(i phi)),  phi uniform on [-pi, pi)^(M / 2)
@@ -39,6 +39,10 @@ class Powers(Complex):
 
     Output shape:
         The input's.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above, or a task index
+            that can be read and lies outside `[0, num_tasks)`.
 
     Example:
 

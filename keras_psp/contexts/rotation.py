@@ -42,6 +42,10 @@ class Rotation(Context):
     Output shape:
         The input's.
 
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above, or a task index
+            that can be read and lies outside `[0, num_tasks)`.
+
     Example:
 
     >>> import keras, keras_psp

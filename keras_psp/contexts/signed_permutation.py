@@ -37,6 +37,10 @@ class SignedPermutation(Permutation):
     Output shape:
         The input's.
 
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above, or a task index
+            that can be read and lies outside `[0, num_tasks)`.
+
     Example:
 
     >>> import keras, keras_psp

@@ -1,4 +1,4 @@
-"""What tasks do to one another, what they cost, and how many there is room for."""
+"""Diagnostics: interference between tasks, memory, capacity, and the frontier."""
 
 from keras_psp.diagnostics.capacity import capacity
 from keras_psp.diagnostics.frontier import frontier

@@ -26,7 +26,8 @@ class LayerCapacity:
         name: The layer's; or its width, if that is all that was given.
         width: Integer, the number M of inputs that its context binds.
         limit: How many tasks its context family can hold at all, or `None`.
-        room: How many times the interference is put up with, for it is consolidated.
+        room: How many times the tolerance the interference may be, because tasks are
+            consolidated.
     """
 
     name: str
@@ -35,8 +36,8 @@ class LayerCapacity:
     room: int = 1
 
     def num_tasks(self, tolerance):
-        """Returns the largest K of which `(K - 1) / (room M)` is no more than that."""
-        # Rounded, for 0.29 * 100 is 28.999999999999996.
+        """Returns the largest K with `(K - 1) / (room M)` within the tolerance."""
+        # Rounded, because 0.29 * 100 is 28.999999999999996.
         number = 1 + math.floor(round(tolerance * self.room * self.width, 9))
         return number if self.limit is None else min(number, self.limit)
 
@@ -46,7 +47,7 @@ class Capacity(Shown):
     """How many tasks a model has room for; as text, a table.
 
     Attributes:
-        tolerance: Float, the interference that is put up with.
+        tolerance: Float, the interference that is tolerated.
         layers: Tuple of a `LayerCapacity` for each superposed layer.
     """
 
@@ -55,12 +56,12 @@ class Capacity(Shown):
 
     @property
     def num_tasks(self):
-        """How many tasks the layer has room for that has least."""
+        """How many tasks the narrowest layer has room for."""
         return min(layer.num_tasks(self.tolerance) for layer in self.layers)
 
     @property
     def rows(self):
-        """A dictionary for each layer: width M and how many tasks have room."""
+        """A dictionary for each layer: width M and how many tasks it has room for."""
         return [
             {"layer": x.name, "M": x.width, "tasks": x.num_tasks(self.tolerance)}
             for x in self.layers
@@ -88,17 +89,18 @@ class Capacity(Shown):
 def capacity(
     model_or_widths: Any, tolerance: float = 0.05, consolidation: str = "none"
 ) -> Capacity:
-    """Says how many tasks layers have room for, at an interference put up with.
+    """Estimates how many tasks layers have room for, at a tolerated interference.
 
     ```
     K = 1 + floor(tolerance room M)
     ```
 
-    the largest K of which `(K - 1) / M`, the interference that random orthogonal
-    contexts are predicted to have, is no more than the tolerance; or `room` times it,
-    if tasks are consolidated. What the tolerance means was measured on permuted MNIST,
-    in perceptrons with binary contexts that learned task after task. Of its accuracy
-    when just trained, a task has kept after K - 1 others, in %:
+    This is the largest K for which the interference is within the tolerance. Random
+    orthogonal contexts are predicted to have the interference `(K - 1) / M`. If tasks
+    are consolidated, it may be `room` times the tolerance. What the tolerance means was
+    measured on permuted MNIST, in perceptrons with binary contexts that learned task
+    after task. This much of its accuracy when just trained a task has kept after K - 1
+    others, in %:
 
     | (K - 1) / M | the paper (width) | here (widths)     |
     |-------------|-------------------|-------------------|

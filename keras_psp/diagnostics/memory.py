@@ -125,13 +125,13 @@ def memory(model: Any) -> Memory:
     shared          all else, of which there is one for all tasks
     ```
 
-    in the dtypes that they are stored in; parts in few bits with their scales. K models
-    of one task each, as `extract()` makes them, have the kernels and what is shared K
-    times, the state of the tasks once, and no base kernels, cores, low rank and
-    contexts. A layer with `context=None` has a float kernel in each of them. (A complex
-    layer becomes a real one with a kernel of twice the size there; here K such layers
-    are counted as they are.) A context or layer that is used several times is counted
-    where it is first.
+    Weights count in the dtypes that they are stored in, parts in few bits with their
+    scales. The comparison is with K models of one task each, as `extract()` makes them.
+    They have the kernels and what is shared K times, the state of the tasks once, and
+    no base kernels, cores, low rank and contexts. A layer with `context=None` has a
+    float kernel in each of them. (`extract()` turns a complex layer into a real one
+    with a kernel of twice the size; K complex layers are counted here as they are.) A
+    context or layer that is used several times is counted where it is first.
 
     Args:
         model: `keras_psp.models.TaskModel` of K tasks, or a converted model of a class

@@ -17,6 +17,14 @@ from keras_psp._core.checks import check_integer
 def average_accuracy(matrix: ArrayLike) -> float:
     """Returns the mean accuracy over all tasks after the last one.
 
+    Args:
+        matrix: R, numbers in [0, 1] of shape `(num_tasks, num_tasks)`, or
+            `(num_visits, num_tasks)`: the accuracy on each task after each visit.
+
+    Raises:
+        TypeError, ValueError: `matrix` holds no numbers, is of another shape, or has
+            NaN for a task that was trained before.
+
     Example:
 
     >>> average_accuracy([[1.0, 0.0], [0.5, 0.75]])
@@ -30,6 +38,14 @@ def average_accuracy(matrix: ArrayLike) -> float:
 
 def learning_accuracy(matrix: ArrayLike) -> float:
     """Returns the mean accuracy on each task right after its training.
+
+    Args:
+        matrix: R, numbers in [0, 1] of shape `(num_tasks, num_tasks)`, or
+            `(num_visits, num_tasks)`: the accuracy on each task after each visit.
+
+    Raises:
+        TypeError, ValueError: `matrix` holds no numbers, is of another shape, or has
+            NaN for a task that was trained before.
 
     Example:
 
@@ -47,6 +63,15 @@ def retention(matrix: ArrayLike, task: int = 0) -> float:
 
     NaN for a task whose accuracy was 0.
 
+    Args:
+        matrix: R, numbers in [0, 1] of shape `(num_tasks, num_tasks)`, or
+            `(num_visits, num_tasks)`: the accuracy on each task after each visit.
+        task: Integer, the task.
+
+    Raises:
+        TypeError, ValueError: `matrix` holds no numbers, is of another shape, or has
+            NaN for a task that was trained before.
+
     Example:
 
     >>> retention([[1.0, 0.0], [0.5, 0.75]])
@@ -61,6 +86,14 @@ def backward_transfer(matrix: ArrayLike) -> float:
     """Returns the mean change of accuracy on a task by the training of later tasks.
 
     Negative if tasks were forgotten; 0 for a single task.
+
+    Args:
+        matrix: R, numbers in [0, 1] of shape `(num_tasks, num_tasks)`, or
+            `(num_visits, num_tasks)`: the accuracy on each task after each visit.
+
+    Raises:
+        TypeError, ValueError: `matrix` holds no numbers, is of another shape, or has
+            NaN for a task that was trained before.
 
     Example:
 
@@ -86,6 +119,10 @@ def forward_transfer(ahead: ArrayLike, num_classes: int) -> float:
     Returns:
         Mean accuracy minus that of guessing; NaN for a single task.
 
+    Raises:
+        TypeError, ValueError: `ahead` holds no numbers, or `num_classes` is no positive
+            integer.
+
     Example:
 
     >>> forward_transfer([float("nan"), 0.5, 0.25], num_classes=4)
@@ -104,6 +141,14 @@ def forgetting(matrix: ArrayLike) -> float:
 
     The best accuracy of a task is the largest one from its training to before the last
     task's training. The result is 0 for a single task.
+
+    Args:
+        matrix: R, numbers in [0, 1] of shape `(num_tasks, num_tasks)`, or
+            `(num_visits, num_tasks)`: the accuracy on each task after each visit.
+
+    Raises:
+        TypeError, ValueError: `matrix` holds no numbers, is of another shape, or has
+            NaN for a task that was trained before.
 
     Example:
 

@@ -28,7 +28,7 @@ class TaskAccuracy(keras.metrics.Metric):
 
     Example:
 
-    >>> from keras_psp.benchmarks import TaskAccuracy
+    >>> from keras_psp.evaluation import TaskAccuracy
     >>> metric = TaskAccuracy(num_tasks=2)
     >>> y_true = [[0, 0], [1, 1], [0, 1]]  # label, task
     >>> metric.update_state(y_true, [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])

@@ -41,10 +41,17 @@ FORMATS = {
 }
 
 
-def check_installed(format: str) -> None:
-    """Raises an `ImportError` that names the packages a format lacks."""
-    packages = FORMATS[format].packages.items()
-    missing = [name for module, name in packages if not _is_installed(module)]
+def check_installed(format: str, custom: bool = False) -> None:
+    """Raises an `ImportError` that names the packages a format lacks.
+
+    Args:
+        format: Name of a format.
+        custom: Boolean, whether the model has custom objects.
+    """
+    packages = dict(FORMATS[format].packages)
+    if custom:
+        packages["cloudpickle"] = "cloudpickle"
+    missing = [name for module, name in packages.items() if not _is_installed(module)]
     if missing:
         raise ImportError(
             f"`format={format!r}` needs packages that are not installed. Install them "

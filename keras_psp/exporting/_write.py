@@ -1,8 +1,8 @@
 """Writes a format: `python -m keras_psp.exporting._write FOLDER`.
 
 It runs in a process of its own, because a model may come from a backend that cannot
-write the format. The folder holds `model.keras` and `order.json`, the arguments of
-`write()`.
+write the format. The folder holds `model.keras`, `order.json`, the arguments of
+`write()`, and the model's custom objects if it has any.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from keras import ops
 
 from keras_psp._core.backend import without_branches
 from keras_psp._core.private import children
+from keras_psp.exporting._custom import unpickle_objects
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.inference import decide
 from keras_psp.inference import entropy
@@ -244,9 +245,10 @@ def _torch_shapes(model):
 def main(folder: str) -> None:
     """Writes the model in a folder as its `order.json` says."""
     order = json.loads((Path(folder) / "order.json").read_text())
-    model = keras.saving.load_model(Path(folder) / "model.keras", compile=False)
-    model(model.input)  # Keras exports to ONNX only what has been called.
-    write(model, os.path.join(folder, order.pop("name")), **order)
+    with keras.saving.custom_object_scope(unpickle_objects(folder)):
+        model = keras.saving.load_model(Path(folder) / "model.keras", compile=False)
+        model(model.input)  # Keras exports to ONNX only what has been called.
+        write(model, os.path.join(folder, order.pop("name")), **order)
 
 
 if __name__ == "__main__":

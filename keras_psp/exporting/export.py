@@ -6,7 +6,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from keras_psp.exporting._check import BATCH_SIZES
 from keras_psp.exporting._check import Check
 from keras_psp.exporting._check import run_python
 from keras_psp.exporting._check import takes_index
+from keras_psp.exporting._custom import custom_objects
+from keras_psp.exporting._custom import pickle_objects
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.exporting._formats import check_installed
 from keras_psp.models._own_model import OwnModel
@@ -49,6 +50,10 @@ def export(
     without Keras, loads the file and answers batches of 1, 7 and 64 examples of mixed
     tasks. `export()` keeps the file only if its outputs match the model's and invalid
     tasks give NaN. If anything fails, whatever was at `path` before stays there.
+
+    Layers and functions of your own are pickled into the first process. They must
+    compute with `keras.ops`, for its backend may be another one. Register functions
+    with `keras.saving.register_keras_serializable()`.
 
     Inputs keep their names and dtypes, and batches may have any size. Outputs have the
     names on the card: the keys of the model's dictionary, or else `output_0`,
@@ -103,12 +108,12 @@ def export(
         TypeError: `model` is not a Keras model, `path` is not a path, a task is not an
             integer, an option is not a boolean, or `data` holds no arrays.
         ValueError: The model is not a graph of layers, takes only batches of one size,
-            has two outputs of one name, or holds custom objects, which another process
-            cannot know; the format is unknown, or has no such endpoints; `path` has the
-            wrong suffix; a task is not one of the model's; `data` has no example, is
-            not finite, or does not fit the model's inputs. Or the format cannot hold
-            the model: the file could not be written or loaded again, or its outputs
-            differ.
+            has two outputs of one name, or holds a lambda or another custom object that
+            cannot be given to another process; the format is unknown, or has no such
+            endpoints; `path` has the wrong suffix; a task is not one of the model's;
+            `data` has no example, is not finite, or does not fit the model's inputs. Or
+            the format cannot hold the model: the file could not be written or loaded
+            again, or its outputs differ.
 
     Example:
 
@@ -133,11 +138,11 @@ def export(
     model = _with_named_inputs(model)
     output_names = _output_names(model)
     options = _check_endpoints(model, format, tasks, infer_task, from_logits)
-    _check_objects(model)
+    objects = custom_objects(model)
     if data is not None:
         inputs = {name: x for name, x in model.input.items() if name != "task"}
         data = read_inputs(data, inputs, limit=max(BATCH_SIZES))
-    check_installed(format)
+    check_installed(format, custom=bool(objects))
     endpoints = ["serve", *(f"serve_task_{task}" for task in options["tasks"])]
     endpoints += ["infer_task"] if options["infer_task"] else []
     card = describe(model, format, output_names, endpoints)
@@ -148,6 +153,7 @@ def export(
         check = Check(model, output_names, data=data, **options)
         written = Path(folder, "written", path.name)
         written.parent.mkdir()
+        pickle_objects(model, objects, folder)
         _write(model, written, folder, format, {**options, "unpack": unpack})
         card["differences"] = _compare(model, check, written, folder, format)
         card["difference"] = max(card["differences"].values())
@@ -274,39 +280,6 @@ def _check_endpoints(
         )
     infer_task = can_infer if infer_task is None else infer_task
     return {"tasks": tasks, "infer_task": infer_task, "from_logits": from_logits}
-
-
-def _check_objects(model: keras.Model) -> None:
-    found = set(_custom_objects(keras.saving.serialize_keras_object(model)))
-    if found:
-        raise ValueError(
-            "The model must hold no custom objects: the process that writes the file "
-            "does not know them. On the TensorFlow backend Keras' own "
-            "`model.export()` needs no other process. "
-            f"Received: {model.name!r} with {', '.join(sorted(found))}"
-        )
-
-
-def _custom_objects(config: Any) -> Iterator[str]:
-    """Yields the names of objects in a config that Keras and keras_psp do not know."""
-    if isinstance(config, (list, tuple)):
-        for value in config:
-            yield from _custom_objects(value)
-    elif isinstance(config, dict):
-        name = config.get("class_name")
-        package = (config.get("module") or "").split(".")[0]
-        if name == "function" and str(config["config"]).startswith("keras_hub>"):
-            pass  # Known as soon as the layer that uses it is.
-        elif name == "function":
-            yield f"the function {config['config']}"
-        elif name == "__lambda__":
-            yield "a lambda"
-        elif isinstance(name, str) and not name.startswith("__"):
-            known = package in ("keras", "keras_hub", "keras_psp")
-            if not known:
-                yield config.get("registered_name") or name
-        for value in config.values():
-            yield from _custom_objects(value)
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""What each place of a filter meets."""
+"""Patches: the inputs that a filter meets at each place."""
 
 import itertools
 from typing import Any

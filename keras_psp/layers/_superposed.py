@@ -1,9 +1,8 @@
-"""What every superposed layer is, beside the Keras layer it replaces."""
+"""What all superposed layers add to the Keras layers that they replace."""
 
 import functools
 from collections.abc import Iterable
 from typing import Any
-from typing import Self
 
 import keras
 from keras import ops
@@ -11,10 +10,8 @@ from keras import ops
 from keras_psp import contexts
 from keras_psp._core.backend import reshape
 from keras_psp._core.backend import transpose
-from keras_psp._core.checks import check_fewer_tasks
 from keras_psp._core.checks import check_integer
 from keras_psp._core.private import LeafLayer
-from keras_psp._core.task_layer import TaskLayer
 from keras_psp.layers._base_kernel import BaseKernel
 from keras_psp.layers._few_bits import QUANTIZATION
 from keras_psp.layers._few_bits import check_bits_of
@@ -23,6 +20,7 @@ from keras_psp.layers._task_core import TaskCore
 from keras_psp.layers._task_core import check_core
 from keras_psp.layers._task_low_rank import TaskLowRank
 from keras_psp.layers._task_low_rank import check_rank
+from keras_psp.layers._task_parts import TaskParts
 
 
 def check_parts(
@@ -62,7 +60,7 @@ def add_up(tensors: Iterable[Any]) -> Any:
     return functools.reduce(ops.add, tensors)
 
 
-class Superposed(TaskLayer, LeafLayer):
+class Superposed(TaskParts, LeafLayer):
     """Mixin of the layers that bind their inputs to a task's context.
 
     It stands before a Keras layer among the bases. `__init__` calls `set_context()`,
@@ -165,58 +163,6 @@ class Superposed(TaskLayer, LeafLayer):
     def base_kernel(self) -> Any:
         """The kernel that all tasks share, or `None`."""
         return None if self.base is None else self.base.kernel
-
-    @property
-    def num_tasks(self) -> int:
-        """How many tasks the layer holds."""
-        return self._num_tasks if self.context is None else self.context.num_tasks
-
-    def add_tasks(self, n: int) -> Self:
-        """Adds `n` tasks behind the present ones, which stay exactly as they are.
-
-        See `Context.add_tasks()`; it returns the layer itself.
-        """
-        if self.context is None:
-            self._num_tasks += check_integer("n", n)
-        else:
-            self.context.add_tasks(n)
-        for rows in self._task_rows:
-            rows.add_tasks(n)
-        return self
-
-    def remove_tasks(self, *, n: int) -> Self:
-        """Removes the last `n` tasks; the others stay exactly as they are.
-
-        See `Context.remove_tasks()`; it returns the layer itself.
-        """
-        if self.context is None:
-            self._num_tasks -= check_fewer_tasks(n, self.num_tasks)
-        else:
-            self.context.remove_tasks(n=n)
-        self.removed_tasks = [k for k in self.removed_tasks if k < self.num_tasks]
-        for rows in self._task_rows:
-            rows.remove_tasks(n=n)
-        return self
-
-    def remove_task(self, index: int) -> Self:
-        """Takes from a task what it has of its own, its context too.
-
-        See `TaskRows.remove_task()`; it returns the layer itself.
-        """
-        index = self.mark_removed(index)
-        for part in self._parts_by_task():
-            part.remove_task(index)
-        return self
-
-    def reuse_task(self, index: int) -> Self:
-        """Gives the index of a task that was removed what a new task has.
-
-        See `Context.reuse_task()`; it returns the layer itself.
-        """
-        self.mark_reused(index)
-        for part in self._parts_by_task():
-            part.reuse_task(index)
-        return self
 
     def can_quantize(self, mode: Any) -> bool:
         """Whether `quantize()` can turn the layer's kernels into integers."""
@@ -390,14 +336,8 @@ class Superposed(TaskLayer, LeafLayer):
         """Returns the inputs' products with each of the tasks' own kernels, a list."""
         return [own.multiply(inputs, task, self) for own in self.own_kernels]
 
-    # A method: Keras would visit what a property holds, for a second time, and load a
-    # context without weights from nothing.
-    def _parts_by_task(self):
-        context = [] if self.context is None else [self.context]
-        return [*context, *self._task_rows]
-
-    @property
-    def _task_rows(self):
+    def other_parts(self) -> list:
+        """Returns what holds tasks beside the context."""
         bias = [] if self.task_bias is None else [self.task_bias]
         return [*self.own_kernels, *bias]
 

@@ -1,19 +1,17 @@
-"""What every superposed attention is, beside the Keras layer it replaces."""
+"""What all superposed attentions add to the Keras layers that they replace."""
 
 from types import SimpleNamespace
 from typing import Any
-from typing import Self
 
 import keras
 
 from keras_psp import contexts
 from keras_psp._core import scope
-from keras_psp._core.checks import check_fewer_tasks
-from keras_psp._core.checks import check_integer
 from keras_psp._core.task import task_argument
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp.contexts.families import series
 from keras_psp.layers._superposed import check_parts
+from keras_psp.layers._task_parts import TaskParts
 from keras_psp.layers.psp_einsum_dense import PSPEinsumDense
 
 # The attributes in which Keras keeps them, the last one of the outputs.
@@ -32,7 +30,7 @@ def projections(attention: Any) -> Any:
     return [getattr(attention, name) for name in names]
 
 
-class SuperposedAttention(TaskLayer):
+class SuperposedAttention(TaskParts):
     """Mixin of the attentions whose projections hold a kernel for each task.
 
     It stands before a Keras layer among the bases, whose `build()` and `call()` are
@@ -67,8 +65,8 @@ class SuperposedAttention(TaskLayer):
         check_parts(context, num_tasks, base, rank, core, bits)
         if context is not None:
             context = contexts.get(context, num_tasks=num_tasks)
-            # A copy, for it grows with the layer; and hidden from Keras, which would
-            # wait in vain for it to be built.
+            # A copy, because it grows with the layer; and hidden from Keras, which
+            # would wait in vain for it to be built.
             context = type(context).from_config(context.get_config())
         self._example = SimpleNamespace(context=context)
         self._num_tasks: Any = num_tasks
@@ -110,11 +108,6 @@ class SuperposedAttention(TaskLayer):
         return self._example.context
 
     @property
-    def num_tasks(self) -> int:
-        """How many tasks the projections hold."""
-        return self._num_tasks if self.context is None else self.context.num_tasks
-
-    @property
     def bits(self) -> Any:
         """The bits that the projections' parts are stored in; see `PSPEinsumDense`.
 
@@ -131,58 +124,9 @@ class SuperposedAttention(TaskLayer):
             )
         return bits[0]
 
-    def add_tasks(self, n: int) -> Self:
-        """Adds `n` tasks behind the present ones, which stay exactly as they are.
-
-        See `Context.add_tasks()`; it returns the layer itself.
-        """
-        self.check_can_hold(self.num_tasks + check_integer("n", n))
-        if self.context is None:
-            self._num_tasks += n
-        else:
-            self.context.add_tasks(n)
-        for layer in projections(self):
-            layer.add_tasks(n)
-        return self
-
-    def remove_tasks(self, *, n: int) -> Self:
-        """Removes the last `n` tasks; the others stay exactly as they are.
-
-        See `Context.remove_tasks()`; it returns the layer itself.
-        """
-        if self.context is None:
-            self._num_tasks -= check_fewer_tasks(n, self.num_tasks)
-        else:
-            self.context.remove_tasks(n=n)
-        self.removed_tasks = [k for k in self.removed_tasks if k < self.num_tasks]
-        for layer in projections(self):
-            layer.remove_tasks(n=n)
-        return self
-
-    def remove_task(self, index: int) -> Self:
-        """Takes from a task what it has of its own in the projections.
-
-        See `TaskRows.remove_task()`; it returns the layer itself.
-        """
-        index = self.mark_removed(index)
-        for each in self._parts_by_task():
-            each.remove_task(index)
-        return self
-
-    def reuse_task(self, index: int) -> Self:
-        """Gives the index of a task that was removed what a new task has.
-
-        See `Context.reuse_task()`; it returns the layer itself.
-        """
-        self.mark_reused(index)
-        for each in self._parts_by_task():
-            each.reuse_task(index)
-        return self
-
-    # A method, as in `Superposed`: Keras would visit what a property holds.
-    def _parts_by_task(self):
-        context = [] if self.context is None else [self.context]
-        return [*context, *projections(self)]
+    def other_parts(self) -> list:
+        """Returns the projections, which hold the tasks."""
+        return projections(self)
 
     def check_can_hold(self, num_tasks: int) -> None:
         """Raises a `ValueError` if a projection's context cannot hold `num_tasks`."""

@@ -1,4 +1,4 @@
-"""What every superposed convolution is, beside the Keras layer it replaces."""
+"""What all superposed convolutions add to the Keras layers that they replace."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every superposed layer is that is a product with a kernel."""
+"""What all superposed layers share whose call is one product with a kernel."""
 
 import threading
 from typing import Any
@@ -41,7 +41,7 @@ class SuperposedDense(Superposed):
     ) -> Any:
         task = self.as_task(task, inputs)
         bound = self.bind_inputs(inputs, task.index)
-        is_whole = self.base is None and not self._task_rows
+        is_whole = self.base is None and not self.other_parts()
         if is_whole and self.units_per_task is None:
             outputs = super().quantized_call(bound, training=training)
             return task.mask(outputs)

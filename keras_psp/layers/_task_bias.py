@@ -9,7 +9,7 @@ from keras_psp.layers._task_rows import TaskRows
 
 
 class TaskBias(TaskRows, keras.layers.Layer):
-    """Holds the weight, for a layer that is given a child keeps it in its files.
+    """Holds the weight in a child layer, because Keras saves a child layer's weights.
 
     Args:
         num_tasks: Positive integer, the number of tasks.

@@ -1,4 +1,4 @@
-"""What the layers have in common that keep weights of its own for each task."""
+"""What all layers share that keep weights of its own for each task."""
 
 from typing import Any
 from typing import Self

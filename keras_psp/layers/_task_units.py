@@ -1,4 +1,4 @@
-"""A dense layer of which tasks have other numbers of outputs."""
+"""A dense layer whose tasks have different numbers of outputs."""
 
 from collections.abc import Sequence
 from typing import Any

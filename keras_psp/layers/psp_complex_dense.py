@@ -53,6 +53,9 @@ class PSPComplexDense(Superposed, keras.layers.Layer):
         raise a `ValueError` where the index can be read and are NaN in a compiled or
         exported graph.
 
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
+
     Example:
 
     >>> import keras, keras_psp

@@ -31,8 +31,9 @@ class PSPDense(TaskUnits, SuperposedDense, keras.layers.Dense):
         base: Boolean, whether there is a kernel `W_0` beside that every task sees as
             it is, so that task k sees `W_0 + C_k W`. It is the attribute
             `base_kernel`, zeros at first, and is not trained.
-        bias_per_task: Boolean, whether each task has a bias of its own. An optimizer
-            with momentum goes on moving it for a while after the task's last example.
+        bias_per_task: Boolean, whether each task has a bias of its own. Train it with
+            `keras_psp.optimizers.PerTask`: a plain optimizer with momentum also moves
+            the biases of tasks without an example in the batch.
         rank: Integer, the rank of a part `A_k B_k` that each task has of its own, so
             that task k sees `C_k W + A_k B_k`. Or `"full"`, for a whole kernel of its
             own. Or `None`. `B_k` starts as zero: a new layer answers as it would
@@ -61,6 +62,9 @@ class PSPDense(TaskUnits, SuperposedDense, keras.layers.Dense):
         `(batch, ..., units)`. Examples whose index lies outside `[0, num_tasks)`
         raise a `ValueError` where the index can be read and are NaN in a compiled or
         exported graph.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
 
     Example:
 

@@ -31,8 +31,9 @@ class PSPMultiHeadAttention(SuperposedAttention, keras.layers.MultiHeadAttention
         base: Boolean, whether each projection has a kernel `W_0` beside that every task
             sees as it is, so that task k sees `W_0 + C_k W`. They are zeros at first,
             and not trained.
-        bias_per_task: Boolean, whether each task has biases of its own. An optimizer
-            with momentum goes on moving them for a while after the task's last example.
+        bias_per_task: Boolean, whether each task has biases of its own. Train them with
+            `keras_psp.optimizers.PerTask`: a plain optimizer with momentum also moves
+            the biases of tasks without an example in the batch.
         rank: Integer, the rank of a part `A_k B_k` that each task has of its own in
             each projection, so that task k sees `C_k W + A_k B_k`. Or `"full"`, for a
             whole kernel of its own. Or `None`. `B_k` starts as zero: a new layer
@@ -63,6 +64,9 @@ class PSPMultiHeadAttention(SuperposedAttention, keras.layers.MultiHeadAttention
         The query's, unless `output_shape` says otherwise. Examples whose index lies
         outside `[0, num_tasks)` raise a `ValueError` where the index can be read and
         are NaN in a compiled or exported graph.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
 
     Example:
 

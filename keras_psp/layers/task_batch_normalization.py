@@ -33,8 +33,8 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
     Args:
         num_tasks: Positive integer, the number of tasks.
         affine_per_task: Boolean, whether each task has a `gamma` and a `beta` of its
-            own too. An optimizer with momentum goes on moving them for a while after
-            the task's last example.
+            own too. Train them with `keras_psp.optimizers.PerTask`: a plain optimizer
+            with momentum also moves those of tasks without an example in the batch.
         synchronized: Boolean, whether the batch is that of all replicas (TensorFlow)
             or processes (torch) that train the layer together. On JAX a batch that is
             spread over devices always counts as one. Defaults to `False`.
@@ -56,6 +56,9 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
         The input's. Examples whose index lies outside `[0, num_tasks)` raise a
         `ValueError` where the index can be read and are NaN in a compiled or exported
         graph; they have no part in any statistics.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
 
     Example:
 

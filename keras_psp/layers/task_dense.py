@@ -21,8 +21,8 @@ class TaskDense(TaskUnits, TaskRows, keras.layers.Dense):
 
     As the last layer it is the multi-head baseline; as every layer, K networks side by
     side, which is what superposition is measured against. All tasks' kernels start
-    alike. An optimizer with momentum goes on moving the kernel of a task for a while
-    after its last example.
+    alike. Train them with `keras_psp.optimizers.PerTask`: a plain optimizer with
+    momentum also moves the kernels of tasks without an example in the batch.
 
     Args:
         units: Positive integer, dimensionality of the output space.
@@ -44,6 +44,9 @@ class TaskDense(TaskUnits, TaskRows, keras.layers.Dense):
         `(batch, ..., units)`. Examples whose index lies outside `[0, num_tasks)`
         raise a `ValueError` where the index can be read and are NaN in a compiled or
         exported graph.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
 
     Example:
 

@@ -15,8 +15,9 @@ class TaskDepthwiseConv2D(TaskDepthwiseConv, keras.layers.DepthwiseConv2D):
 
     Each output sums over no more numbers than a filter has places, far too few for what
     tasks leak into one another to average out; and the kernels are small. All tasks'
-    kernels start alike. An optimizer with momentum goes on moving the kernel of a task
-    for a while after its last example.
+    kernels start alike. Train them with `keras_psp.optimizers.PerTask`: a plain
+    optimizer with momentum also moves the kernels of tasks without an example in the
+    batch.
 
     Args:
         kernel_size: Integer or pair of integers, the size of a filter.
@@ -40,6 +41,9 @@ class TaskDepthwiseConv2D(TaskDepthwiseConv, keras.layers.DepthwiseConv2D):
         depth_multiplier, new_height, new_width)`. Examples whose index lies outside
         `[0, num_tasks)` raise a `ValueError` where the index can be read and are NaN in
         a compiled or exported graph.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
 
     Example:
 

@@ -18,9 +18,9 @@ class TaskEmbedding(TaskRows, keras.layers.Embedding):
     y = table_k[x]
     ```
 
-    A batch of several tasks is looked up at once. All tasks' tables start alike. An
-    optimizer with momentum goes on moving the table of a task for a while after its
-    last example.
+    A batch of several tasks is looked up at once. All tasks' tables start alike. Train
+    them with `keras_psp.optimizers.PerTask`: a plain optimizer with momentum also moves
+    the tables of tasks without an example in the batch.
 
     Args:
         input_dim: Positive integer, the size of the vocabulary.
@@ -44,6 +44,9 @@ class TaskEmbedding(TaskRows, keras.layers.Embedding):
         `(batch, ..., output_dim)`, with a mask if `mask_zero` is true. Examples whose
         index lies outside `[0, num_tasks)` raise a `ValueError` where the index can be
         read and are NaN in a compiled or exported graph.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
 
     Example:
 

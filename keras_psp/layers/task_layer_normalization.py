@@ -17,8 +17,8 @@ class TaskLayerNormalization(TaskRows, keras.layers.LayerNormalization):
     y = gamma_k (x - mean(x)) / sqrt(variance(x) + epsilon) + beta_k
     ```
 
-    An optimizer with momentum goes on moving them for a while after the task's last
-    example.
+    Train them with `keras_psp.optimizers.PerTask`: a plain optimizer with momentum also
+    moves the scales and offsets of tasks without an example in the batch.
 
     Args:
         num_tasks: Positive integer, the number of tasks.
@@ -37,6 +37,9 @@ class TaskLayerNormalization(TaskRows, keras.layers.LayerNormalization):
         The input's. Examples whose index lies outside `[0, num_tasks)` raise a
         `ValueError` where the index can be read and are NaN in a compiled or exported
         graph.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
 
     Example:
 

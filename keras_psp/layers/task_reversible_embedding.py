@@ -43,6 +43,9 @@ class TaskReversibleEmbedding(TaskEmbedding, keras.layers.ReversibleEmbedding):
         Examples whose index lies outside `[0, num_tasks)` raise a `ValueError` where
         the index can be read and are NaN in a compiled or exported graph.
 
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
+
     Example:
 
     >>> import keras, keras_psp

@@ -16,8 +16,8 @@ class TaskRMSNormalization(TaskRows, keras.layers.RMSNormalization):
     y = scale_k x / sqrt(mean(x^2) + epsilon)
     ```
 
-    An optimizer with momentum goes on moving it for a while after the task's last
-    example.
+    Train it with `keras_psp.optimizers.PerTask`: a plain optimizer with momentum also
+    moves the scales of tasks without an example in the batch.
 
     Args:
         num_tasks: Positive integer, the number of tasks.
@@ -36,6 +36,9 @@ class TaskRMSNormalization(TaskRows, keras.layers.RMSNormalization):
         The input's. Examples whose index lies outside `[0, num_tasks)` raise a
         `ValueError` where the index can be read and are NaN in a compiled or exported
         graph.
+
+    Raises:
+        TypeError, ValueError: An argument that is not one of the above.
 
     Example:
 

@@ -236,15 +236,15 @@ class TakesTasks(KerasModel):
     def remove_task(self, task: int | str) -> Self:
         """Removes one task, wherever it stands. The others stay exactly as they are.
 
-        They keep their indices and their answers, bit for bit. The index of the task
-        answers nothing any more: it is refused as one outside `[0, num_tasks)` is, and
-        is the next that `add_tasks()` gives out. `num_tasks` counts it still.
+        They keep their indices and their answers, bit for bit. The index of the removed
+        task is refused like one outside `[0, num_tasks)`, until `add_tasks()` gives it
+        out again. `num_tasks` still counts it.
 
         What the task has of its own (biases, scales, low rank, its context, and what
         the optimizer keeps of these) becomes zero. What it has written into shared
-        kernels stays there as noise, for to take it out would change the others. It
+        kernels stays there as noise, because taking it out would change the others. It
         cannot be read: its context is gone, and the index gets a new one when it is
-        given out again. That is not so of `"identity"` contexts, which are all alike.
+        given out again. (`"identity"` contexts are all alike, so there it can.)
         `keras_psp.surgery.remove_models()` takes models out of the kernels if they are
         at hand.
 

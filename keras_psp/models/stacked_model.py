@@ -23,7 +23,7 @@ _MEANS = ("sum_over_batch_size", "mean")
 
 @keras.saving.register_keras_serializable(package="keras_psp")
 class StackedModel(TaskModel):
-    """A `TaskModel` of which each task is trained as if it were alone.
+    """A `TaskModel` that trains each task as if it were alone.
 
     `keras_psp.stack()` makes it. No layer shares a weight between tasks. In training,
     the loss is each task's own mean, summed over the tasks in the batch:
@@ -32,9 +32,9 @@ class StackedModel(TaskModel):
     L = sum_k 1 / n_k sum_(i of task k) w_i l_i,   n_k examples with a weight w_i != 0
     ```
 
-    so that the gradient by a task's weights is that of its own loss, whoever else is in
-    the batch. Of an example's places, those count that are not masked and whose label
-    the loss does not ignore. With a `keras_psp.optimizers.PerTask` around the
+    The gradient by a task's weights is thus that of its own loss, whichever other tasks
+    are in the batch. A place of an example counts if it is not masked and the loss does
+    not ignore its label. With a `keras_psp.optimizers.PerTask` around the
     optimizer, the weights are those of the task trained alone on the same batches. The
     `"loss"` that `fit()` shows is this sum; divide by the number of tasks for a mean.
     `evaluate()` and `"val_loss"` give Keras' mean over the examples, without padding.

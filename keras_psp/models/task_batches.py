@@ -1,4 +1,4 @@
-"""Batches with as many examples of each task, for models that train all at once."""
+"""Batches with equally many examples of each task, for models that train all."""
 
 import sys
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ class TaskBatches(keras.utils.PyDataset):
     """Batches that hold `batch_size` examples of each task, one task after the other.
 
     In an epoch every task sees each of its examples once, in an order of its own that
-    is drawn anew for each epoch. It takes as many steps as the longest task needs. A
-    task with fewer examples is done earlier: in its place stand examples of weight 0,
-    which train nothing. As all that has no weight, they are no part of
-    `weighted_metrics`, and are of `metrics`. The last batch of a task may hold fewer
-    examples, as in Keras' own `fit()`.
+    is drawn anew for each epoch. The epoch has as many steps as the longest task needs.
+    A task with fewer examples is done earlier: examples of weight 0, which train
+    nothing, then take its place. Like all examples without weight, they do not count in
+    `weighted_metrics`, but they do in `metrics`. The last batch of a task may hold
+    fewer examples, as in Keras' own `fit()`.
 
     Args:
         data: List of the examples of each task, in the order of the tasks; or a

@@ -1,4 +1,4 @@
-"""A functional model that takes its `task` input at its word."""
+"""A functional model with a `task` input, in which no task answers for another."""
 
 import weakref
 from typing import Any

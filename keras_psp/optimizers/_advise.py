@@ -1,4 +1,4 @@
-"""A word, once, to those whose optimizer moves what absent tasks need."""
+"""Warns once if an optimizer moves what absent tasks need."""
 
 import warnings
 import weakref

@@ -1,4 +1,4 @@
-"""What every optimizer around another is: `PerTask` and all ways of consolidating."""
+"""The base of all optimizers around another one: `PerTask` and consolidations."""
 
 from typing import Any
 from typing import Self

@@ -1,4 +1,4 @@
-"""What optimizers know is kept when a model's weights get other rows."""
+"""Keeps an optimizer's state when a model's weights get or lose rows."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the layers of K models are called with, in as few runs as memory allows."""
+"""Records the inputs of K models' layers, in as few runs as memory allows."""
 
 import functools
 import itertools

@@ -56,7 +56,7 @@ class Form:
         Raises:
             TypeError: One of them is not of its type.
             ValueError: One of them is outside of its range, or `bits` is for a part
-                that there is not.
+                that does not exist.
         """
         if rank is None and core is None:
             rank = FULL

@@ -1,4 +1,4 @@
-"""Trained models -> into a superposed one, and out again."""
+"""Adds trained models to a superposed one, and removes them."""
 
 import contextlib
 import warnings
@@ -124,19 +124,7 @@ def add_models(
     models, names = split_names("models", models)
     models = as_models(models, base)
     pairs, graphs, heads = _pair(model, models)
-    known = model.task_names
-    if names is None and known is not None:
-        raise ValueError(
-            "The tasks of the model have names: give the new models as a dictionary by "
-            f"name. Received: a list, for tasks {list(known)}"
-        )
-    if names is not None:
-        if known is None:
-            raise ValueError(
-                "The tasks of the model have no names, and new ones cannot have any. "
-                f"Received: models {list(names)}"
-            )
-        check_task_names((*filter(None, known), *names))
+    _check_names(model.task_names, names)
     tasks = len(models) if names is None else names
     given: Any = in_order("data", data, names)
     if ridge is not None:
@@ -190,6 +178,22 @@ def add_models(
     return _name_classes(model, models, new)
 
 
+def _check_names(known, names):
+    """Raises a `ValueError` if new names do not fit those of the present tasks."""
+    if names is None and known is not None:
+        raise ValueError(
+            "The tasks of the model have names: give the new models as a dictionary by "
+            f"name. Received: a list, for tasks {list(known)}"
+        )
+    if names is not None:
+        if known is None:
+            raise ValueError(
+                "The tasks of the model have no names, and new ones cannot have any. "
+                f"Received: models {list(names)}"
+            )
+        check_task_names((*filter(None, known), *names))
+
+
 def _name_classes(model, models, new):
     """Returns the model, which knows the names of the new tasks' outputs."""
     known = list(model.class_names or [None] * model.num_tasks)
@@ -234,7 +238,9 @@ def _check_contexts(layers):
             )
 
 
-def remove_models(model: TaskModel, models: Sequence[keras.Model]) -> TaskModel:
+def remove_models(
+    model: TaskModel, models: Sequence[keras.Model] | Mapping[str, keras.Model]
+) -> TaskModel:
     """Removes trained models from a superposed one, and their tasks.
 
     ```

@@ -213,14 +213,11 @@ def _find_holders(read, copy):
     return layers, calls
 
 
-def _choose(read, layers, calls, wanted, shared, in_parts):
-    """Returns the layers to convert, those to copy, and those that all tasks share.
-
-    Warns of the last, unless they are to be frozen. A layer whose weights
-    a block uses without calling it is one of these: its code would not see the task.
-    """
-    named = isinstance(wanted, (list, tuple))
-    if named:
+def _select(read, layers, wanted):
+    """Returns the layers that `convert(layers=)` means."""
+    if wanted is None:
+        return layers
+    if isinstance(wanted, (list, tuple)):
         names = {layer.name for layer in layers}
         unknown = [name for name in wanted if name not in names]
         if unknown:
@@ -228,8 +225,8 @@ def _choose(read, layers, calls, wanted, shared, in_parts):
                 f"There is no layer {unknown[0]!r} in {read.name!r}. "
                 f"Received: layers={wanted!r}"
             )
-        layers = [layer for layer in layers if layer.name in wanted]
-    elif isinstance(wanted, (str, re.Pattern)):
+        return [layer for layer in layers if layer.name in wanted]
+    if isinstance(wanted, (str, re.Pattern)):
         try:
             expression = re.compile(wanted)
         except re.error as error:
@@ -237,14 +234,23 @@ def _choose(read, layers, calls, wanted, shared, in_parts):
                 f"`layers` must be a regular expression ({error}). "
                 f"Received: layers={wanted!r}"
             ) from error
-        layers = [layer for layer in layers if expression.fullmatch(layer.name)]
-    elif callable(wanted):
-        layers = [layer for layer in layers if wanted(layer)]
-    elif wanted is not None:
-        raise TypeError(
-            "`layers` must be a list of names, a regular expression, or a function of "
-            f"a layer. Received: layers={wanted!r} (of type {type(wanted).__name__})"
-        )
+        return [layer for layer in layers if expression.fullmatch(layer.name)]
+    if callable(wanted):
+        return [layer for layer in layers if wanted(layer)]
+    raise TypeError(
+        "`layers` must be a list of names, a regular expression, or a function of "
+        f"a layer. Received: layers={wanted!r} (of type {type(wanted).__name__})"
+    )
+
+
+def _choose(read, layers, calls, wanted, shared, in_parts):
+    """Returns the layers to convert, those to copy, and those that all tasks share.
+
+    Warns of the last, unless they are to be frozen. A layer whose weights
+    a block uses without calling it is one of these: its code would not see the task.
+    """
+    named = isinstance(wanted, (list, tuple))
+    layers = _select(read, layers, wanted)
     for layer in layers:
         if is_altered(layer):
             raise ValueError(

@@ -98,22 +98,22 @@ def superpose(
     W_k = W_0 + A core_k V^T + A_k B_k
     ```
 
-    a base, a small core a task between factors that all tasks share, and a part of low
-    rank or a whole kernel of each task's own. For each layer it is estimated what a
-    bit more would gain in each part. The forms of which the least error of the models'
-    outputs is expected are chosen. Copies in few bits, and a base with differences in
-    few bits, are among them. Then all parts are fitted to the layers' inputs, layer
-    after layer: each is rounded, and the others are fitted to what it leaves. With H_k,
-    the mean products of the derivatives of model k's outputs by the layer's, they
-    minimize
+    These are a base, a small core for each task between factors that all tasks share,
+    and a part of low rank or a whole kernel of each task's own. `superpose()` estimates
+    for each layer what one more bit would gain in each part. It chooses the forms for
+    which it expects the least error of the models' outputs. Copies in few bits, and a
+    base with differences in few bits, are among them. Then it fits all parts to the
+    layers' inputs, layer after layer: each part is rounded, and the others are fitted
+    to what it leaves. With H_k, the mean products of the derivatives of model k's
+    outputs by the layer's, they minimize
 
     ```
     sum_k tr(H_k E_k^T G_k E_k),   E_k the error of the kernel of task k
     ```
 
-    with inputs without their means, for each task's biases make up for these. Where a
-    convolution or a set of inputs gives more rows `X_k` than a fit needs, a random
-    sample of them is taken.
+    The inputs are taken without their means, because each task's biases make up for
+    these. Where a convolution or a set of inputs gives more rows `X_k` than a fit
+    needs, a random sample of them is taken.
 
     With `rank`, `core` or `bits`, the parts are those that they name, in all layers.
     With these or a `budget`, embeddings that are the same in all models are kept in 8
@@ -143,9 +143,9 @@ def superpose(
             any width: if it is another than the models', their mean stands in for it.
         data: List of one set of unlabelled inputs for each task, or a dictionary by the
             names of the tasks. A set is an array, a list or dictionary of arrays if the
-            model has several inputs, or batches of these (see
-            `keras_psp._core.data.read_inputs`). A few hundred examples of each are
-            enough. Or `None`.
+            model has several inputs, or batches of these as a list, a generator, a
+            `tf.data.Dataset`, a `keras.utils.PyDataset` or a torch `DataLoader`. A few
+            hundred examples of each are enough. Or `None`.
         ridge: Non-negative float, with `data`: how much of a layer's mean squared input
             is added to the diagonal, for inputs that the data do not show. With 0 the
             data must show all inputs. Defaults to 1e-3, and to 0.1 with a `budget`.
@@ -189,7 +189,7 @@ def superpose(
             function, a constant or in how a layer is called; the ridge is 0 and the
             data do not show all inputs of a layer; a layer that gathers statistics has
             no counterpart here and other weights in each; they differ in a layer that
-            cannot be copied, for others use its weights; a layer is quantized; the
+            cannot be copied, because others use its weights; a layer is quantized; the
             `budget` is too small, which names the least, or is given with `rank`,
             `core` or `bits`; `rank` or `core` is too large for all layers; `bits` is
             not in [1, 8]; a kernel is not finite. Where parts are in few bits: the
@@ -233,29 +233,12 @@ def superpose(
     if budget is not None:
         budget = check_number("budget", budget)
     if bits == FLOATS:
-        if base is None or rank is None or rank == FULL:
-            raise ValueError(
-                "`bits=32` needs a `base` and a `rank`, a positive integer. "
-                f"Received: base={base!r}, rank={rank!r}"
-            )
-        others = (core, budget, data, ridge)
-        if any(each is not None for each in others) or heads.units:
-            raise ValueError(
-                "`bits=32` keeps a base and factors alone, of models with heads of one "
-                "width: without `core`, `budget`, `data` and `ridge`. Received: "
-                f"core={core}, budget={budget}, ridge={ridge}, heads of other widths: "
-                f"{bool(heads.units)}"
-            )
+        _check_factors(base, rank, core, budget, data, ridge, heads)
         one = keep_factors(graphs[0], plan, alike, rank)
         return _with_names(one, names, models)
-    if has_form:
-        if budget is not None:
-            raise ValueError(
-                "With a `budget`, `rank`, `core` and `bits` are chosen and cannot be "
-                f"given. Received: rank={rank}, core={core}, bits={bits}"
-            )
-        form = Form.read(rank, core, bits, with_base)
     if in_few_bits:
+        if has_form:
+            form = _read_form(rank, core, bits, budget, with_base)
         if ridge == 0:
             raise ValueError(
                 "`ridge` must be positive with a `budget`, and with `rank`, `core` or "
@@ -285,13 +268,64 @@ def superpose(
         )
 
     one, pairs = build_superposed(graphs[0], plan, new_layer, len(models))
-    same = same_leaves(alike)
+    held, kernels = _set_weights(pairs, same_leaves(alike), len(models), with_base)
+    for kernel in kernels:
+        kernel.add_up()
+    if examples is not None:
+        probes = InputProbes(one, held)
+        for kernel in kernels:  # Each sees what the ones before it now give.
+            kernel.fit(probes, examples, RIDGE if ridge is None else ridge)
+        one.fitted_to_data = True
+    return _with_names(one, names, models)
+
+
+def _check_factors(base, rank, core, budget, data, ridge, heads):
+    """Raises a `ValueError` if arguments do not fit `bits=32`."""
+    if base is None or rank is None or rank == FULL:
+        raise ValueError(
+            "`bits=32` needs a `base` and a `rank`, a positive integer. "
+            f"Received: base={base!r}, rank={rank!r}"
+        )
+    others = (core, budget, data, ridge)
+    if any(each is not None for each in others) or heads.units:
+        raise ValueError(
+            "`bits=32` keeps a base and factors alone, of models with heads of one "
+            "width: without `core`, `budget`, `data` and `ridge`. Received: "
+            f"core={core}, budget={budget}, ridge={ridge}, heads of other widths: "
+            f"{bool(heads.units)}"
+        )
+
+
+def _read_form(rank, core, bits, budget, with_base):
+    """Returns the `Form` that arguments name, which a budget would choose."""
+    if budget is not None:
+        raise ValueError(
+            "With a `budget`, `rank`, `core` and `bits` are chosen and cannot be "
+            f"given. Received: rank={rank}, core={core}, bits={bits}"
+        )
+    return Form.read(rank, core, bits, with_base)
+
+
+def _set_weights(pairs, same, num_tasks, with_base):
+    """Gives a new model's layers all weights but the superposed kernels.
+
+    Args:
+        pairs: List of the first model's layers, each with the one that replaces it.
+        same: Dictionary of a layer's counterparts in all models, the base's last, by
+            the id of the first model's.
+        num_tasks: Integer, the number of models without the base.
+        with_base: Whether there is a base.
+
+    Returns:
+        `(held, kernels)`: the layers that hold tasks, each with the models' own; and a
+        `Kernel` for each that is superposed, which is zero so far.
+    """
     held, kernels = [], []
     for layer, superposed in pairs:
         if not isinstance(superposed, (Superposed, TaskRows)):
             copy_weights(layer, superposed)
             continue
-        layers = same[id(layer)][: len(models)]
+        layers = same[id(layer)][:num_tasks]
         if isinstance(superposed, Superposed):
             superposed.kernel.assign(np.zeros(superposed.kernel.shape))
             if with_base:
@@ -301,14 +335,7 @@ def superpose(
         if with_base:
             set_new_rows(superposed, same[id(layer)][-1])
         held.append((superposed, layers))
-    for kernel in kernels:
-        kernel.add_up()
-    if examples is not None:
-        probes = InputProbes(one, held)
-        for kernel in kernels:  # Each sees what the ones before it now give.
-            kernel.fit(probes, examples, RIDGE if ridge is None else ridge)
-        one.fitted_to_data = True
-    return _with_names(one, names, models)
+    return held, kernels
 
 
 def _each_task(models):

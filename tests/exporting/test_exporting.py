@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 
 import keras
@@ -157,6 +158,49 @@ def test_saved_model(tmp_path, capsys):
     np.testing.assert_allclose(y, third, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.once
+def test_layers_of_ones_own(tmp_path):
+    @keras.saving.register_keras_serializable(package="mine")
+    def double(x):
+        return 2 * x
+
+    @keras.saving.register_keras_serializable(package="mine")
+    class Scale(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=shape[-1:], initializer="ones")
+
+        def call(self, x):
+            return x * self.scale
+
+    class Block(keras.layers.Layer):
+        def __init__(self, units, **kwargs):
+            super().__init__(**kwargs)
+            self.units = units
+            self.hidden = keras.layers.Dense(units, activation=double)
+            self.scale = Scale()
+
+        def build(self, shape):
+            self.hidden.build(shape)
+            self.scale.build((*shape[:-1], self.units))
+
+        def call(self, x):
+            return self.scale(self.hidden(x))
+
+        def get_config(self):
+            return {**super().get_config(), "units": self.units}
+
+    x = keras.Input((4,), name="image")
+    plain = keras.Model(x, keras.layers.Dense(3)(Block(5)(x)))
+    model = keras_psp.convert(plain, NUM_TASKS, shared="copy")
+    model.compile("sgd", double)  # A loss, which is not exported.
+    for weight in model.weights:
+        if "float" in weight.dtype:
+            noise = np.random.default_rng(len(weight.path)).normal(size=weight.shape)
+            weight.assign(weight + 0.1 * noise)
+    card = keras_psp.export(model, tmp_path / "model")
+    assert card["difference"] <= 1e-5
+
+
 # The others are written by the same processes, and each is tested from one backend.
 WRITTEN = {
     ("jax", "onnx"): (convolutional, ".onnx"),
@@ -263,15 +307,20 @@ def test_untrusted_code_is_not_run(tmp_path, capsys):
     assert os.listdir(tmp_path) == ["evil.keras"]
 
 
-@keras.saving.register_keras_serializable(package="mine")
-class Twice(keras.layers.Layer):
-    def call(self, x):
-        return 2 * x
-
-
 def with_layer(layer, shape=(None, 4)):
     x = keras.Input(batch_shape=shape, name="image")
     return keras.Model(x, layer(x), name="net")
+
+
+def unpicklable():
+    lock = threading.Lock()
+
+    class Locked(keras.layers.Layer):
+        def call(self, x):
+            with lock:
+                return x
+
+    return Locked()
 
 
 class Subclassed(keras.Model):
@@ -306,12 +355,17 @@ BAD = {
         ValueError,
         "must have an input 'task'",
     ),
-    "custom-layer": (lambda: with_layer(Twice()), {}, ValueError, "mine>Twice"),
     "custom-function": (
         lambda: with_layer(keras.layers.Dense(2, activation=draw)),
         {},
         ValueError,
-        "the function draw",
+        "Register other functions.* with draw",
+    ),
+    "custom-global": (
+        lambda: with_layer(unpicklable()),
+        {},
+        ValueError,
+        "with Locked. The error was: cannot pickle",
     ),
     "lambda": (
         lambda: with_layer(keras.layers.Lambda(lambda x: x)),

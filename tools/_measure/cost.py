@@ -7,6 +7,7 @@
     bert           KerasHub's BertBackbone, as it is and converted
     serving        one superposed model for eight plain ones
     consolidation  a training step with and without consolidation
+    first-call     the first call of MobileNetV2, which compiles it
 
 In every round each model is timed once, in a new order. A ratio is the median over the
 rounds of a model's time over the plain model's time in the same round. The machine must
@@ -16,6 +17,7 @@ does. `ratio_deviation`, the ratios' median deviation over the rounds, shows tha
 
 import argparse
 import functools
+import itertools
 import math
 import random
 import statistics
@@ -244,6 +246,39 @@ def _time_consolidation(args: argparse.Namespace) -> tuple[str, list[Row]]:
     return "a training step of 784 -> 3 x 256 -> 10, plain: no consolidation", rows
 
 
+def _time_first_calls(args: argparse.Namespace) -> tuple[str, list[Row]]:
+    """Times the first `predict_on_batch` and `train_on_batch` of models just built."""
+    shape, num_tasks = (96, 96, 3), 3
+
+    def build(converted: bool) -> keras.Model:
+        model = keras.applications.MobileNetV2(shape, weights=None, classes=10)
+        if converted:
+            model = keras_psp.convert(model, num_tasks)
+        model.compile(keras.optimizers.SGD(), _loss())
+        return model
+
+    images, labels = _draw_batch(8, *shape)
+    given = {
+        "plain": images,
+        "converted": [images, np.zeros(len(images), "int32")],
+    }
+    clock = time.process_time if args.cpu_time else time.perf_counter
+    times: dict[tuple[str, str, str], list[float]] = {}
+    for _ in range(args.rounds):
+        for kind, name in itertools.product(("forward", "training"), given):
+            model = build(name == "converted")
+            start = clock()
+            if kind == "forward":
+                model.predict_on_batch(given[name])
+            else:
+                model.train_on_batch(given[name], labels)
+            taken = 1000 * (clock() - start)
+            times.setdefault((name, kind, "one"), []).append(taken)
+            keras.utils.clear_session()
+    what = "the first call of MobileNetV2 on 8 images of 96x96, as it is and converted"
+    return what, [_row(key, 1, times) for key in times]
+
+
 _PARTS = {
     "layers": _time_layers,
     "crossover": _time_widths,
@@ -252,6 +287,7 @@ _PARTS = {
     "bert": _time_bert,
     "serving": _time_serving,
     "consolidation": _time_consolidation,
+    "first-call": _time_first_calls,
 }
 
 
