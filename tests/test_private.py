@@ -113,11 +113,12 @@ if BACKEND == "tensorflow":
 
     graph = tensorflow.function(lambda x: x).get_concrete_function(1.0).graph
     NAMES[lambda: graph] = {"capture_call_time_value", "outer_graph"}
-    NAMES[fitted_model] |= {"_distribute_strategy"}
+    NAMES[fitted_model] |= {"_default_save_signature", "_distribute_strategy"}
 # Attributes that are not the class' but are set on what it makes or marks.
 ELSEWHERE = {
     "_C",
     "_current_graph_task_id",
+    "_default_save_signature",
     "_distribute_strategy",
     "_functorch",
     "_modules",

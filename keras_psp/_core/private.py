@@ -252,6 +252,23 @@ def learned_weights(layer: keras.layers.Layer) -> list:
     return list(layer._trainable_variables)
 
 
+@contextlib.contextmanager
+def without_signatures() -> Iterator[None]:
+    """Keeps TensorFlow from asking each model inside a model for a signature.
+
+    Keras asks for it, and so traces each of them alone, when it looks for the lookup
+    tables of what it exports (3.15.1). Inside a converted model it would have no task.
+    """
+    from keras.src.backend.tensorflow.layer import TFLayer
+
+    kept = vars(TFLayer)["_default_save_signature"]
+    TFLayer._default_save_signature = None
+    try:
+        yield
+    finally:
+        TFLayer._default_save_signature = kept
+
+
 class LeafLayer:
     """Mixin of the layers that Keras is to take for one, though they hold others.
 

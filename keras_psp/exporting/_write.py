@@ -19,6 +19,7 @@ from keras import ops
 
 from keras_psp._core.backend import without_branches
 from keras_psp._core.private import children
+from keras_psp._core.private import without_signatures
 from keras_psp.exporting._custom import unpickle_objects
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.inference import decide
@@ -61,14 +62,15 @@ def write(
     elif format == "litert":
         # LiteRT keeps the names of a dictionary, and loses those of other structures.
         model = _with_outputs(model, output_names, named=True, unpack=unpack)
-        model.export(path, format=format, verbose=False)
+        with without_signatures():
+            model.export(path, format=format, verbose=False)
     else:
         model = _with_outputs(model, output_names, unpack=unpack)
         rename = {"onnx": _rename_in_onnx, "openvino": _rename_in_openvino}[format]
         with tempfile.TemporaryDirectory() as folder:
             unnamed = os.path.join(folder, os.path.basename(path))
             branches = without_branches if FORMATS[format].needs_one_graph else _as_is
-            with branches():
+            with branches(), without_signatures():
                 model.export(unnamed, format=format, verbose=False)
             rename(unnamed, path, output_names)
 

@@ -201,6 +201,18 @@ def test_layers_of_ones_own(tmp_path):
     assert card["difference"] <= 1e-5
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("format, name", [("onnx", "m.onnx"), ("litert", "m.tflite")])
+def test_a_model_inside_takes_the_task_of_the_whole(format, name, tmp_path):
+    sizes = {"num_layers": 1, "num_heads": 2, "hidden_dim": 4, "intermediate_dim": 4}
+    backbone = keras_hub.models.BertBackbone(11, max_sequence_length=6, **sizes)
+    plain = keras_hub.models.BertTextClassifier(backbone, 2)
+    model = keras_psp.convert(plain, 2, shared="copy")
+    x = {key: np.ones((4, 6), "int32") for key in plain.input}
+    card = keras_psp.export(model, tmp_path / name, format, data=x)
+    assert card["difference"] <= 1e-5
+
+
 # The others are written by the same processes, and each is tested from one backend.
 WRITTEN = {
     ("jax", "onnx"): (convolutional, ".onnx"),
