@@ -183,11 +183,14 @@ def _write_saved_model(model, path, names, tasks, infer_task, from_logits):
 
 
 def _without_variables(layer):
-    """Yields the layers in a layer, in any depth, that hold no variables."""
+    """Yields the layers in a layer, in any depth, that hold no variables.
+
+    A layer that nothing calls is not built, and Keras cannot track it.
+    """
     for child in children(layer):
         if child.variables:
             yield from _without_variables(child)
-        else:
+        elif child.built:
             yield child
 
 

@@ -178,6 +178,7 @@ def test_layers_of_ones_own(tmp_path):
             self.units = units
             self.hidden = keras.layers.Dense(units, activation=double)
             self.scale = Scale()
+            self.never_called = keras.layers.Conv2D(2, 3)
 
         def build(self, shape):
             self.hidden.build(shape)
