@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_psp._core.checks import check_integer
+from keras_psp._core.task_index import check_task_index
 
 
 def average_accuracy(matrix: ArrayLike) -> float:
@@ -70,7 +71,7 @@ def retention(matrix: ArrayLike, task: int = 0) -> float:
 
     Raises:
         TypeError, ValueError: `matrix` holds no numbers, is of another shape, or has
-            NaN for a task that was trained before.
+            NaN for a task that was trained before; `task` is no index of a task.
 
     Example:
 
@@ -78,6 +79,7 @@ def retention(matrix: ArrayLike, task: int = 0) -> float:
     0.5
     """
     checked = _check(matrix)
+    task = check_task_index(task, checked.shape[1])
     trained = _just_trained(checked)[task]
     return float(checked[-1, task] / trained) if trained > 0 else float("nan")
 

@@ -26,6 +26,13 @@ def test_values_worked_out_by_hand():
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("task", [-1, 3, 99])
+def test_an_index_of_no_task(task):
+    with pytest.raises(ValueError, match=r"must lie in \[0, 3\)"):
+        retention(MATRIX, task)
+
+
+@pytest.mark.once
 def test_tasks_that_come_back():
     # Two tasks, visited twice.
     matrix = [[0.5, NAN], [0.3, 0.6], [0.7, 0.4], [0.6, 0.8]]
