@@ -30,6 +30,7 @@ from keras_psp._core.task_index import named_index
 class _Expected(threading.local):
     in_blocks = False
     counted: Any = None
+    there: Any = None
 
 
 _expected = _Expected()  # No context variable, which `torch.compile` cannot trace.
@@ -55,6 +56,22 @@ def in_blocks(are: bool = True, counted: Any = None) -> Iterator[None]:
         _expected.in_blocks, _expected.counted = before
 
 
+@contextlib.contextmanager
+def in_turn_of(there: Any) -> Iterator[None]:
+    """Says whether a task, for which all is computed now, has examples in the batch.
+
+    If not, layers gather no statistics of what stands in their place.
+
+    Args:
+        there: Boolean tensor of shape `()`, or `None` if it is not asked for.
+    """
+    before, _expected.there = _expected.there, there
+    try:
+        yield
+    finally:
+        _expected.there = before
+
+
 class Task:
     """The task of a batch: one index for all, an index for each example, or weights.
 
@@ -76,7 +93,7 @@ class Task:
             like `index`, `False` where there is no such task.
         in_blocks: Whether it is known that the batch is made as in `in_blocks()`.
         counted: `None` where every example counts; or else a boolean tensor
-            `(batch,)`, `False` for what is padding.
+            `(batch,)`, `False` for what is padding; or `()`, for all at once.
 
     Raises:
         ValueError: There are more or fewer indices than examples, or an index that can
@@ -98,6 +115,7 @@ class Task:
         self.index, self.known, self.in_blocks = given, None, False
         self.counted = None
         if isinstance(given, int):
+            self.counted = _expected.there
             return
         readable = is_readable(given)
         if readable and not _expected.in_blocks:
@@ -219,6 +237,38 @@ class Task:
         if is_readable(self.index):
             return np.unique(to_numpy(self.index)).tolist()
         return [k for k in range(self.num_tasks) if k not in self.removed]
+
+    def examples_of(self, task: int, structure: Any) -> tuple[Any, Any]:
+        """Returns a batch in which a task's examples stand in the place of all others.
+
+        They do so in turn, as often as one another, or once more.
+
+        Args:
+            task: Integer.
+            structure: Structure of tensors, those of shape `(batch, ...)` among them.
+
+        Returns:
+            `(structure, there)`: with those, and their masks, of that task alone; and
+            whether it has an example, a boolean tensor `()`. Else the first one stands
+            for all.
+        """
+        own = ops.equal(self.index, task)
+        others = ops.cast(ops.logical_not(own), "int32")
+        number = ops.sum(ops.cast(own, "int32"))
+        order = ops.cast(ops.argsort(others), "int32")  # Its own first.
+        turns = ops.mod(ops.cumsum(others) - 1, ops.maximum(number, 1))
+        places = ops.arange(self._size, dtype="int32")
+        places = ops.where(own, places, ops.take(order, turns))
+
+        def take(each: Any) -> Any:
+            if tuple(getattr(each, "shape", ()))[:1] != tuple(self.index.shape):
+                return each
+            taken, mask = ops.take(each, places, axis=0), mask_of(each)
+            if mask is not None:
+                set_mask(taken, ops.take(mask, places, axis=0))
+            return taken
+
+        return keras.tree.map_structure(take, structure), ops.greater(number, 0)
 
     def select(self, task: Any, outputs: Any, others: Any) -> Any:
         """Returns a task's outputs for its own examples, and others for the rest.

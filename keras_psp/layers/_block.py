@@ -22,6 +22,7 @@ from keras_psp._core.private import pickled
 from keras_psp._core.private import stand_where
 from keras_psp._core.private import take_class
 from keras_psp._core.private import trusted
+from keras_psp._core.task import in_turn_of
 from keras_psp._core.task_layer import TaskLayer
 from keras_psp._core.task_layer import find_task_layers
 from keras_psp.layers._original import Hidden
@@ -31,6 +32,7 @@ from keras_psp.layers._original import own_objects
 from keras_psp.layers._original import read_original
 from keras_psp.layers._task_copies import TaskCopies
 from keras_psp.layers._task_copies import make_copies
+from keras_psp.layers.task_batch_normalization import TaskBatchNormalization
 
 if TYPE_CHECKING:
     from typing import Any as KerasLayer  # What stands behind the mixin.
@@ -185,10 +187,15 @@ class Block(KerasLayer):
                 return super().call(*args, **kwargs)
         if task.is_one:
             return super().call(*args, **kwargs)
+        within = self.put_in.values()
+        gathers = any(isinstance(each, TaskBatchNormalization) for each in within)
         outputs: Any = None
         for k in task.present():
-            with scope.task(k):
-                new = super().call(*args, **kwargs)
+            of_task, there = (args, kwargs), None
+            if gathers:  # Of the task's own examples alone.
+                of_task, there = task.examples_of(k, of_task)
+            with scope.task(k), in_turn_of(there):
+                new = super().call(*of_task[0], **of_task[1])
             outputs = new if outputs is None else task.select(k, new, outputs)
         return keras.tree.map_structure(task.mask, outputs)
 

@@ -146,7 +146,7 @@ class TaskBatchNormalization(TaskRows, keras.layers.BatchNormalization):
                 if known is not None:
                     known = ops.logical_and(ops.ones_like(index, "bool"), known)
             if task.counted is not None:
-                counts = task.counted
+                counts = ops.logical_and(ops.ones_like(index, "bool"), task.counted)
                 known = counts if known is None else ops.logical_and(known, counts)
             parsed = task if task.in_blocks else Task.of_index(index, self.num_tasks)
             means, variances = self._update(x, parsed, known, mask, means, variances)

@@ -121,3 +121,34 @@ def test_what_is_computed_again_for_gradients_knows_its_task_or_is_named():
         train(inside)
     for weight, old in zip(inside.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(weight, old)
+
+
+@keras.saving.register_keras_serializable(package="keras_psp_tests")
+class Windows(layers.Layer):
+    """Normalizes all steps of all examples, as if each were one."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = layers.BatchNormalization(momentum=0.5, name="norm")
+
+    def build(self, shape):
+        self.norm.build((None, shape[-1]))
+
+    def call(self, x, training=None):
+        y = self.norm(ops.reshape(x, (-1, 4)), training=training)
+        return ops.reshape(y, (-1, 6, 4))
+
+
+def test_statistics_in_a_block_are_of_the_tasks_own_examples():
+    def trained(task):
+        of_task = np.isin(TASKS, task)
+        model = keras_psp.convert(build(Windows(name="block")), NUM_TASKS)
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        x = (X + 9 * TASKS[:, None, None])[of_task]
+        model.fit({"x": x, "task": TASKS[of_task]}, x[:, 0, :2], verbose=0)
+        return keras.ops.convert_to_numpy(model.get_layer("block").norm.moving_mean)
+
+    found = trained([0, 2])
+    for task in (0, 2):
+        np.testing.assert_allclose(found[task], trained([task])[task], rtol=1e-5)
+    np.testing.assert_array_equal(found[1], 0)
