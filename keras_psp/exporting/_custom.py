@@ -23,11 +23,12 @@ def custom_objects(model: keras.Model) -> dict[str, Any]:
     config = keras.saving.serialize_keras_object(model)
     # What a model was compiled with is not exported.
     config.pop("compile_config", None)
-    # A converted layer is of a subclass of its own class.
+    # A converted layer is of a subclass of its own class, and of mixins known there.
     classes = {
         each.__name__: each
         for layer in flatten_layers(model)
         for each in type(layer).__mro__
+        if each.__module__.split(".")[0] not in _KNOWN
     }
     names = set(_custom_names(config))
     found = {

@@ -190,10 +190,24 @@ def test_layers_of_ones_own(tmp_path):
         def get_config(self):
             return {**super().get_config(), "units": self.units}
 
+    class After(keras.layers.Layer):  # Of no name that keras_psp has.
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.hidden = keras.layers.Dense(4)
+
+        def build(self, shape):
+            self.hidden.build(shape)
+
+        def call(self, x):
+            return self.hidden(x)
+
+    def loss(y, found):
+        return y - found
+
     x = keras.Input((4,), name="image")
-    plain = keras.Model(x, keras.layers.Dense(3)(Block(5)(x)))
+    plain = keras.Model(x, keras.layers.Dense(3)(After()(Block(5)(x))))
     model = keras_psp.convert(plain, NUM_TASKS, shared="copy")
-    model.compile("sgd", double)  # A loss, which is not exported.
+    model.compile("sgd", loss)  # Which is not exported.
     for weight in model.weights:
         if "float" in weight.dtype:
             noise = np.random.default_rng(len(weight.path)).normal(size=weight.shape)
