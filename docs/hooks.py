@@ -25,9 +25,9 @@ PROJECT = ["docs/architecture.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.
 
 
 def guides():
-    """The READMEs of packages and examples, as paths from the root."""
+    """The pages of packages and examples, as paths from the root."""
     found = [
-        *sorted(PACKAGE.glob("*/README.md")),
+        *sorted(PACKAGE.glob("*/*.md")),
         *sorted(ROOT.glob("examples/*/README.md")),
     ]
     return [readme.relative_to(ROOT).as_posix() for readme in found]

@@ -23,7 +23,7 @@ MODULES = [
     for _, name, _ in pkgutil.walk_packages(keras_psp.__path__, "keras_psp.")
     if not name.endswith(".cli")
 ]
-TEXTS = [ROOT / "README.md", *sorted((ROOT / "keras_psp").glob("*/README.md"))]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "keras_psp").glob("*/*.md"))]
 BLOCKS = {
     language: [
         code

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "keras_psp").glob("*/README.md")),
+    *sorted((ROOT / "keras_psp").glob("*/*.md")),
     ROOT / "examples" / "tenants" / "README.md",
 ]
 
@@ -156,6 +156,20 @@ def test_families_are_run_once(tmp_path):
     assert cells[2].endswith("(n=2)") and int(cells[4]) == 8 * (64 + 8)
     again, _ = measure(tmp_path, name, "families", *options)
     assert again["rows"] == result["rows"]  # Times too: nothing was run.
+
+
+def test_runs_are_added_to_a_result(tmp_path):
+    def run(seed, *more):
+        given = "source=digits steps=3 units=8 depth=1".split()
+        options = ("--networks", "binary", "--tasks", 2, "--seeds", seed, *more)
+        name = f"families-2-tasks-{BACKEND}"
+        return measure(tmp_path, name, "families", *options, "--with", *given)[0]
+
+    first = run(1)
+    second = run(0, "--resume")
+    assert second["seed"] == [0, 1] and second["rows"][0] == first["rows"][0]
+    assert run(1, "--resume") == second  # Times too: nothing was run.
+    assert run(1)["seed"] == [1]
 
 
 @pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
@@ -529,8 +543,10 @@ def test_a_table_that_differs_is_found_and_written(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(RESULTS, tmp_path / "tools" / "results")
+    rows = json.loads((RESULTS / "cost-layers-torch.json").read_text())["rows"]
+    ratio = f'"ratio": {rows[-1]["ratio"]}'
     for result, old, new in (
-        ("cost-layers-torch", '"ratio": 8.2}', '"ratio": 8.21}'),
+        ("cost-layers-torch", ratio, '"ratio": 98.21'),
         ("capacity", '"1024": 92.0', '"1024": 93.0'),
     ):
         path = tmp_path / "tools" / "results" / f"{result}.json"
@@ -544,7 +560,7 @@ def test_a_table_that_differs_is_found_and_written(tmp_path):
     ]
     call("tables", "--root", tmp_path)
     call("tables", "--check", "--root", tmp_path)
-    assert "| 8.21 |" in (tmp_path / "keras_psp/contexts/README.md").read_text()
+    assert "| 98.21 |" in (tmp_path / "keras_psp/contexts/README.md").read_text()
     lines = (tmp_path / "keras_psp/diagnostics/capacity.py").read_text().splitlines()
     assert "    | 0.05        | 93 (1024)         | 96, 95 (128, 256) |" in lines
 

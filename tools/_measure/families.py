@@ -19,6 +19,7 @@ import keras
 from _measure import results
 from _measure import tables
 from _measure.results import Row
+from keras_psp.benchmarks import Config
 from keras_psp.benchmarks import PermutedConfig
 from keras_psp.benchmarks import RunResult
 from keras_psp.benchmarks import run as run_config
@@ -40,6 +41,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+_WHAT = "matrix[i][j]: test accuracy of task j in %, after training task i"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     names = {"nargs": "+", "choices": NETWORKS, "metavar": "NETWORK"}
@@ -54,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """Adds the option that keeps the runs."""
     parser.add_argument("--runs", type=Path, metavar="FOLDER", help="to keep runs in")
+    keep = "keep the rows that the result has, and make the runs that it lacks"
+    parser.add_argument("--resume", action="store_true", help=keep)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -86,9 +92,17 @@ def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.R
         for seed in args.seeds
         for config in configs
     ]
-    done = []
+    name = f"{name}-{keras.backend.backend()}"
+    written = args.output / f"{args.name or name}.json"
+    found = None
+    if args.resume and written.exists():
+        found = json.loads(written.read_text())
+    rows: list[Row] = found["rows"] if found else []
+    known = [row["config"] for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         for config in configs:
+            if _describe(config) in known:
+                continue
             output = Path(args.runs or folder) / config.folder_name
             if getattr(args, "finished", False):
                 result = find_result(config, output)
@@ -96,17 +110,22 @@ def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.R
                 result = run_config(config, output, resume=True)
             if result is None:
                 continue
-            done.append(result)
-            accuracy = 100 * done[-1].average_accuracy
+            rows.append(_condense(result))
+            accuracy = 100 * result.average_accuracy
             print(f"{output.name}: {accuracy:.1f} %", flush=True)
-    if not done:
+            keys = ("backend", "versions", "device")
+            args.seeds = sorted({row["config"]["seed"] for row in rows})
+            environment = {key: getattr(result, key) for key in keys}
+            found = results.save(args, name, _WHAT, rows, environment)
+    if not found:
         raise SystemExit(f"No run has ended there. Received: --runs {args.runs}")
-    name = f"{name}-{keras.backend.backend()}"
-    what = "matrix[i][j]: test accuracy of task j in %, after training task i"
-    environment = {
-        key: getattr(done[0], key) for key in ("backend", "versions", "device")
-    }
-    return results.save(args, name, what, map(_condense, done), environment)
+    return found
+
+
+def _describe(config: Config) -> Row:
+    """Returns a config as it stands in a row."""
+    options = {"experiment": config.experiment, **dataclasses.asdict(config)}
+    return json.loads(json.dumps(options))
 
 
 def _condense(result: RunResult) -> Row:

@@ -259,7 +259,8 @@ def draw_cost_each(*results: Result) -> Cells:
     for result in results:
         for row in result["rows"]:
             if row["name"] != "plain":
-                label = f"{row['name']}: {row['kind']}, {row['arrangement']} task"
+                tasks = "one task" if row["arrangement"] == "one" else "tasks mixed"
+                label = f"{row['name']}: {row['kind']}, {tasks}"
                 lines.setdefault(label, []).append(f"{row['ratio']:.2f}")
     return titles, [[label, *line] for label, line in lines.items()]
 
@@ -844,6 +845,9 @@ _BENCHMARKS, _CONSOLIDATION, _CONTEXTS, _DISTRIBUTION, _EXPORTING, _MODELS, _SUR
         "surgery",
     )
 )
+_COMPRESSION, _HUB, _MANY = (
+    f"keras_psp/surgery/{name}.md" for name in ("compression", "kerashub", "many_tasks")
+)
 _TENANTS = "examples/tenants/README.md"
 _CAPACITY = "keras_psp/diagnostics/capacity.py"
 _MERGE = ("merge-mlp-8-tasks-jax", "merge-resnet18-8-tasks-tensorflow")
@@ -875,19 +879,19 @@ TABLES = {
         ("suite-consolidation-3-seeds", "permuted-mnist"),
     ),
     "frontier": Table("README.md", draw_frontier_summary, (_FRONTIER,)),
-    "frontier-8": Table(_SURGERY, draw_frontier, (_FRONTIER,)),
+    "frontier-8": Table(_COMPRESSION, draw_frontier, (_FRONTIER,)),
     "frontier-32": Table(
-        _SURGERY,
+        _COMPRESSION,
         functools.partial(draw_frontier, memories=(0.25, 0.35, 0.5, 0.6, 0.8)),
         ("frontier-mlp-32-tasks-jax",),
     ),
     "frontier-resnet18": Table(
-        _SURGERY,
+        _COMPRESSION,
         functools.partial(draw_frontier, memories=(0.25, 0.35, 0.5, 0.75, 1.1)),
         ("frontier-resnet18-8-tasks-jax",),
     ),
     "frontier-cifar": Table(
-        _SURGERY,
+        _COMPRESSION,
         functools.partial(
             draw_frontier,
             memories=(0.25, 0.35, 0.5, 0.6, 0.75, 1.1),
@@ -896,14 +900,14 @@ TABLES = {
         ("frontier-resnet18-cifar10-8-tasks-jax",),
     ),
     "frontier-lite0": Table(
-        _SURGERY,
+        _COMPRESSION,
         functools.partial(
             draw_frontier, memories=(0.5, 0.75, 1, 1.3), in_brackets="agreement"
         ),
         ("frontier-lite0-8-tasks-torch",),
     ),
     "frontier-minilm": Table(
-        _SURGERY,
+        _COMPRESSION,
         functools.partial(draw_frontier, memories=(0.25,)),
         ("frontier-minilm-10-tasks-torch",),
     ),
@@ -925,17 +929,19 @@ TABLES = {
         for name in (*_each("cost-layers"), "cost-crossover-jax")
     },
     "devices": Table(_DISTRIBUTION, draw_devices, _each("devices")),
-    "merge-all": Table(_SURGERY, draw_merge, _MERGE),
-    "merge-sizes": Table(_SURGERY, draw_merge_sizes, ("merge-sizes",)),
-    "cost-serving": Table(_SURGERY, draw_throughput, _each("cost-serving")),
-    "cost-bert": Table(_SURGERY, draw_cost_each, _each("cost-bert")),
+    "merge-all": Table(_COMPRESSION, draw_merge, _MERGE),
+    "merge-sizes": Table(_COMPRESSION, draw_merge_sizes, ("merge-sizes",)),
+    "cost-serving": Table(_MANY, draw_throughput, _each("cost-serving")),
+    "cost-bert": Table(_MANY, draw_cost_each, _each("cost-bert")),
+    "cost-resnet": Table(_BENCHMARKS, draw_cost_each, _each("cost-resnet")),
+    "cost-first-call": Table(_MANY, draw_cost_each, ("cost-first-call-jax",)),
     "infer": Table(_SURGERY, draw_infer, ("infer-jax",)),
-    "adapters": Table(_SURGERY, draw_adapters, ("adapters-jax",)),
-    "hub": Table(_SURGERY, draw_hub, ("hub-torch",)),
-    "hub-sample": Table(_SURGERY, draw_hub_sample, ("hub-jax", "hub-tensorflow")),
-    "stack": Table(_SURGERY, draw_stack, _each("stack")),
-    "stack-curve": Table(_SURGERY, draw_stack_curve, ("stack-curve-jax",)),
-    "machines": Table(_SURGERY, draw_machines, ("machines-jax",)),
+    "adapters": Table(_HUB, draw_adapters, ("adapters-jax",)),
+    "hub": Table(_HUB, draw_hub, ("hub-torch",)),
+    "hub-sample": Table(_HUB, draw_hub_sample, ("hub-jax", "hub-tensorflow")),
+    "stack": Table(_MANY, draw_stack, _each("stack")),
+    "stack-curve": Table(_MANY, draw_stack_curve, ("stack-curve-jax",)),
+    "machines": Table(_MANY, draw_machines, ("machines-jax",)),
     "stack-tables": Table(_MODELS, draw_tabular, ("stack-tables-torch",)),
     "tenants-memory": Table(_TENANTS, draw_tenants_memory, ("tenants-memory-jax",)),
     "tenants": Table(_TENANTS, draw_tenants, ("tenants-jax",)),
