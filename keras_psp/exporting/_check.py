@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_psp._core.private import kept_weights
 from keras_psp._core.task import sentinel
 from keras_psp.exporting._run_artifact import as_known
 from keras_psp.inference import entropy
@@ -46,7 +47,7 @@ class Check:
     ) -> None:
         self.requests: dict[str, np.ndarray] = {}
         self.answers: dict[str, np.ndarray] = {}
-        self._model, self._names = model, output_names
+        self._model, self._names, self._is_drawn = model, output_names, data is None
         others = {
             name: _draw(name, tensor) if data is None else _repeat(data[name], tensor)
             for name, tensor in model.input.items()
@@ -141,8 +142,19 @@ class Check:
                 arrays[f"{number}/{endpoint}/{name}"] = value
 
     def _predict(self, inputs):
-        # In batches of one size: others would be compiled anew.
-        outputs = self._model.predict(inputs, batch_size=SIZE, verbose=0)
+        try:
+            with kept_weights(self._model):
+                # In batches of one size: others would be compiled anew.
+                outputs = self._model.predict(inputs, batch_size=SIZE, verbose=0)
+        except Exception as error:
+            if not self._is_drawn:
+                raise
+            shapes = {name: value.shape for name, value in inputs.items()}
+            raise ValueError(
+                "The model cannot be called on random numbers, which the file's "
+                "outputs are compared for. Give `data=`, such inputs as it takes. "
+                f"Received: random inputs of shapes {shapes}; the model said: {error}"
+            ) from error
         outputs = [as_known(np.array(value)) for value in keras.tree.flatten(outputs)]
         return dict(zip(self._names, outputs, strict=True))
 
