@@ -240,6 +240,7 @@ WRITTEN = {
     ("torch", "torch"): (convolutional, ".pt2"),
 }
 
+
 def test_random_inputs_that_do_not_fit_ask_for_data(tmp_path):
     x = keras.Input((None,), name="x")
     six = keras.layers.Dense(2)(keras.layers.Reshape((6,))(x))
