@@ -424,7 +424,7 @@ def mask_outputs(outputs: Any, task: Any, num_tasks: int, removed: Removed = ())
 
     Returns:
         The structure. Floats become NaN. Integers become the lowest number of their
-        dtype, or the highest if they have no sign.
+        dtype, or the highest if they have no sign, and booleans false.
     """
     if is_readable(task):
         return outputs  # The layers have checked it.
@@ -451,7 +451,12 @@ def mask_outputs(outputs: Any, task: Any, num_tasks: int, removed: Removed = ())
 
 
 def sentinel(dtype: str) -> int:
-    """Returns the integer that a model answers for an unknown task."""
+    """Returns the integer that a model answers for an unknown task.
+
+    It is 0, false, of booleans, which have nothing else to say.
+    """
+    if dtype == "bool":
+        return 0
     info = np.iinfo(dtype)
     return int(info.max if dtype.startswith("uint") else info.min)
 

@@ -156,6 +156,14 @@ class Check:
                 f"Received: random inputs of shapes {shapes}; the model said: {error}"
             ) from error
         outputs = [as_known(np.array(value)) for value in keras.tree.flatten(outputs)]
+        number = len(next(iter(inputs.values())))
+        for name, value in zip(self._names, outputs, strict=True):
+            if value.shape[:1] != (number,):
+                raise ValueError(
+                    "The model's outputs must have an entry for each example. "
+                    f"Received: output {name!r} of shape {value.shape} for {number} "
+                    "examples"
+                )
         return dict(zip(self._names, outputs, strict=True))
 
     def _evidence(self, inputs, from_logits):
@@ -254,7 +262,7 @@ def _unknown_tasks(model):
 
 def _unknown_answer(dtype):
     """Returns what an output of a dtype must be for an invalid task."""
-    return sentinel(dtype.name) if dtype.kind in "iu" else np.nan
+    return sentinel(dtype.name) if dtype.kind in "iub" else np.nan
 
 
 def _first(inputs, n):

@@ -195,28 +195,34 @@ def _without_variables(layer):
 
 
 def _serve(model):
-    def serve(inputs):
+    # TensorFlow gives an input of the argument's name another one.
+    def serve(keras_psp_inputs):
+        inputs = dict(keras_psp_inputs)
         wide = "task" in inputs and inputs["task"].dtype == "int64"
         if wide and model.input["task"].dtype == "int32":
             # Keras would cast it, and 2**32 become task 0.
             limit = np.iinfo("int32")
             task = ops.clip(inputs["task"], limit.min, limit.max)
-            inputs = {**inputs, "task": ops.cast(task, "int32")}
+            inputs["task"] = ops.cast(task, "int32")
         return model(inputs, training=False)
 
     return serve
 
 
 def _serve_task(model, task, dtype):
-    return lambda inputs: model(_with_task(inputs, task, dtype), training=False)
+    def serve_task(keras_psp_inputs):
+        return model(_with_task(keras_psp_inputs, task, dtype), training=False)
+
+    return serve_task
 
 
 def _infer_task(model, dtype, from_logits):
     """Returns `keras_psp.infer_task()` as a function of tensors."""
 
-    def infer_task(inputs):
+    def infer_task(keras_psp_inputs):
         def evidence(task):
-            outputs = model(_with_task(inputs, task, dtype), training=False)
+            given = _with_task(keras_psp_inputs, task, dtype)
+            outputs = model(given, training=False)
             return -entropy(ops.cast(outputs, "float32"), from_logits)
 
         present = ops.convert_to_tensor(model.present_tasks, dtype=dtype)

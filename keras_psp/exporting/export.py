@@ -63,7 +63,7 @@ def export(
     nested structure it returns a dictionary of these names.
 
     For an invalid task integer outputs give the lowest number of their dtype, or the
-    highest if the dtype is unsigned. A SavedModel has more than one endpoint:
+    highest if the dtype is unsigned, and booleans false. A SavedModel has more than one endpoint:
 
     - `serve`, also `serving_default`: takes a task for each example; called as a
       function, `loaded.serve({"image": ..., "task": ...})`, also of 64 bits.
@@ -108,9 +108,10 @@ def export(
         TypeError: `model` is not a Keras model, `path` is not a path, a task is not an
             integer, an option is not a boolean, or `data` holds no arrays.
         ValueError: The model is not a graph of layers, takes only batches of one size,
-            has two outputs of one name, or holds a lambda or another custom object that
-            cannot be given to another process; the format is unknown, or has no such
-            endpoints; `path` has the wrong suffix; a task is not one of the model's;
+            has two outputs of one name or one without an entry for each example, or
+            holds a lambda or another custom object that cannot be given to another
+            process; the format is unknown, or has no such endpoints; `path` has the
+            wrong suffix; a task is not one of the model's;
             `data` has no example, is not finite, or does not fit the model's inputs;
             or there is no `data`, and random numbers do not fit. Or the format cannot
             hold the model: the file could not be written or loaded again, or its

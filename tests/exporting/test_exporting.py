@@ -242,7 +242,7 @@ WRITTEN = {
 
 
 def test_random_inputs_that_do_not_fit_ask_for_data(tmp_path):
-    x = keras.Input((None,), name="x")
+    x = keras.Input((None,), name="inputs")  # Also an argument's name in a SavedModel.
     six = keras.layers.Dense(2)(keras.layers.Reshape((6,))(x))
     model = keras.Model(x, six)
     before = [np.array(weight) for weight in model.weights]

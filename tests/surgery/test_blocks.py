@@ -662,6 +662,34 @@ def test_an_unknown_task_never_becomes_an_answer(make):
         train(one, x, wrong, np.ones((6, 2)))
 
 
+@keras.saving.register_keras_serializable("test_blocks")
+class Decides(keras.Model):
+    """Returns booleans beside its scores, as models hand their masks on."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.head = layers.Dense(2)
+
+    def call(self, inputs):
+        scores = self.head(inputs)
+        return {"scores": scores, "large": scores > 0}
+
+
+def test_booleans_of_an_unknown_task_are_false():
+    model, x = Decides(), np.random.default_rng(0).normal(size=(6, 4))
+    model(x)
+    expected = model.predict(x, verbose=0)
+    one = keras_psp.convert(model, NUM_TASKS)
+    found = one.predict(with_task(one, x, TASKS), verbose=0)
+    np.testing.assert_array_equal(found["large"], expected["large"])
+    if keras.backend.backend() != "torch":  # Which refuses it.
+        wrong = np.where(np.arange(6) == 3, NUM_TASKS, TASKS)
+        found = one.predict(with_task(one, x, wrong), verbose=0)
+        expected["large"][3] = False
+        np.testing.assert_array_equal(found["large"], expected["large"])
+        assert np.isnan(found["scores"][3]).all()
+
+
 def test_a_model_of_its_own_class_takes_its_task_from_the_scope():
     model, x = own_model()
     draw_weights(model)
