@@ -63,7 +63,8 @@ def export(
     nested structure it returns a dictionary of these names.
 
     For an invalid task integer outputs give the lowest number of their dtype, or the
-    highest if the dtype is unsigned, and booleans false. A SavedModel has more than one endpoint:
+    highest if the dtype is unsigned, and booleans false. A SavedModel has more than one
+    endpoint:
 
     - `serve`, also `serving_default`: takes a task for each example; called as a
       function, `loaded.serve({"image": ..., "task": ...})`, also of 64 bits.
