@@ -908,8 +908,8 @@ TABLES = {
     ),
     "frontier-minilm": Table(
         _COMPRESSION,
-        functools.partial(draw_frontier, memories=(0.25,)),
-        ("frontier-minilm-10-tasks-torch",),
+        functools.partial(draw_frontier, memories=(0.25, 0.3, 0.35, 0.5, 0.65)),
+        ("frontier-minilm-10-tasks-jax",),
     ),
     "benchmark": Table(_BENCHMARKS, _BENCHMARK, ("permuted-mnist",)),
     "retention": Table(_BENCHMARKS, draw_retention, ("suite-retention-jax",)),
