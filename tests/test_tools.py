@@ -159,16 +159,24 @@ def test_families_are_run_once(tmp_path):
 
 
 def test_runs_are_added_to_a_result(tmp_path):
+    name = f"families-2-tasks-{BACKEND}"
+    given = "source=digits steps=3 units=8 depth=1".split()
+    options = ("families", "--networks", "binary", "--tasks", 2, "--with", *given)
+
     def run(seed, *more):
-        given = "source=digits steps=3 units=8 depth=1".split()
-        options = ("--networks", "binary", "--tasks", 2, "--seeds", seed, *more)
-        name = f"families-2-tasks-{BACKEND}"
-        return measure(tmp_path, name, "families", *options, "--with", *given)[0]
+        return measure(tmp_path, name, *options, "--seeds", seed, *more)[0]
 
     first = run(1)
     second = run(0, "--resume")
     assert second["seed"] == [0, 1] and second["rows"][0] == first["rows"][0]
+    assert second["command"].startswith(f"{first['command']}; then ")
     assert run(1, "--resume") == second  # Times too: nothing was run.
+    path = tmp_path / f"{name}.json"
+    other = path.read_text().replace('"numpy": "', '"numpy": "0.')
+    path.write_text(other)
+    seed = ("--seeds", 2, "--resume", "--output", tmp_path)
+    call(*options, *seed, status=1)  # Rows of other versions would be called these.
+    assert path.read_text() == other
     assert run(1)["seed"] == [1]
 
 

@@ -423,8 +423,7 @@ def mask_outputs(outputs: Any, task: Any, num_tasks: int, removed: Removed = ())
         removed: Indices of tasks that were removed.
 
     Returns:
-        The structure. Floats become NaN. Integers become the lowest number of their
-        dtype, or the highest if they have no sign, and booleans false.
+        The structure, with `unknown_answer()` in these places.
     """
     if is_readable(task):
         return outputs  # The layers have checked it.
@@ -437,7 +436,7 @@ def mask_outputs(outputs: Any, task: Any, num_tasks: int, removed: Removed = ())
         known: Any = parsed.known
         if len(known.shape) == 1:
             known = ops.reshape(known, (-1,) + (1,) * (len(each.shape) - 1))
-        return ops.where(known, each, ops.cast(sentinel(dtype), each.dtype))
+        return ops.where(known, each, ops.cast(unknown_answer(dtype), each.dtype))
 
     def mark_and_keep_mask(each: Any) -> Any:
         marked, mask = mark(each), mask_of(each)
@@ -450,13 +449,17 @@ def mask_outputs(outputs: Any, task: Any, num_tasks: int, removed: Removed = ())
     return keras.tree.map_structure(mark_and_keep_mask, outputs)
 
 
-def sentinel(dtype: str) -> int:
-    """Returns the integer that a model answers for an unknown task.
+def unknown_answer(dtype: str) -> float | int:
+    """Returns what a model answers for an unknown task, by the dtype of its output.
 
-    It is 0, false, of booleans, which have nothing else to say.
+    It is NaN; of integers the lowest number, or the highest if they have no sign. Of
+    booleans it is false: a `TaskModel` refuses these, but models of their own class
+    hand masks on.
     """
     if dtype == "bool":
-        return 0
+        return False
+    if not keras.backend.is_int_dtype(dtype):
+        return float("nan")
     info = np.iinfo(dtype)
     return int(info.max if dtype.startswith("uint") else info.min)
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_psp._core.private import kept_weights
-from keras_psp._core.task import sentinel
+from keras_psp._core.task import unknown_answer
 from keras_psp.exporting._run_artifact import as_known
 from keras_psp.inference import entropy
 
@@ -131,7 +131,7 @@ class Check:
             inputs["task"] = inputs["task"].copy()
             inputs["task"][i] = unknown[i]
             for value in outputs.values():
-                value[i] = _unknown_answer(value.dtype)
+                value[i] = unknown_answer(value.dtype.name)
         for n in sizes:
             self._expect("serve", _first(inputs, n), _first(outputs, n))
 
@@ -260,11 +260,6 @@ def _unknown_tasks(model):
     ]
 
 
-def _unknown_answer(dtype):
-    """Returns what an output of a dtype must be for an invalid task."""
-    return sentinel(dtype.name) if dtype.kind in "iub" else np.nan
-
-
 def _first(inputs, n):
     return {name: value[:n] for name, value in inputs.items()}
 
@@ -277,15 +272,14 @@ def _difference(found, expected):
         return np.inf
     if unknown.all():
         return 0.0
-    found, expected = (
-        outputs[~unknown].astype("float64") for outputs in (found, expected)
-    )
+    wide = "complex128" if expected.dtype.kind == "c" else "float64"
+    found, expected = (outputs[~unknown].astype(wide) for outputs in (found, expected))
     return float(abs(found - expected).max() / max(1, abs(expected).max()))
 
 
 def _is_unknown(outputs):
-    answer = _unknown_answer(outputs.dtype)
-    return np.isnan(outputs) if answer is np.nan else outputs == answer
+    answer = unknown_answer(outputs.dtype.name)
+    return np.isnan(outputs) if np.isnan(answer) else outputs == answer
 
 
 def _regret(found, endpoint, evidence):

@@ -112,11 +112,10 @@ def export(
             has two outputs of one name or one without an entry for each example, or
             holds a lambda or another custom object that cannot be given to another
             process; the format is unknown, or has no such endpoints; `path` has the
-            wrong suffix; a task is not one of the model's;
-            `data` has no example, is not finite, or does not fit the model's inputs;
-            or there is no `data`, and random numbers do not fit. Or the format cannot
-            hold the model: the file could not be written or loaded again, or its
-            outputs differ.
+            wrong suffix; a task is not one of the model's; `data` has no example, is
+            not finite, or does not fit the model's inputs; or there is no `data`, and
+            random numbers do not fit. Or the format cannot hold the model: the file
+            could not be written or loaded again, or its outputs differ.
 
     Example:
 

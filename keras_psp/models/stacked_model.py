@@ -49,7 +49,7 @@ class StackedModel(TaskModel):
 
     Args:
         inputs: Dictionary of symbolic inputs; `"task"` of an integer dtype.
-        outputs: Symbolic outputs, in any structure, of floats or integers.
+        outputs: Symbolic outputs, in any structure, of numbers.
         **kwargs: `keras.Model` arguments.
 
     Raises:

@@ -38,7 +38,7 @@ class TaskModel(TakesTasks, keras.Model):
 
     Args:
         inputs: Dictionary of symbolic inputs; `"task"` of an integer dtype.
-        outputs: Symbolic outputs, in any structure, of floats or integers.
+        outputs: Symbolic outputs, in any structure, of numbers.
         **kwargs: `keras.Model` arguments.
 
     Raises:
@@ -75,11 +75,10 @@ class TaskModel(TakesTasks, keras.Model):
                 f"Received: {numbers}"
             )
         for output in keras.tree.flatten(outputs):
-            if not ("float" in output.dtype or "int" in output.dtype):
+            if output.dtype in ("bool", "string"):
                 raise ValueError(
-                    "The outputs must be floats or integers: others cannot say that a "
-                    f"task is unknown. Received: {output.name!r} of dtype "
-                    f"{output.dtype}"
+                    "The outputs must be numbers: others cannot say that a task is "
+                    f"unknown. Received: {output.name!r} of dtype {output.dtype}"
                 )
         # Models that have called this one: they have its variables compiled in.
         self._callers: weakref.WeakSet = weakref.WeakSet()

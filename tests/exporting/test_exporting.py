@@ -232,15 +232,6 @@ def test_a_model_inside_takes_the_task_of_the_whole(format, name, tmp_path):
         assert 'type="If"' not in (tmp_path / name).read_text()
 
 
-# The others are written by the same processes, and each is tested from one backend.
-WRITTEN = {
-    ("jax", "onnx"): (convolutional, ".onnx"),
-    ("tensorflow", "litert"): (convolutional, ".tflite"),
-    ("tensorflow", "openvino"): (of_families, ".xml"),
-    ("torch", "torch"): (convolutional, ".pt2"),
-}
-
-
 def test_random_inputs_that_do_not_fit_ask_for_data(tmp_path):
     x = keras.Input((None,), name="inputs")  # Also an argument's name in a SavedModel.
     six = keras.layers.Dense(2)(keras.layers.Reshape((6,))(x))
@@ -254,6 +245,14 @@ def test_random_inputs_that_do_not_fit_ask_for_data(tmp_path):
     card = keras_psp.export(model, tmp_path / "model", data=np.ones((5, 6)))
     assert card["difference"] < 1e-6
 
+
+# The others are written by the same processes, and each is tested from one backend.
+WRITTEN = {
+    ("jax", "onnx"): (convolutional, ".onnx"),
+    ("tensorflow", "litert"): (convolutional, ".tflite"),
+    ("tensorflow", "openvino"): (of_families, ".xml"),
+    ("torch", "torch"): (convolutional, ".pt2"),
+}
 
 # What the runtimes raise for requests that are not as declared.
 REFUSALS = {
@@ -570,15 +569,22 @@ def test_integers_of_unknown_tasks_are_the_lowest():
     logits = PSPDense(3, NUM_TASKS)(image, task)
     model = TaskModel(
         {"image": image, "task": task},
-        {"logits": logits, "label": keras.ops.argmax(logits, axis=-1)},
+        {
+            "label": keras.ops.argmax(logits, axis=-1),
+            "logits": logits,
+            "spectrum": keras.ops.multiply(keras.ops.cast(logits, "complex64"), 1j),
+        },
     )
-    check = Check(model, ["label", "logits"])
+    names = ["label", "logits", "spectrum"]
+    check = Check(model, names)
     exact = {name: value.copy() for name, value in check.answers.items()}
-    assert check.differences(exact) == {"label": 0, "logits": 0}
+    assert check.differences(exact) == dict.fromkeys(names, 0)
     number = next(k for k, v in exact.items() if "label" in k and (v < 0).any())
     assert check.answers[number].min() == np.iinfo(check.answers[number].dtype).min
     exact[number][exact[number] < 0] = 1
-    assert check.differences(exact) == {"label": np.inf, "logits": 0}
+    assert check.differences(exact) == {"label": np.inf, "logits": 0, "spectrum": 0}
+    other = {k: v.conj() for k, v in check.answers.items()}
+    assert check.differences(other)["spectrum"] > 0.1  # All of it is imaginary.
 
 
 def _attend(x):

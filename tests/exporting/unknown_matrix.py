@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_psp import contexts
 from keras_psp import layers
-from keras_psp._core.task import sentinel
+from keras_psp._core.task import unknown_answer
 from keras_psp.exporting import _run_artifact as run_artifact
 from keras_psp.exporting._formats import FORMATS
 from keras_psp.exporting._write import write
@@ -132,7 +132,7 @@ def wrong_cells(call) -> set[str]:
             value = np.asarray(value)
             value = value.reshape(len(value), -1)
             if value.dtype.kind in "iu":
-                answered = value != sentinel(value.dtype.name)
+                answered = value != unknown_answer(value.dtype.name)
             else:
                 answered = ~np.isnan(value)
             if (answered != known[:, None]).any():

@@ -664,7 +664,7 @@ def test_an_unknown_task_never_becomes_an_answer(make):
 
 @keras.saving.register_keras_serializable("test_blocks")
 class Decides(keras.Model):
-    """Returns booleans beside its scores, as models hand their masks on."""
+    """Returns booleans beside its scores, as models hand masks on, and spectra."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -672,22 +672,25 @@ class Decides(keras.Model):
 
     def call(self, inputs):
         scores = self.head(inputs)
-        return {"scores": scores, "large": scores > 0}
+        spectra = ops.cast(scores, "complex64")
+        return {"scores": scores, "large": scores > 0, "spectra": spectra}
 
 
-def test_booleans_of_an_unknown_task_are_false():
+def test_outputs_of_other_dtypes():
     model, x = Decides(), np.random.default_rng(0).normal(size=(6, 4))
     model(x)
     expected = model.predict(x, verbose=0)
     one = keras_psp.convert(model, NUM_TASKS)
     found = one.predict(with_task(one, x, TASKS), verbose=0)
     np.testing.assert_array_equal(found["large"], expected["large"])
+    np.testing.assert_allclose(found["spectra"], expected["spectra"], atol=1e-6)
     if keras.backend.backend() != "torch":  # Which refuses it.
         wrong = np.where(np.arange(6) == 3, NUM_TASKS, TASKS)
         found = one.predict(with_task(one, x, wrong), verbose=0)
         expected["large"][3] = False
         np.testing.assert_array_equal(found["large"], expected["large"])
-        assert np.isnan(found["scores"][3]).all()
+        for name in ("scores", "spectra"):
+            assert np.isnan(found[name]).all(-1).tolist() == [k == 3 for k in range(6)]
 
 
 def test_a_model_of_its_own_class_takes_its_task_from_the_scope():

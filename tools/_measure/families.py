@@ -93,11 +93,8 @@ def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.R
         for config in configs
     ]
     name = f"{name}-{keras.backend.backend()}"
-    written = args.output / f"{args.name or name}.json"
-    found = None
-    if args.resume and written.exists():
-        found = json.loads(written.read_text())
-    rows: list[Row] = found["rows"] if found else []
+    found = earlier = results.read_earlier(args, name)
+    rows: list[Row] = list(earlier["rows"]) if earlier else []
     known = [row["config"] for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         for config in configs:
@@ -113,10 +110,10 @@ def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.R
             rows.append(_condense(result))
             accuracy = 100 * result.average_accuracy
             print(f"{output.name}: {accuracy:.1f} %", flush=True)
-            keys = ("backend", "versions", "device")
             args.seeds = sorted({row["config"]["seed"] for row in rows})
+            keys = ("backend", "versions", "device")
             environment = {key: getattr(result, key) for key in keys}
-            found = results.save(args, name, _WHAT, rows, environment)
+            found = results.save(args, name, _WHAT, rows, environment, earlier)
     if not found:
         raise SystemExit(f"No run has ended there. Received: --runs {args.runs}")
     return found

@@ -18,7 +18,6 @@ fails, Keras exports the original: `plain export` says how that fails, if it doe
 """
 
 import argparse
-import json
 import re
 import sys
 import tempfile
@@ -64,17 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Converts the models and prints a table."""
-    rows: list[Row] = []
     environment = results.describe_environment("keras-hub")
     what = "a converted model beside the original, by model"
-    backend = keras.backend.backend()
-    written = args.output / f"{args.name or f'hub-{backend}'}.json"
-    if args.resume and written.exists():
-        rows = json.loads(written.read_text())["rows"]
+    title = f"hub-{keras.backend.backend()}"
+    earlier = results.read_earlier(args, title)
+    rows: list[Row] = list(earlier["rows"]) if earlier else []
 
     def save() -> results.Result:
-        name = f"hub-{backend}"
-        return results.save(args, name, what, rows, environment, tasks=NUM_TASKS)
+        more = {"earlier": earlier, "tasks": NUM_TASKS}
+        return results.save(args, title, what, rows, environment, **more)
 
     have = {row["model"]: row for row in rows}
     for name in args.only or hub_models.MODELS:

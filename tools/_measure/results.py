@@ -29,6 +29,26 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the JSON, in place of the command's own")
 
 
+def read_earlier(args: argparse.Namespace, name: str) -> Result | None:
+    """Returns the result that `--resume` adds to, or `None` if there is none.
+
+    Raises:
+        SystemExit: It was measured with other versions: a result has one environment.
+    """
+    path = args.output / f"{args.name or name}.json"
+    if not (args.resume and path.exists()):
+        return None
+    found = json.loads(path.read_text())
+    for package, version in found["environment"]["versions"].items():
+        here = _version(package)
+        if here != version:
+            raise SystemExit(
+                f"`--resume` needs the versions of {path}: {package} {version} there, "
+                f"{here} here"
+            )
+    return found
+
+
 def describe_environment(*packages: str) -> dict[str, Any]:
     """Returns backend, versions and device of this process."""
     import keras
@@ -37,10 +57,7 @@ def describe_environment(*packages: str) -> dict[str, Any]:
     names = ("keras-psp", "keras", "numpy", backend, *packages)
     return {
         "backend": backend,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in names},
-        },
+        "versions": {name: _version(name) for name in ("python", *names)},
         "device": {
             "platform": platform.platform(),
             "name": str(keras.Variable(0.0).value.device),
@@ -49,12 +66,19 @@ def describe_environment(*packages: str) -> dict[str, Any]:
     }
 
 
+def _version(package: str) -> str:
+    if package == "python":
+        return platform.python_version()
+    return importlib.metadata.version(package)
+
+
 def save(
     args: argparse.Namespace,
     name: str,
     what: str,
     rows: Sequence[Row],
     environment: dict[str, Any] | None = None,
+    earlier: Result | None = None,
     **more: Any,
 ) -> Result:
     """Writes a result as JSON and returns it.
@@ -65,14 +89,18 @@ def save(
         what: What the figures in the rows are.
         rows: A dictionary for each row.
         environment: What was measured with. Defaults to this process.
+        earlier: The result whose rows are among these.
         **more: Further entries of the `config`.
     """
     hidden = ("name", "run", "seed", "seeds", *FOLDERS)
     config = {key: value for key, value in vars(args).items() if key not in hidden}
+    command = _command()
+    if earlier:
+        command = f"{earlier['command']}; then {command}"
     result = {
         "what": what,
         "provenance": "measured",
-        "command": _command(),
+        "command": command,
         "date": datetime.date.today().isoformat(),
         "seed": getattr(args, "seeds", getattr(args, "seed", SEED)),
         "config": {**config, **more},
