@@ -926,7 +926,7 @@ TABLES = {
     ),
     **{
         name: Table(_CONTEXTS, draw_cost, (name,))
-        for name in (*_each("cost-layers"), "cost-crossover-jax")
+        for name in (*_each("cost-layers"), *_each("cost-crossover"))
     },
     "devices": Table(_DISTRIBUTION, draw_devices, _each("devices")),
     "merge-all": Table(_COMPRESSION, draw_merge, _MERGE),
