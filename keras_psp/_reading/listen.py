@@ -1,5 +1,6 @@
 """What a layer is called with, wherever it stands in a model."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,24 +59,39 @@ class _Asked:
         return [found[str(i)] for i in range(len(found))]
 
 
+class _AllHeard(BaseException):
+    """Ends a run of a model; no `except Exception` of its code or of Keras keeps it."""
+
+
 class _Heard:
-    """Runs a model as it is, and returns what its layers were called with."""
+    """Runs a model as it is, and returns what its layers were called with.
+
+    Its first run tells how often that is. Later ones end with the last of these calls.
+    """
 
     def __init__(self, model, layers):
         self._model, self._layers = model, layers
+        self._num_calls: int | None = None
         takes_task = bool(find_task_layers(model))
         self._give = (lambda x: x) if takes_task else read_model(model).give
 
     def predict_on_batch(self, x: Any) -> list[list[np.ndarray]]:
         heard: dict[int, list] = {id(layer): [] for layer in self._layers}
 
+        def count():
+            return sum(map(len, heard.values()))
+
         def hear(layer, call, args, kwargs):
             heard[id(layer)].append(args[0] if args else kwargs["inputs"])
+            if count() == self._num_calls:
+                raise _AllHeard
             return call(*args, **kwargs)
 
-        with calls_replaced(self._layers, hear):
+        with calls_replaced(self._layers, hear), contextlib.suppress(_AllHeard):
             self._model(self._give(x), training=False)
-        return [self._read(layer, heard[id(layer)]) for layer in self._layers]
+        found = [self._read(layer, heard[id(layer)]) for layer in self._layers]
+        self._num_calls = count()
+        return found
 
     def _read(self, layer, calls):
         if not calls:

@@ -4,10 +4,12 @@ import keras
 import numpy as np
 import pytest
 from conftest import once
+from keras import ops
 from small_models import draw_weights
 
 import keras_psp
 from keras_psp._reading.graph import Graph
+from keras_psp._reading.listen import Listener
 from keras_psp._reading.plan import plan_models
 from keras_psp.layers import PSPDense
 from keras_psp.layers import TaskDepthwiseConv2D
@@ -432,3 +434,45 @@ def test_an_embedding_is_another_one_from_half_a_step_on():
     layer = embedding()
     round_embeddings(keras.Sequential([keras.Input((3,)), layer]))
     assert rounds(layer, embedding()) and not rounds(layer, embedding(1.1 * step))
+
+
+class Careful(keras.layers.Layer):
+    """Calls three layers, the second one twice, and goes on if one of them fails."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inside = [keras.layers.Dense(4, "tanh") for _ in range(3)]
+        self.ends = 0
+
+    def build(self, shape):
+        for layer in self.inside:
+            layer.build(shape)
+
+    def call(self, x):
+        first, second, third = self.inside
+        try:
+            x = second(second(first(x)))
+        except Exception:
+            x = ops.zeros_like(x)
+        self.ends += 1
+        return third(x)
+
+
+def test_a_model_runs_no_further_than_to_the_layers_that_are_listened_to():
+    block = Careful()
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, block(x))
+    first, second, third = block.inside
+    probe = Listener(model).probe([first, second])
+    batch = {"x": RNG.normal(size=(5, 4)).astype("float32")}
+    block.ends = 0
+    heard = [probe.predict_on_batch(batch) for _ in range(3)]
+    assert block.ends == 1  # The first run tells how often the layers are called.
+    y = first(batch["x"])
+    for inputs in heard:
+        np.testing.assert_allclose(inputs[0][0], batch["x"])
+        np.testing.assert_allclose(inputs[1][0], ops.convert_to_numpy(y), atol=1e-6)
+        assert [len(each) for each in inputs] == [1, 2]
+    whole = ops.convert_to_numpy(third(second(second(y))))
+    found = ops.convert_to_numpy(model(batch["x"]))
+    np.testing.assert_allclose(found, whole, atol=1e-6)
