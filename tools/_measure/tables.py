@@ -885,6 +885,11 @@ TABLES = {
         functools.partial(draw_frontier, memories=(0.25, 0.35, 0.5, 0.6, 0.8)),
         ("frontier-mlp-32-tasks-jax",),
     ),
+    "frontier-100": Table(
+        _COMPRESSION,
+        functools.partial(draw_frontier, memories=(0.35, 0.5, 0.8, 1)),
+        ("frontier-mlp-100-tasks-jax",),
+    ),
     "frontier-resnet18": Table(
         _COMPRESSION,
         functools.partial(draw_frontier, memories=(0.25, 0.35, 0.5, 0.75, 1.1)),
