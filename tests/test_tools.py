@@ -172,6 +172,12 @@ def test_runs_are_added_to_a_result(tmp_path):
     assert second["command"].startswith(f"{first['command']}; then ")
     assert run(1, "--resume") == second  # Times too: nothing was run.
     path = tmp_path / f"{name}.json"
+    older = json.loads(path.read_text())
+    del older["rows"][0]["config"]["part_bits"]  # An option of later versions.
+    path.write_text(json.dumps(older))
+    assert run(1, "--resume") == older
+    third, printed = measure(tmp_path, name, *options, "--seeds", 2, "--resume")
+    assert len(third["rows"]) == 3 and "(n=3)" in printed  # One system.
     other = path.read_text().replace('"numpy": "', '"numpy": "0.')
     path.write_text(other)
     seed = ("--seeds", 2, "--resume", "--output", tmp_path)

@@ -87,18 +87,17 @@ def read_options(pairs: Iterable[str]) -> dict[str, Any]:
 
 def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.Result:
     """Runs configs with all of `--seeds` and saves what their `result.json` say."""
+    kinds = [_kind(config) for config in configs]
     configs = [
-        dataclasses.replace(config, seed=seed)
-        for seed in args.seeds
-        for config in configs
+        dataclasses.replace(kind, seed=seed) for seed in args.seeds for kind in kinds
     ]
     name = f"{name}-{keras.backend.backend()}"
     found = earlier = results.read_earlier(args, name)
     rows: list[Row] = list(earlier["rows"]) if earlier else []
-    known = [row["config"] for row in rows]
+    known = [tables.read_config(row["config"]) for row in rows]
     with tempfile.TemporaryDirectory() as folder:
         for config in configs:
-            if _describe(config) in known:
+            if config in known:
                 continue
             output = Path(args.runs or folder) / config.folder_name
             if getattr(args, "finished", False):
@@ -108,6 +107,8 @@ def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.R
             if result is None:
                 continue
             rows.append(_condense(result))
+            # In the configs' order, in whatever order they were run.
+            rows.sort(key=lambda row: _place(kinds, tables.read_config(row["config"])))
             accuracy = 100 * result.average_accuracy
             print(f"{output.name}: {accuracy:.1f} %", flush=True)
             args.seeds = sorted({row["config"]["seed"] for row in rows})
@@ -119,10 +120,13 @@ def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.R
     return found
 
 
-def _describe(config: Config) -> Row:
-    """Returns a config as it stands in a row."""
-    options = {"experiment": config.experiment, **dataclasses.asdict(config)}
-    return json.loads(json.dumps(options))
+def _kind(config: Config) -> Config:
+    return dataclasses.replace(config, seed=0)
+
+
+def _place(kinds: list[Config], config: Config) -> int:
+    kind = _kind(config)
+    return kinds.index(kind) if kind in kinds else len(kinds)
 
 
 def _condense(result: RunResult) -> Row:
