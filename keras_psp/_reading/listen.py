@@ -66,31 +66,30 @@ class _AllHeard(BaseException):
 class _Heard:
     """Runs a model as it is, and returns what its layers were called with.
 
-    Its first run tells how often that is. Later ones end with the last of these calls.
+    Its first run tells how often each is called. Later ones end when all have been called
+    as often.
     """
 
     def __init__(self, model, layers):
         self._model, self._layers = model, layers
-        self._num_calls: int | None = None
+        self._num_calls: dict[int, int] = {}
         takes_task = bool(find_task_layers(model))
         self._give = (lambda x: x) if takes_task else read_model(model).give
 
     def predict_on_batch(self, x: Any) -> list[list[np.ndarray]]:
         heard: dict[int, list] = {id(layer): [] for layer in self._layers}
 
-        def count():
-            return sum(map(len, heard.values()))
-
         def hear(layer, call, args, kwargs):
             heard[id(layer)].append(args[0] if args else kwargs["inputs"])
-            if count() == self._num_calls:
+            known = self._num_calls.items()
+            if known and all(len(heard[key]) >= count for key, count in known):
                 raise _AllHeard
             return call(*args, **kwargs)
 
         with calls_replaced(self._layers, hear), contextlib.suppress(_AllHeard):
             self._model(self._give(x), training=False)
         found = [self._read(layer, heard[id(layer)]) for layer in self._layers]
-        self._num_calls = count()
+        self._num_calls = {key: len(calls) for key, calls in heard.items()}
         return found
 
     def _read(self, layer, calls):

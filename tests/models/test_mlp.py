@@ -107,6 +107,19 @@ def test_reloaded_from_file(rng, tmp_path):
     np.testing.assert_array_equal(again.predict(inputs, verbose=0), expected)
 
 
+# By Keras, of the format.
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.once
+def test_reloaded_from_an_old_file(rng, tmp_path):
+    model, inputs = make(), draw(rng)
+    model.compile("adam", "mse")
+    model.save(tmp_path / "model.h5")
+    options = {"custom_objects": {"TaskModel": TaskModel}, "compile": False}
+    again = keras.saving.load_model(tmp_path / "model.h5", **options)
+    expected = model.predict(inputs, verbose=0)
+    np.testing.assert_array_equal(again.predict(inputs, verbose=0), expected)
+
+
 def test_complex_network_equals_numpy(rng):
     model, inputs = make(complex_valued=True, context="complex"), draw(rng)
     logits = model.predict(inputs, verbose=0)

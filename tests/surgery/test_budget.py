@@ -437,12 +437,15 @@ def test_an_embedding_is_another_one_from_half_a_step_on():
 
 
 class Careful(keras.layers.Layer):
-    """Calls three layers, the second one twice, and goes on if one of them fails."""
+    """Calls three layers, the second one twice, and goes on if one of them fails.
+
+    It calls the first one `more` often, as code may that depends on its inputs.
+    """
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.inside = [keras.layers.Dense(4, "tanh") for _ in range(3)]
-        self.ends = 0
+        self.more, self.ends = 0, 0
 
     def build(self, shape):
         for layer in self.inside:
@@ -451,7 +454,9 @@ class Careful(keras.layers.Layer):
     def call(self, x):
         first, second, third = self.inside
         try:
-            x = second(second(first(x)))
+            for _ in range(1 + self.more):
+                x = first(x)
+            x = second(second(x))
         except Exception:
             x = ops.zeros_like(x)
         self.ends += 1
@@ -476,3 +481,5 @@ def test_a_model_runs_no_further_than_to_the_layers_that_are_listened_to():
     whole = ops.convert_to_numpy(third(second(second(y))))
     found = ops.convert_to_numpy(model(batch["x"]))
     np.testing.assert_allclose(found, whole, atol=1e-6)
+    block.more = 3
+    assert [len(each) for each in probe.predict_on_batch(batch)] == [4, 2]

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +86,28 @@ def read_options(pairs: Iterable[str]) -> dict[str, Any]:
     return options
 
 
-def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.Result:
-    """Runs configs with all of `--seeds` and saves what their `result.json` say."""
-    kinds = [_kind(config) for config in configs]
+def run_all(
+    args: argparse.Namespace, name: str, systems: Sequence[Config]
+) -> results.Result:
+    """Runs systems with all of `--seeds` and saves what their `result.json` say.
+
+    Rows stand in the order of the systems, configs with seed 0. Those of other systems,
+    which the result had before, come last.
+    """
     configs = [
-        dataclasses.replace(kind, seed=seed) for seed in args.seeds for kind in kinds
+        dataclasses.replace(system, seed=seed)
+        for seed in args.seeds
+        for system in systems
     ]
     name = f"{name}-{keras.backend.backend()}"
     found = earlier = results.read_earlier(args, name)
     rows: list[Row] = list(earlier["rows"]) if earlier else []
     known = [tables.read_config(row["config"]) for row in rows]
+
+    def place(row: Row) -> int:
+        system = tables.read_system(row["config"])
+        return systems.index(system) if system in systems else len(systems)
+
     with tempfile.TemporaryDirectory() as folder:
         for config in configs:
             if config in known:
@@ -107,8 +120,7 @@ def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.R
             if result is None:
                 continue
             rows.append(_condense(result))
-            # In the configs' order, in whatever order they were run.
-            rows.sort(key=lambda row: _place(kinds, tables.read_config(row["config"])))
+            rows.sort(key=place)
             accuracy = 100 * result.average_accuracy
             print(f"{output.name}: {accuracy:.1f} %", flush=True)
             args.seeds = sorted({row["config"]["seed"] for row in rows})
@@ -118,15 +130,6 @@ def run_all(args: argparse.Namespace, name: str, configs: Iterable) -> results.R
     if not found:
         raise SystemExit(f"No run has ended there. Received: --runs {args.runs}")
     return found
-
-
-def _kind(config: Config) -> Config:
-    return dataclasses.replace(config, seed=0)
-
-
-def _place(kinds: list[Config], config: Config) -> int:
-    kind = _kind(config)
-    return kinds.index(kind) if kind in kinds else len(kinds)
 
 
 def _condense(result: RunResult) -> Row:

@@ -23,10 +23,10 @@ from typing import Any
 from _measure.results import ROOT
 from _measure.results import Result
 from _measure.results import Row
-from keras_psp.benchmarks.config import Config
+from keras_psp.benchmarks import EXPERIMENTS
+from keras_psp.benchmarks import Config
 from keras_psp.benchmarks.protocols import PROTOCOLS
 from keras_psp.benchmarks.protocols import RECIPES
-from keras_psp.benchmarks.suites import EXPERIMENTS
 
 # The titles of a table's columns, and its rows.
 Cells = tuple[Sequence[str], Iterable[Sequence[str]]]
@@ -577,8 +577,7 @@ def summarize(result: Result) -> list[Row]:
         return result["rows"]
     systems: dict[str, list[Row]] = {}
     for row in result["rows"]:
-        config = dataclasses.replace(read_config(row["config"]), seed=0)
-        systems.setdefault(str(config), []).append(row)
+        systems.setdefault(str(read_system(row["config"])), []).append(row)
     return [_summarize(runs) for runs in systems.values()]
 
 
@@ -586,6 +585,11 @@ def read_config(options: Row) -> Config:
     """Returns the config of a run. Options that it did not know yet have defaults."""
     rest = {key: value for key, value in options.items() if key != "experiment"}
     return EXPERIMENTS[options["experiment"]](**rest)
+
+
+def read_system(options: Row) -> Config:
+    """Returns what the runs of a system have in common: the config with seed 0."""
+    return dataclasses.replace(read_config(options), seed=0)
 
 
 def _summarize(runs: list[Row]) -> Row:
