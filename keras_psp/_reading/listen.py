@@ -66,8 +66,8 @@ class _AllHeard(BaseException):
 class _Heard:
     """Runs a model as it is, and returns what its layers were called with.
 
-    Its first run tells how often each is called. Later ones end when all have been called
-    as often.
+    Its first run tells how often each is called. Later ones end when all have been
+    called as often.
     """
 
     def __init__(self, model, layers):
