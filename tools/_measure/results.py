@@ -96,7 +96,8 @@ def save(
     config = {key: value for key, value in vars(args).items() if key not in hidden}
     command = _command()
     if earlier:
-        command = f"{earlier['command']}; then {command}"
+        commands = [*earlier["command"].split("; then "), command]
+        command = "; then ".join(dict.fromkeys(commands))  # Each once.
     result = {
         "what": what,
         "provenance": "measured",
